@@ -1,0 +1,38 @@
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <optional>
+
+#include "core/array_view.h"
+#include "core/require.h"
+#include "core/tensor.h"
+
+namespace blasformer::bindings {
+
+namespace py = pybind11;
+
+// The element type of a NumPy array, or nothing if the library has no use for it.
+std::optional<DType> dtype_of_array(const py::array& array);
+
+// Borrows a floating-point NumPy array, whatever its strides. Raises TypeError that names the argument unless it is a
+// numpy.ndarray of float32, float64, float16 or bfloat16 in native byte order. The array must outlive the view.
+// An array whose elements are not aligned, or whose strides are not whole elements, is first replaced by a copy.
+ArrayView float_view(py::object& argument, const char* name);
+ArrayView bool_view(py::object& argument, const char* name);
+// Lengths, offsets, ids: any integer type, copied to int64.
+ArrayView int64_view(py::object& argument, const char* name);
+
+// A new NumPy array of that dtype (bfloat16 through ml_dtypes, which the caller's input has already imported).
+py::array new_array(DType dtype, const Index* shape, int rank);
+MutableArrayView mutable_view(py::array& array);
+
+// "float32 (2, 3)": how errors describe an array.
+std::string describe(const ArrayView& view);
+
+// A NumPy array on the memory of a tensor, which it keeps alive.
+template <class T>
+py::array numpy_view(const Tensor<T>& tensor, bool writeable);
+
+}  // namespace blasformer::bindings

@@ -1,0 +1,57 @@
+#pragma once
+
+#include <algorithm>
+#include <initializer_list>
+#include <memory>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "core/index.h"
+
+namespace blasformer {
+
+using Shape = std::vector<Index>;
+
+inline Index element_count(const Shape& shape) {
+  Index count = 1;
+  for (Index extent : shape) {
+    if (__builtin_mul_overflow(count, extent, &count)) throw std::bad_array_new_length();
+  }
+  return count;
+}
+
+// A dense row-major array that shares its memory with its copies, aligned to a cache line.
+template <class T>
+class Tensor {
+ public:
+  Tensor() = default;
+  // Memory is not initialised.
+  explicit Tensor(Shape shape) : shape_(std::move(shape)), size_(element_count(shape_)) {
+    const std::size_t bytes = static_cast<std::size_t>(size_) * sizeof(T);
+    data_ = std::shared_ptr<T[]>(static_cast<T*>(::operator new(bytes, kAlignment)),
+                                 [](T* p) { ::operator delete(p, kAlignment); });
+  }
+  static Tensor full(Shape shape, T value) {
+    Tensor result(std::move(shape));
+    std::fill_n(result.data(), result.size(), value);
+    return result;
+  }
+
+  T* data() { return data_.get(); }
+  const T* data() const { return data_.get(); }
+  const Shape& shape() const { return shape_; }
+  Index extent(Index axis) const { return shape_[static_cast<std::size_t>(axis)]; }
+  Index rank() const { return static_cast<Index>(shape_.size()); }
+  Index size() const { return size_; }
+  bool empty() const { return data_ == nullptr; }
+  const std::shared_ptr<T[]>& memory() const { return data_; }  // what a NumPy view keeps alive
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  std::shared_ptr<T[]> data_;
+  Shape shape_;
+  Index size_ = 0;
+};
+
+}  // namespace blasformer

@@ -1,0 +1,99 @@
+#pragma once
+
+// Elementary functions of whole vectors. The error of each is stated and asserted by tests/test_kernels.py.
+// Polynomials are near-minimax fits on the reduced interval (Chebyshev expansion in 40-digit arithmetic).
+
+#include <cstddef>
+
+#include "kernels/isa/simd.h"
+
+namespace blasformer::BLASFORMER_ISA {
+namespace {
+
+// Horner: c[0] + c[1] x + ... + c[n-1] x^(n-1).
+template <class T, std::size_t n>
+inline typename Simd<T>::Vector polynomial(typename Simd<T>::Vector x, const T (&c)[n]) {
+  using S = Simd<T>;
+  typename S::Vector y = S::broadcast(c[n - 1]);
+#pragma GCC unroll 16
+  for (std::size_t i = n - 1; i-- > 0;) y = S::fma(y, x, S::broadcast(c[i]));
+  return y;
+}
+
+template <class T>
+struct ExpConstants;
+
+template <>
+struct ExpConstants<float> {
+  // 2^r on |r| <= 1/2 and e^r on |r| <= ln(2)/2, both to 2.6e-9 before rounding.
+  static constexpr float exp2[] = {1.0f,           0.693147207f,    0.240226509f,   0.0555032657f,
+                                   0.00961805611f, 0.00134006902f, 0.000154616715f};
+  static constexpr float exp[] = {1.0f, 1.0f, 0.500000005f, 0.166664135f, 0.0416663504f, 0.00837529015f, 0.00139413130f};
+  static constexpr float log2_e = 1.44269504f, ln2_high = 0.693145752f, ln2_low = 1.42860677e-6f;  // high: 17 bits
+  static constexpr float lowest = -104.0f, highest = 89.0f, exponent_min = -126.0f;
+};
+
+template <>
+struct ExpConstants<double> {
+  // Both to 4.4e-18 before rounding.
+  static constexpr double exp2[] = {1.0,
+                                    0.69314718055994530925,
+                                    0.24022650695910161308,
+                                    0.055504108664821627968,
+                                    0.0096181291075866078629,
+                                    0.0013333558146406124872,
+                                    0.00015403530464553226693,
+                                    0.000015252733841998575607,
+                                    1.3215432110457634247e-6,
+                                    1.0178056860960079893e-7,
+                                    7.0742697874899043671e-9,
+                                    4.4558581456653995736e-10};
+  static constexpr double exp[] = {1.0,
+                                   1.0,
+                                   0.50000000000000187479,
+                                   0.16666666666666681084,
+                                   0.041666666666485284809,
+                                   0.0083333333333193844737,
+                                   0.0013888888953062143441,
+                                   0.00019841269890621825951,
+                                   0.000024801484683874898377,
+                                   2.7557240304585368334e-6,
+                                   2.7632934512696380806e-7,
+                                   2.5110264356893360632e-8};
+  static constexpr double log2_e = 1.4426950408889634074, ln2_high = 0.69314718036912381649,
+                          ln2_low = 1.9082149292705877e-10;  // high: 32 bits
+  static constexpr double lowest = -746.0, highest = 710.0, exponent_min = -1022.0;
+};
+
+// 2^x for x <= 0 or NaN; results below the smallest normal number are zero.
+template <class T>
+inline typename Simd<T>::Vector exp2_nonpositive(typename Simd<T>::Vector x) {
+  using S = Simd<T>;
+  using C = ExpConstants<T>;
+#if defined(BLASFORMER_ISA_avx512)
+  const auto bounded = S::max(S::broadcast(C::exponent_min - T(64)), x);  // the second operand is returned when it is NaN
+  const auto n = S::round(bounded);
+  const auto y = S::ldexp(polynomial<T>(bounded - n, C::exp2), n);
+  return S::select(S::less(x, S::broadcast(C::exponent_min)), S::zero(), y);
+#else
+  const auto bounded = S::max(S::broadcast(C::exponent_min), x);
+  const auto n = S::round(bounded);
+  const auto y = polynomial<T>(bounded - n, C::exp2) * S::power_of_two(n);
+  return S::select(S::less(x, S::broadcast(C::exponent_min)), S::zero(), y);
+#endif
+}
+
+// e^x for every x; the argument is reduced by ln 2 in two parts (Cody and Waite 1980).
+template <class T>
+inline typename Simd<T>::Vector exp(typename Simd<T>::Vector x) {
+  using S = Simd<T>;
+  using C = ExpConstants<T>;
+  const auto bounded = S::min(S::broadcast(C::highest), S::max(S::broadcast(C::lowest), x));
+  const auto n = S::round(bounded * S::broadcast(C::log2_e));
+  const auto high = S::fma(n, S::broadcast(-C::ln2_high), bounded);
+  const auto r = S::fma(n, S::broadcast(-C::ln2_low), high);
+  return S::ldexp(polynomial<T>(r, C::exp), n);
+}
+
+}  // namespace
+}  // namespace blasformer::BLASFORMER_ISA
