@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include <optional>
+#include <string>
 
 #include "core/array_view.h"
 #include "core/require.h"
@@ -28,7 +29,8 @@ ArrayView int64_view(py::object& argument, const char* name);
 py::array new_array(DType dtype, const Index* shape, int rank);
 MutableArrayView mutable_view(py::array& array);
 
-// "float32 (2, 3)": how errors describe an array.
+// "(2, 3)" and "float32 (2, 3)": how errors describe an array.
+std::string shape_text(const Index* shape, int rank);
 std::string describe(const ArrayView& view);
 
 // A NumPy array on the memory of a tensor, which it keeps alive.

@@ -1,8 +1,17 @@
 #include <pybind11/pybind11.h>
 
+#include "core/require.h"
+
 namespace py = pybind11;
 
 PYBIND11_MODULE(_core, module) {
   module.doc() = "The compiled core of blasformer. Private: use the blasformer package.";
   module.attr("__version__") = BLASFORMER_VERSION;
+  py::register_local_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const blasformer::TypeMismatch& mismatch) {
+      PyErr_SetString(PyExc_TypeError, mismatch.what());
+    }
+  });
 }

@@ -1,0 +1,192 @@
+#include "bindings/arrays.h"
+
+#include <cstdint>
+#include <string>
+
+namespace blasformer::bindings {
+
+namespace {
+
+constexpr int kFloat32 = py::detail::npy_api::NPY_FLOAT_;
+constexpr int kFloat64 = py::detail::npy_api::NPY_DOUBLE_;
+constexpr int kBool = py::detail::npy_api::NPY_BOOL_;
+constexpr int kFloat16 = 23;      // NPY_HALF
+constexpr int kFirstUserType = 256;  // NPY_USERDEF: where ml_dtypes' bfloat16 is registered
+
+bool is_native(const py::dtype& dtype) {
+  const char order = dtype.byteorder();
+  return order == '=' || order == '|';
+}
+
+std::string type_name(const py::handle& object) { return py::str(py::type::handle_of(object).attr("__name__")); }
+
+std::string dtype_name(const py::array& array) {
+  const py::dtype dtype = array.dtype();
+  std::string name = py::str(dtype.attr("name"));
+  return is_native(dtype) ? name : name + " in foreign byte order";
+}
+
+py::array as_array(const py::object& argument, const char* name, const char* what) {
+  if (!py::isinstance<py::array>(argument)) {
+    fail<TypeMismatch>(name, " must be a NumPy array of ", what, ", got ", type_name(argument));
+  }
+  return py::reinterpret_borrow<py::array>(argument);
+}
+
+// Elements must lie at multiples of their size; the rare array that breaks this is read from a copy.
+bool is_regular(const py::array& array) {
+  const Index size = array.itemsize();
+  if (reinterpret_cast<std::uintptr_t>(array.data()) % static_cast<std::uintptr_t>(size) != 0) return false;
+  for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) {
+    if (array.shape(axis) > 1 && array.strides(axis) % size != 0) return false;
+  }
+  return true;
+}
+
+ArrayView view_of(py::object& argument, const py::array& array, DType dtype, const char* name) {
+  if (array.ndim() > kMaxRank) {
+    fail(name, " must have at most ", kMaxRank, " dimensions, got ", array.ndim());
+  }
+  py::array regular = array;
+  if (!is_regular(array)) {
+    regular = py::array(array.attr("copy")());
+    argument = regular;
+  }
+  ArrayView view;
+  view.data = regular.data();
+  view.dtype = dtype;
+  view.rank = static_cast<int>(regular.ndim());
+  const Index size = item_size(dtype);
+  for (int axis = 0; axis < view.rank; ++axis) {
+    view.shape[axis] = regular.shape(axis);
+    view.stride[axis] = regular.shape(axis) > 1 ? regular.strides(axis) / size : 0;
+  }
+  return view;
+}
+
+py::dtype numpy_dtype(DType dtype) {
+  switch (dtype) {
+    case DType::float32: return py::dtype(kFloat32);
+    case DType::float64: return py::dtype(kFloat64);
+    case DType::float16: return py::dtype(kFloat16);
+    case DType::boolean: return py::dtype(kBool);
+    case DType::int64: return py::dtype::of<std::int64_t>();
+    case DType::bfloat16: return py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16"));
+  }
+  fail("unknown element type");
+}
+
+const char* dtype_text(DType dtype) {
+  switch (dtype) {
+    case DType::float32: return "float32";
+    case DType::float64: return "float64";
+    case DType::float16: return "float16";
+    case DType::boolean: return "bool";
+    case DType::int64: return "int64";
+    case DType::bfloat16: return "bfloat16";
+  }
+  return "unknown";
+}
+
+}  // namespace
+
+std::optional<DType> dtype_of_array(const py::array& array) {
+  const py::dtype dtype = array.dtype();
+  const int number = dtype.num();
+  if (number == kFloat32 && is_native(dtype)) return DType::float32;
+  if (number == kFloat64 && is_native(dtype)) return DType::float64;
+  if (number == kFloat16 && is_native(dtype)) return DType::float16;
+  if (number == kBool) return DType::boolean;
+  if (number >= kFirstUserType && dtype.itemsize() == 2 && std::string(py::str(dtype.attr("name"))) == "bfloat16") {
+    return DType::bfloat16;
+  }
+  return std::nullopt;
+}
+
+ArrayView float_view(py::object& argument, const char* name) {
+  const py::array array = as_array(argument, name, "float32, float64, float16 or bfloat16");
+  const std::optional<DType> dtype = dtype_of_array(array);
+  if (!dtype || *dtype == DType::boolean) {
+    fail<TypeMismatch>(name, " must be a NumPy array of float32, float64, float16 or bfloat16, got ", dtype_name(array));
+  }
+  return view_of(argument, array, *dtype, name);
+}
+
+ArrayView bool_view(py::object& argument, const char* name) {
+  const py::array array = as_array(argument, name, "bool (True = may attend)");
+  if (array.dtype().num() != kBool) {
+    fail<TypeMismatch>(name, " must be a NumPy array of bool (True = may attend), got ", dtype_name(array));
+  }
+  return view_of(argument, array, DType::boolean, name);
+}
+
+ArrayView int64_view(py::object& argument, const char* name) {
+  py::array array;
+  if (py::isinstance<py::array>(argument)) {
+    array = py::reinterpret_borrow<py::array>(argument);
+  } else {
+    array = py::array::ensure(argument);
+    if (!array) {
+      PyErr_Clear();
+      fail<TypeMismatch>(name, " must be integers, got ", type_name(argument));
+    }
+    if (array.size() == 0) array = py::array_t<std::int64_t>(std::vector<py::ssize_t>(array.shape(), array.shape() + array.ndim()));
+  }
+  const char kind = array.dtype().kind();
+  if (kind != 'i' && kind != 'u') fail<TypeMismatch>(name, " must be integers, got ", dtype_name(array));
+  if (kind == 'u' && array.itemsize() == 8 && array.size() > 0) {
+    const py::array_t<std::uint64_t, py::array::c_style | py::array::forcecast> values(array);
+    for (py::ssize_t i = 0; i < values.size(); ++i) {
+      if (values.data()[i] > static_cast<std::uint64_t>(INT64_MAX)) {
+        fail(name, " must fit into 64-bit signed integers, got ", values.data()[i]);
+      }
+    }
+  }
+  const py::array_t<std::int64_t, py::array::c_style | py::array::forcecast> converted(array);
+  argument = converted;
+  return view_of(argument, converted, DType::int64, name);
+}
+
+py::array new_array(DType dtype, const Index* shape, int rank) {
+  return py::array(numpy_dtype(dtype), std::vector<py::ssize_t>(shape, shape + rank));
+}
+
+MutableArrayView mutable_view(py::array& array) {
+  MutableArrayView view;
+  view.data = array.mutable_data();
+  view.dtype = *dtype_of_array(array);
+  view.rank = static_cast<int>(array.ndim());
+  for (int axis = 0; axis < view.rank; ++axis) {
+    view.shape[axis] = array.shape(axis);
+    view.stride[axis] = array.shape(axis) > 1 ? array.strides(axis) / array.itemsize() : 0;
+  }
+  return view;
+}
+
+std::string shape_text(const Index* shape, int rank) {
+  std::string text = "(";
+  for (int axis = 0; axis < rank; ++axis) {
+    if (axis > 0) text += ", ";
+    text += std::to_string(shape[axis]);
+  }
+  return text + (rank == 1 ? ",)" : ")");
+}
+
+std::string describe(const ArrayView& view) {
+  return std::string(dtype_text(view.dtype)) + " " + shape_text(view.shape, view.rank);
+}
+
+template <class T>
+py::array numpy_view(const Tensor<T>& tensor, bool writeable) {
+  auto* keep_alive = new std::shared_ptr<T[]>(tensor.memory());
+  const py::capsule owner(keep_alive, [](void* p) { delete static_cast<std::shared_ptr<T[]>*>(p); });
+  const std::vector<py::ssize_t> shape(tensor.shape().begin(), tensor.shape().end());
+  py::array_t<T> array(shape, tensor.data(), owner);
+  if (!writeable) array.attr("setflags")(py::arg("write") = false);
+  return array;
+}
+
+template py::array numpy_view(const Tensor<float>&, bool);
+template py::array numpy_view(const Tensor<double>&, bool);
+
+}  // namespace blasformer::bindings

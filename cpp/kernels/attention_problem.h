@@ -1,0 +1,55 @@
+#pragma once
+
+// What an attention kernel is given: plain structures on borrowed memory, checked and normalised by layers/attention.cpp.
+
+#include <cstdint>
+
+#include "core/array_view.h"
+#include "core/index.h"
+
+namespace blasformer {
+
+// An array (batch, heads, length, dim), or (batch, heads, query_length, key_length), with any strides.
+template <class Void>
+struct BasicAttentionOperand {
+  Void* data = nullptr;
+  DType dtype = DType::float32;
+  const Index* batch_offset = nullptr;  // (batch,): where each batch entry begins, in elements
+  Index head_stride = 0, row_stride = 0, column_stride = 0;
+
+  Index offset(Index batch, Index head) const { return batch_offset[batch] + head * head_stride; }
+};
+using AttentionOperand = BasicAttentionOperand<const void>;
+using MutableAttentionOperand = BasicAttentionOperand<void>;
+
+// Who may attend to whom: the conjunction of everything here.
+struct AttentionMasks {
+  AttentionOperand mask;  // bool; data is null when there is none
+  // Query i stands at p = i + offset[batch] among the keys and sees keys p - left <= j <= p + right.
+  Index left = kUnbounded, right = kUnbounded;
+  const Index* offset = nullptr;                                       // (batch,)
+  const Index* query_lengths = nullptr;                                // (batch,) or null
+  const Index* key_lengths = nullptr;                                  // (batch,) or null
+  const Index *query_segments = nullptr, *key_segments = nullptr;      // (batch, length) or null
+
+  static constexpr Index kUnbounded = Index{1} << 60;
+};
+
+struct AttentionProblem {
+  Index batch = 0, query_heads = 0, key_heads = 0;
+  Index query_length = 0, key_length = 0, dim = 0, value_dim = 0;
+  AttentionOperand query, key, value;
+  AttentionMasks masks;
+  AttentionOperand bias;                 // data is null when there is none
+  const double* alibi_slopes = nullptr;  // (batch, query_heads) or null
+  const double* sinks = nullptr;         // (query_heads,) or null
+  double softcap = 0;                    // 0: none
+  double scale = 1;
+  double dropout_p = 0;
+  std::uint64_t seed = 0;
+
+  Index group() const { return query_heads / key_heads; }
+  Index key_head(Index head) const { return head / group(); }
+};
+
+}  // namespace blasformer

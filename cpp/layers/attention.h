@@ -1,0 +1,59 @@
+#pragma once
+
+// Scaled dot-product attention without parameters: the centre of the library (Vaswani et al. 2017, equation 1).
+//
+//   scores = softcap(scale * query key^T) + bias + alibi, over the keys a query may attend to
+//   output = dropout(softmax(scores)) value
+//
+// computed tile by tile with an online softmax (Milakov and Gimelshein 2018; Dao 2023), forward and backward, for every mask in
+// the same loop: memory grows with the length, never with its square.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/array_view.h"
+#include "core/tensor.h"
+
+namespace blasformer {
+
+enum class Causal { no, yes, upper_left, lower_right };
+
+// The arguments of one call, as API users give them. Views are borrowed.
+struct AttentionArguments {
+  ArrayView query;  // (..., query_heads, query_length, dim); rank 2 is one head
+  ArrayView key;    // (..., key_heads, key_length, dim); key_heads divides query_heads
+  ArrayView value;  // (..., key_heads, key_length, value_dim)
+  std::optional<ArrayView> mask;  // bool, broadcasts to (..., query_heads, query_length, key_length); true = may attend
+  std::optional<ArrayView> bias;  // of query's dtype, broadcasts likewise
+  Causal causal = Causal::no;
+  std::optional<ArrayView> query_offset;                    // int64, () or (batch,)
+  bool window = false;                                      // whether the two sides below were given at all
+  std::optional<Index> window_left, window_right;           // inclusive; nothing = unbounded
+  std::optional<ArrayView> query_lengths, key_lengths;      // int64, () or (batch,)
+  std::optional<ArrayView> query_segments, key_segments;    // int64, (batch, length)
+  std::optional<ArrayView> alibi_slopes;                    // (query_heads,) or (batch, query_heads)
+  std::optional<ArrayView> sinks;                           // (query_heads,)
+  std::optional<double> softcap;
+  std::optional<double> scale;  // default 1 / sqrt(dim)
+  double dropout_p = 0;
+  std::optional<std::uint64_t> seed;  // nothing: nothing is dropped
+};
+
+// The normaliser of each row, (..., query_heads, query_length), in the units of the kernels: backward and weights need it.
+// weight = exp2(score * log2(e) - maximum) * reciprocal_sum; a row that may attend to nothing has reciprocal_sum 0.
+template <class T>
+struct AttentionStatistics {
+  Tensor<T> maximum, reciprocal_sum;
+};
+
+// Throws std::invalid_argument or TypeMismatch unless the arguments fit together; returns the shape of the output.
+Shape attention_output_shape(const AttentionArguments& arguments);
+
+// T is the type computed in: double for float64 operands, float for the others. statistics may be null.
+template <class T>
+void attention_forward(const AttentionArguments& arguments, const MutableArrayView& output,
+                       AttentionStatistics<T>* statistics);
+
+}  // namespace blasformer
