@@ -1,0 +1,671 @@
+"""The specification: every formula of the package in plain NumPy, in float64 unless told otherwise.
+
+Nothing here is fast and nothing is clever. Each function takes `dtype`: in float64 it is the truth that results are
+compared with, in float32 it shows how far plain NumPy arithmetic is from that truth, which is what our own error is
+measured against (`assert_as_accurate_as_numpy`). In longdouble, where every step has it, it judges float64 results.
+
+Shapes: attention (..., heads, length, head_dim); layers (..., length, features); weights (out_features, in_features).
+Masks: True means "may attend".
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+# ---------------------------------------------------------------------------------------------------------------
+# How results are judged
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def error(actual, exact):
+    """Largest difference relative to the largest magnitude, over the finite entries of `exact`; inf and NaN must agree.
+
+    An array of zeros has no magnitude: there the difference itself counts.
+    """
+    actual, exact = np.asarray(actual), np.asarray(exact)
+    assert actual.shape == exact.shape, f"shape {actual.shape} instead of {exact.shape}"
+    working = np.promote_types(np.float64, exact.dtype)
+    actual, exact = actual.astype(working), exact.astype(working)
+    finite = np.isfinite(exact)
+    if not np.array_equal(actual[~finite], exact[~finite], equal_nan=True) or not np.isfinite(actual[finite]).all():
+        return math.inf
+    if not finite.any():
+        return 0.0
+    magnitude = np.abs(exact[finite]).max()
+    return float(np.abs(actual[finite] - exact[finite]).max() / (magnitude if magnitude > 0 else 1))
+
+
+def assert_as_accurate_as_numpy(actual, formula, *arguments, factor=2.0, **keywords):
+    """error(actual) <= factor * error(the same formula in plain NumPy of actual's dtype) + 1e-6 (8 eps).
+
+    `formula(*arguments, dtype=..., **keywords)` returns one array, or a tuple of them as `actual` does (None in both
+    is skipped). factor is 2 for results and 3 for gradients. float64 results are judged by longdouble.
+    """
+    results = actual if isinstance(actual, tuple) else (actual,)
+    dtype = next(result.dtype for result in results if result is not None)
+    assert dtype in (np.float32, np.float64), f"{dtype} results are judged by assert_rounded_once"
+    with np.errstate(all="ignore"):
+        exact = formula(*arguments, dtype=np.float64 if dtype == np.float32 else np.longdouble, **keywords)
+        plain = formula(*arguments, dtype=dtype, **keywords)
+    if not isinstance(actual, tuple):
+        exact, plain = (exact,), (plain,)
+    names = getattr(actual, "_fields", range(len(results)))
+    for name, ours, truth, numpys in zip(names, results, exact, plain, strict=True):
+        if ours is None:
+            continue
+        assert ours.dtype == dtype, f"{name}: dtype {ours.dtype} instead of {dtype}"
+        bound = factor * error(numpys, truth) + 8 * float(np.finfo(dtype).eps)
+        assert error(ours, truth) <= bound, f"{name}: error {error(ours, truth):.3g}, allowed {bound:.3g}"
+
+
+def assert_rounded_once(actual, exact, *, roundings=1.0):
+    """A half-precision result is the exact one, computed in float32 and rounded to the half dtype at the end.
+
+    Each entry may be off by half a unit of its own last place (`roundings` times), and by 1e-5 of the largest entry.
+    """
+    exact = np.asarray(exact, np.float64)
+    assert actual.shape == exact.shape, f"shape {actual.shape} instead of {exact.shape}"
+    mantissa_bits = {"float16": 10, "bfloat16": 7}[actual.dtype.name]
+    smallest_normal_exponent = {"float16": -14, "bfloat16": -126}[actual.dtype.name]
+    exponent = np.maximum(np.floor(np.log2(np.maximum(np.abs(exact), 2.0**-140))), smallest_normal_exponent)
+    allowed_difference = roundings * 0.5 * 2.0 ** (exponent - mantissa_bits) * 1.01
+    allowed_difference = allowed_difference + 1e-5 * np.abs(exact).max(initial=0)
+    difference = np.abs(actual.astype(np.float64) - exact)
+    worst = np.argmax(difference / allowed_difference) if difference.size else None
+    assert worst is None or (difference <= allowed_difference).all(), (
+        f"{actual.astype(np.float64).flat[worst]} instead of {exact.flat[worst]}"
+    )
+
+
+def numerical_derivative(function, x, direction, step=1e-4):
+    """d/dt function(x + t * direction) at t = 0, by central differences of fourth order; function is scalar."""
+
+    def at(t):
+        return function(x + t * direction)
+
+    return (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Rows
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def softmax(x, axis=-1, *, dtype=np.float64):
+    x = np.asarray(x, dtype)
+    exponentials = np.exp(x - x.max(axis, keepdims=True))
+    return exponentials / exponentials.sum(axis, keepdims=True)
+
+
+def log_softmax(x, axis=-1, *, dtype=np.float64):
+    x = np.asarray(x, dtype)
+    shifted = x - x.max(axis, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))
+
+
+def sigmoid(x, *, dtype=np.float64):
+    x = np.asarray(x, dtype)
+    decay = np.exp(-np.abs(x))  # never overflows
+    return np.where(x >= 0, 1 / (1 + decay), decay / (1 + decay)).astype(dtype)
+
+
+def gelu(x, approximate="none", *, dtype=np.float64):
+    """none: x * Phi(x), the normal distribution; tanh: GPT-2's; sigmoid: CLIP's x * sigmoid(1.702 x)."""
+    x = np.asarray(x, dtype)
+    if approximate == "none":
+        upper_tail = np.vectorize(math.erfc, otypes=[dtype])(-x * dtype(math.sqrt(0.5)))
+        return dtype(0.5) * x * upper_tail
+    if approximate == "tanh":
+        return dtype(0.5) * x * (1 + np.tanh(dtype(math.sqrt(2 / math.pi)) * (x + dtype(0.044715) * x**3)))
+    if approximate == "sigmoid":
+        return x * sigmoid(dtype(1.702) * x, dtype=dtype)
+    raise ValueError(approximate)
+
+
+def relu(x, *, dtype=np.float64):
+    return np.maximum(np.asarray(x, dtype), 0)
+
+
+def silu(x, *, dtype=np.float64):
+    x = np.asarray(x, dtype)
+    return x * sigmoid(x, dtype=dtype)
+
+
+ACTIVATIONS = {
+    "relu": relu,
+    "gelu": gelu,
+    "gelu_tanh": lambda x, *, dtype=np.float64: gelu(x, "tanh", dtype=dtype),
+    "gelu_sigmoid": lambda x, *, dtype=np.float64: gelu(x, "sigmoid", dtype=dtype),
+    "silu": silu,
+}
+
+
+def layer_norm(x, weight=None, bias=None, *, axes=1, eps=1e-5, dtype=np.float64):
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last `axes` axes; the variance divides by n."""
+    x = np.asarray(x, dtype)
+    last = tuple(range(-axes, 0))
+    centred = x - x.mean(last, keepdims=True)
+    variance = (centred * centred).mean(last, keepdims=True)
+    y = centred / np.sqrt(variance + dtype(eps))
+    if weight is not None:
+        y = y * np.asarray(weight, dtype)
+    if bias is not None:
+        y = y + np.asarray(bias, dtype)
+    return y
+
+
+def rms_norm(x, weight=None, *, axes=1, eps=1e-6, dtype=np.float64):
+    """x / sqrt(mean(x^2) + eps) * weight over the last `axes` axes."""
+    x = np.asarray(x, dtype)
+    y = x / np.sqrt((x * x).mean(tuple(range(-axes, 0)), keepdims=True) + dtype(eps))
+    return y if weight is None else y * np.asarray(weight, dtype)
+
+
+def linear(x, weight, bias=None, *, dtype=np.float64):
+    """x @ weight.T + bias."""
+    y = np.asarray(x, dtype) @ np.asarray(weight, dtype).T
+    return y if bias is None else y + np.asarray(bias, dtype)
+
+
+def embedding(ids, weight, *, dtype=np.float64):
+    return np.asarray(weight, dtype)[ids]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Positions
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def rotary_embedding(x, positions, *, base=10000.0, interleaved, dims=None, dtype=np.float64):
+    """Rotates pair i of the first `dims` features by the angle position * base**(-2 i / dims) (Su et al., 2021).
+
+    x (..., length, head_dim). positions (length,), or (batch, length) for x (batch, ..., length, head_dim).
+    Pair i is features (2 i, 2 i + 1) when interleaved, and (i, i + dims / 2) otherwise.
+    """
+    x = np.asarray(x, dtype)
+    dims = x.shape[-1] if dims is None else dims
+    positions = np.asarray(positions, dtype)
+    if positions.ndim == 2:
+        positions = positions.reshape(positions.shape[0], *([1] * (x.ndim - 3)), positions.shape[1])
+    frequencies = dtype(base) ** (-np.arange(0, dims, 2, dtype=dtype) / dtype(dims))
+    angles = positions[..., None] * frequencies
+    cosine, sine = np.cos(angles), np.sin(angles)
+    first = slice(0, dims, 2) if interleaved else slice(0, dims // 2)
+    second = slice(1, dims, 2) if interleaved else slice(dims // 2, dims)
+    rotated = x.copy()
+    rotated[..., first] = x[..., first] * cosine - x[..., second] * sine
+    rotated[..., second] = x[..., second] * cosine + x[..., first] * sine
+    return rotated
+
+
+def sinusoidal_positions(length, d_model, *, layout="interleaved", first=0, dtype=np.float64):
+    """Row p - first encodes position p as sines and cosines of p * frequency; d_model is even.
+
+    interleaved (Vaswani et al., 2017): features 2 i and 2 i + 1 are sin and cos, frequency i is 10000**(-2 i / d_model).
+    concatenated (tensor2tensor, fairseq, Whisper): all sines, then all cosines, and the frequencies fall from 1 to
+    1 / 10000 inclusive: 10000**(-i / (d_model / 2 - 1)).
+    """
+    half = d_model // 2
+    index = np.arange(half, dtype=dtype)
+    exponent = index * 2 / dtype(d_model) if layout == "interleaved" else index / dtype(max(half - 1, 1))
+    angles = np.arange(first, first + length, dtype=dtype)[:, None] * dtype(10000) ** -exponent
+    encoding = np.empty((length, d_model), dtype)
+    if layout == "interleaved":
+        encoding[:, 0::2], encoding[:, 1::2] = np.sin(angles), np.cos(angles)
+    elif layout == "concatenated":
+        encoding[:, :half], encoding[:, half:] = np.sin(angles), np.cos(angles)
+    else:
+        raise ValueError(layout)
+    return encoding
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Dropout: a random number per (batch, head, query, key) that depends on nothing else
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def philox(counter, key):
+    """Philox4x32-10 (Salmon et al., 2011): four uint32 arrays and two uint32 keys to four uint32 arrays."""
+    low = np.uint64(0xFFFFFFFF)
+    c0, c1, c2, c3 = (np.asarray(word, np.uint64) & low for word in counter)
+    k0, k1 = (int(word) for word in key)
+    for _ in range(10):
+        product0, product1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (
+            (product1 >> np.uint64(32)) ^ c1 ^ np.uint64(k0),
+            product1 & low,
+            (product0 >> np.uint64(32)) ^ c3 ^ np.uint64(k1),
+            product0 & low,
+        )
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return tuple(word.astype(np.uint32) for word in (c0, c1, c2, c3))
+
+
+def dropout_seed(rng):
+    """The 64 bits that a call draws from its `rng` (a Generator, or an int that seeds one)."""
+    return int(np.random.default_rng(rng).integers(0, 2**64, dtype=np.uint64))
+
+
+def dropout_keep(rng, dropout_p, shape):
+    """Which weights of `shape` (..., Hq, Lq, Lk) stay: those whose random word reaches dropout_p * 2**32."""
+    seed = dropout_seed(rng)
+    *leading, heads, queries, keys = shape
+    batch = math.prod(leading)
+    b, h, i, j = np.ogrid[:batch, :heads, :queries, :keys]
+    words = philox(np.broadcast_arrays(j // 64 * 16 + j % 16, i, h, b), (seed & 0xFFFFFFFF, seed >> 32))
+    word = np.choose(np.broadcast_to(j % 64 // 16, words[0].shape), words)
+    return (word >= np.uint64(math.floor(dropout_p * 2**32))).reshape(shape)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Attention
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def query_positions(query_length, key_length, causal, query_offset, leading):
+    """Index among the keys of every query: (*leading or 1s, 1, Lq, 1)."""
+    if query_offset is None:
+        query_offset = key_length - query_length if causal == "lower_right" else 0
+    offset = np.asarray(query_offset)
+    if offset.ndim:
+        offset = offset.reshape(*leading, 1, 1, 1)
+    return np.arange(query_length)[:, None] + offset
+
+
+def allowed(
+    query_shape,
+    key_shape,
+    *,
+    mask=None,
+    bias=None,
+    causal=False,
+    query_offset=None,
+    window=None,
+    query_lengths=None,
+    key_lengths=None,
+    query_segments=None,
+    key_segments=None,
+):
+    """Who may attend to whom: the AND of everything that masks, as (..., Hq, Lq, Lk). A bias of -inf masks too."""
+    *leading, heads, query_length, _ = query_shape
+    key_length = key_shape[-2]
+    shape = (*leading, heads, query_length, key_length)
+    i, j = np.arange(query_length)[:, None], np.arange(key_length)
+    p = query_positions(query_length, key_length, causal, query_offset, leading)
+
+    result = np.ones(shape, bool)
+    if mask is not None:
+        result = result & np.broadcast_to(mask, shape)
+    if bias is not None:
+        result = result & np.broadcast_to(np.asarray(bias) != -np.inf, shape)
+    if causal:
+        result = result & (j <= p)
+    if window is not None:
+        left, right = window
+        if left is not None:
+            result = result & (j >= p - left)
+        if right is not None:
+            result = result & (j <= p + right)
+    if query_lengths is not None:
+        result = result & (i < np.asarray(query_lengths).reshape(*leading, 1, 1, 1))
+    if key_lengths is not None:
+        result = result & (j < np.asarray(key_lengths).reshape(*leading, 1, 1, 1))
+    if query_segments is not None:
+        key_segments = query_segments if key_segments is None else key_segments
+        of_query = np.asarray(query_segments).reshape(*leading, 1, query_length, 1)
+        of_key = np.asarray(key_segments).reshape(*leading, 1, 1, key_length)
+        result = result & (of_query == of_key)
+    return result
+
+
+class Attention(NamedTuple):
+    output: np.ndarray
+    weights: np.ndarray  # before dropout
+    logsumexp: np.ndarray  # log of the softmax denominator, a sink's share included; -inf where nobody may attend
+
+
+class AttentionGradients(NamedTuple):
+    query: np.ndarray
+    key: np.ndarray
+    value: np.ndarray
+    bias: np.ndarray | None
+    sinks: np.ndarray | None
+
+
+class _Scores(NamedTuple):
+    query: np.ndarray
+    key: np.ndarray  # repeated to the query's heads
+    value: np.ndarray  # likewise
+    scale: float
+    capped_slope: np.ndarray  # derivative of the soft cap at each score
+    scores: np.ndarray  # -inf where masked
+
+
+def _scores(query, key, value, *, bias, alibi_slopes, softcap, scale, dtype, **mask_arguments):
+    query, key, value = (np.asarray(x, dtype) for x in (query, key, value))
+    may_attend = allowed(query.shape, key.shape, bias=bias, **mask_arguments)
+    *leading, heads, query_length, head_dim = query.shape
+    group = heads // key.shape[-3]
+    key, value = np.repeat(key, group, axis=-3), np.repeat(value, group, axis=-3)
+
+    scale = dtype(1 / math.sqrt(head_dim) if scale is None else scale)
+    scores = scale * (query @ np.swapaxes(key, -1, -2))
+    capped_slope = dtype(1)
+    if softcap is not None:
+        saturation = np.tanh(scores / dtype(softcap))
+        scores = dtype(softcap) * saturation
+        capped_slope = 1 - saturation * saturation
+    if bias is not None:
+        scores = scores + np.asarray(bias, dtype)
+    if alibi_slopes is not None:
+        slopes = np.asarray(alibi_slopes, dtype)
+        slopes = slopes.reshape(*(leading if slopes.ndim > 1 else ()), heads, 1, 1)
+        causal, query_offset = mask_arguments.get("causal", False), mask_arguments.get("query_offset")
+        p = query_positions(query_length, key.shape[-2], causal, query_offset, leading)
+        scores = scores - slopes * np.abs(p - np.arange(key.shape[-2])).astype(dtype)
+    return _Scores(query, key, value, scale, capped_slope, np.where(may_attend, scores, dtype(-np.inf)))
+
+
+def _softmax_with_sink(scores, sinks):
+    """Weights, the sink's weight and the log of the denominator of each row; a row of -inf has weights 0."""
+    dtype = scores.dtype.type
+    largest = scores.max(-1, keepdims=True, initial=-np.inf)
+    empty = largest == -np.inf
+    sink = np.full_like(largest, -np.inf) if sinks is None else np.zeros_like(largest) + np.reshape(sinks, (-1, 1, 1))
+    largest = np.where(empty, dtype(0), np.maximum(largest, sink))
+    exponentials = np.exp(scores - largest)
+    sink_exponential = np.where(empty, dtype(0), np.exp(sink - largest))
+    denominator = exponentials.sum(-1, keepdims=True) + sink_exponential
+    weights = exponentials / np.where(empty, dtype(1), denominator)
+    sink_weight = sink_exponential / np.where(empty, dtype(1), denominator)
+    logsumexp = np.where(empty, dtype(-np.inf), largest + np.log(np.where(empty, dtype(1), denominator)))
+    return weights, sink_weight, logsumexp[..., 0]
+
+
+def attention(
+    query,
+    key,
+    value,
+    *,
+    bias=None,
+    alibi_slopes=None,
+    sinks=None,
+    softcap=None,
+    scale=None,
+    dropout_p=0.0,
+    rng=None,
+    dtype=np.float64,
+    **mask_arguments,
+):
+    """softmax(softcap(scale * q k^T) + bias + alibi, where allowed) v, with dropout of the weights if there is an rng."""
+    terms = dict(bias=bias, alibi_slopes=alibi_slopes, softcap=softcap, scale=scale)
+    s = _scores(query, key, value, **terms, dtype=dtype, **mask_arguments)
+    sinks = None if sinks is None else np.asarray(sinks, dtype)
+    weights, _, logsumexp = _softmax_with_sink(s.scores, sinks)
+    return Attention((weights * _dropout_factor(weights.shape, dropout_p, rng, dtype)) @ s.value, weights, logsumexp)
+
+
+def attention_gradients(
+    query,
+    key,
+    value,
+    d_output,
+    *,
+    bias=None,
+    alibi_slopes=None,
+    sinks=None,
+    softcap=None,
+    scale=None,
+    dropout_p=0.0,
+    rng=None,
+    dtype=np.float64,
+    **mask_arguments,
+):
+    """Gradient of sum(output * d_output). A weight w_j = exp(s_j) / (sum_k exp(s_k) + exp(sink)) has the derivative
+    dw_j/ds_k = w_j (delta_jk - w_k), hence d_s = w * (d_w - sum(d_w * w)) and d_sink = -w_sink * sum(d_w * w).
+    """
+    terms = dict(bias=bias, alibi_slopes=alibi_slopes, softcap=softcap, scale=scale)
+    s = _scores(query, key, value, **terms, dtype=dtype, **mask_arguments)
+    d_output = np.asarray(d_output, dtype)
+    weights, sink_weight, _ = _softmax_with_sink(s.scores, None if sinks is None else np.asarray(sinks, dtype))
+    factor = _dropout_factor(weights.shape, dropout_p, rng, dtype)
+
+    d_value = np.swapaxes(weights * factor, -1, -2) @ d_output
+    d_weights = factor * (d_output @ np.swapaxes(s.value, -1, -2))
+    expectation = (d_weights * weights).sum(-1, keepdims=True)
+    d_scores = weights * (d_weights - expectation)
+    d_products = s.scale * s.capped_slope * d_scores
+
+    d_sinks = None
+    if sinks is not None:
+        d_sinks = reduce_to(-sink_weight * expectation, (len(sinks), 1, 1)).reshape(len(sinks))
+    kv_heads = np.shape(key)[-3]
+    return AttentionGradients(
+        query=d_products @ s.key,
+        key=_sum_groups(np.swapaxes(d_products, -1, -2) @ s.query, kv_heads),
+        value=_sum_groups(d_value, kv_heads),
+        bias=None if bias is None else reduce_to(d_scores, np.shape(bias)),
+        sinks=d_sinks,
+    )
+
+
+def _dropout_factor(shape, dropout_p, rng, dtype):
+    """What the weights are multiplied by: 1 / (1 - p) where kept, 0 where dropped; 1 without an rng."""
+    if rng is None or dropout_p == 0:
+        return dtype(1)
+    if dropout_p == 1:
+        return dtype(0)
+    return np.where(dropout_keep(rng, dropout_p, shape), dtype(1 / (1 - dropout_p)), dtype(0))
+
+
+def _sum_groups(gradient, kv_heads):
+    """Adds up what the query heads of a group contribute to the key/value head they share."""
+    *leading, heads, length, features = gradient.shape
+    return gradient.reshape(*leading, kv_heads, heads // kv_heads, length, features).sum(-3)
+
+
+def reduce_to(gradient, shape):
+    """Sums `gradient` over the axes along which an array of `shape` was broadcast to it."""
+    extra = gradient.ndim - len(shape)
+    gradient = gradient.sum(tuple(range(extra)))
+    stretched = tuple(axis for axis, extent in enumerate(shape) if extent == 1 and gradient.shape[axis] != 1)
+    return gradient.sum(stretched, keepdims=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Layers: parameters are a dict of arrays under PyTorch's names
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def within(parameters, prefix):
+    """The parameters of a part: those whose name begins with `prefix`, without it."""
+    return {name[len(prefix) :]: array for name, array in parameters.items() if name.startswith(prefix)}
+
+
+def split_heads(x, heads):
+    """(..., length, heads * head_dim) -> (..., heads, length, head_dim)."""
+    return np.swapaxes(x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads), -2, -3)
+
+
+def merge_heads(x):
+    """(..., heads, length, head_dim) -> (..., length, heads * head_dim)."""
+    x = np.swapaxes(x, -2, -3)
+    return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+
+
+def multi_head_attention(
+    parameters,
+    query,
+    key=None,
+    value=None,
+    *,
+    num_heads,
+    num_kv_heads=None,
+    rotary=None,
+    return_weights=False,
+    dtype=np.float64,
+    **attention_arguments,
+):
+    """concat_h attention(q_h, k_h, v_h) W_o^T, where q, k, v are linear in query, key, value (Vaswani et al., 2017).
+
+    in_proj_weight stacks the rows of the three projections; q_proj_weight, k_proj_weight and v_proj_weight are used
+    when key or value have widths of their own. rotary: keyword arguments of rotary_embedding, applied to q and k.
+    """
+    key = query if key is None else key
+    value = key if value is None else value
+    num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+    if "in_proj_weight" in parameters:
+        width = parameters["out_proj.weight"].shape[1]
+        kv_width = width // num_heads * num_kv_heads
+        weights = np.split(parameters["in_proj_weight"], [width, width + kv_width])
+    else:
+        weights = [parameters[f"{name}_proj_weight"] for name in "qkv"]
+    biases = [None] * 3
+    if parameters.get("in_proj_bias") is not None:
+        biases = np.split(parameters["in_proj_bias"], np.cumsum([len(weight) for weight in weights[:2]]))
+
+    q, k, v = (
+        split_heads(linear(x, weight, bias, dtype=dtype), heads)
+        for x, weight, bias, heads in zip(
+            (query, key, value), weights, biases, (num_heads, num_kv_heads, num_kv_heads), strict=True
+        )
+    )
+    if rotary is not None:
+        q, k = (rotary_embedding(x, **rotary, dtype=dtype) for x in (q, k))
+    attended = attention(q, k, v, **attention_arguments, dtype=dtype)
+    output = linear(
+        merge_heads(attended.output), parameters["out_proj.weight"], parameters.get("out_proj.bias"), dtype=dtype
+    )
+    return (output, attended.weights) if return_weights else output
+
+
+def feed_forward(parameters, x, *, activation="relu", dtype=np.float64):
+    """linear2(activation(linear1(x)))."""
+    hidden = linear(x, parameters["linear1.weight"], parameters.get("linear1.bias"), dtype=dtype)
+    hidden = ACTIVATIONS[activation](hidden, dtype=dtype)
+    return linear(hidden, parameters["linear2.weight"], parameters.get("linear2.bias"), dtype=dtype)
+
+
+def transformer_encoder_layer(
+    parameters,
+    x,
+    *,
+    num_heads,
+    activation="relu",
+    norm_first=False,
+    layer_norm_eps=1e-5,
+    dtype=np.float64,
+    **attention_arguments,
+):
+    """Post-norm: x = norm(x + sublayer(x)), as in 2017; pre-norm: x = x + sublayer(norm(x))."""
+    x = np.asarray(x, dtype)
+
+    def attend(y):
+        return multi_head_attention(
+            within(parameters, "self_attn."), y, num_heads=num_heads, dtype=dtype, **attention_arguments
+        )
+
+    def feed(y):
+        return feed_forward(parameters, y, activation=activation, dtype=dtype)
+
+    def norm(name, y):
+        return layer_norm(
+            y, parameters[f"{name}.weight"], parameters.get(f"{name}.bias"), eps=layer_norm_eps, dtype=dtype
+        )
+
+    if norm_first:
+        x = x + attend(norm("norm1", x))
+        return x + feed(norm("norm2", x))
+    x = norm("norm1", x + attend(x))
+    return norm("norm2", x + feed(x))
+
+
+def transformer_encoder(parameters, x, *, num_layers, layer_norm_eps=1e-5, dtype=np.float64, **layer_arguments):
+    """Layers "layers.0." ... in turn, then "norm." if there is one."""
+    for index in range(num_layers):
+        x = transformer_encoder_layer(
+            within(parameters, f"layers.{index}."), x, layer_norm_eps=layer_norm_eps, dtype=dtype, **layer_arguments
+        )
+    if "norm.weight" in parameters:
+        x = layer_norm(x, parameters["norm.weight"], parameters.get("norm.bias"), eps=layer_norm_eps, dtype=dtype)
+    return x
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Models: parameters under the names of the published checkpoint
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def bert_layer_parameters(parameters, index):
+    """Layer `index` of a BERT checkpoint under the names of a post-norm encoder layer."""
+    own = within(parameters, f"encoder.layer.{index}.")
+    result = {
+        f"self_attn.in_proj_{kind}": np.concatenate(
+            [own[f"attention.self.{name}.{kind}"] for name in ("query", "key", "value")]
+        )
+        for kind in ("weight", "bias")
+    }
+    renamed = {
+        "self_attn.out_proj": "attention.output.dense",
+        "norm1": "attention.output.LayerNorm",
+        "linear1": "intermediate.dense",
+        "linear2": "output.dense",
+        "norm2": "output.LayerNorm",
+    }
+    for name, published in renamed.items():
+        for kind in ("weight", "bias"):
+            result[f"{name}.{kind}"] = own[f"{published}.{kind}"]
+    return result
+
+
+def bert(
+    parameters,
+    input_ids,
+    *,
+    num_heads,
+    lengths=None,
+    token_type_ids=None,
+    eps=1e-12,
+    activation="gelu",
+    dtype=np.float64,
+):
+    """(last_hidden_state, pooler_output or None) of BERT (Devlin et al., 2018) for input_ids (batch, length)."""
+    input_ids = np.asarray(input_ids)
+    token_type_ids = np.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+    x = (
+        embedding(input_ids, parameters["embeddings.word_embeddings.weight"], dtype=dtype)
+        + embedding(np.arange(input_ids.shape[-1]), parameters["embeddings.position_embeddings.weight"], dtype=dtype)
+        + embedding(token_type_ids, parameters["embeddings.token_type_embeddings.weight"], dtype=dtype)
+    )
+    x = layer_norm(
+        x, parameters["embeddings.LayerNorm.weight"], parameters["embeddings.LayerNorm.bias"], eps=eps, dtype=dtype
+    )
+    layers = {name.split(".")[2] for name in parameters if name.startswith("encoder.layer.")}
+    for index in range(len(layers)):
+        x = transformer_encoder_layer(
+            bert_layer_parameters(parameters, index),
+            x,
+            num_heads=num_heads,
+            activation=activation,
+            layer_norm_eps=eps,
+            key_lengths=lengths,
+            dtype=dtype,
+        )
+    pooled = None
+    if "pooler.dense.weight" in parameters:
+        weight, bias = parameters["pooler.dense.weight"], parameters["pooler.dense.bias"]
+        pooled = np.tanh(linear(x[..., 0, :], weight, bias, dtype=dtype))
+    return x, pooled
+
+
+def mean_pool(hidden, lengths, *, dtype=np.float64):
+    """Mean over the valid prefix of each sequence: (batch, length, d) -> (batch, d)."""
+    hidden = np.asarray(hidden, dtype)
+    return np.stack([sequence[:length].mean(0) for sequence, length in zip(hidden, lengths, strict=True)])
+
+
+def normalise(x, *, dtype=np.float64):
+    """Rows of Euclidean length 1."""
+    x = np.asarray(x, dtype)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
