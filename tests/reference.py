@@ -1,11 +1,11 @@
 """The specification: every formula of the package in plain NumPy, in float64 unless told otherwise.
 
-Nothing here is fast and nothing is clever. Each function takes `dtype`: in float64 it is the truth that results are
-compared with, in float32 it shows how far plain NumPy arithmetic is from that truth, which is what our own error is
-measured against (`assert_as_accurate_as_numpy`). In longdouble, where every step has it, it judges float64 results.
+Nothing here is fast and nothing is clever. Each function takes `dtype`: in float64 it is the truth that results
+are compared with, in float32 it shows how far plain NumPy arithmetic is from that truth, which is what our own
+error is measured against (`assert_as_accurate_as_numpy`). In longdouble it judges float64 results.
 
-Shapes: attention (..., heads, length, head_dim); layers (..., length, features); weights (out_features, in_features).
-Masks: True means "may attend".
+Shapes: attention (..., heads, length, head_dim); layers (..., length, features); weights (out_features,
+in_features). Masks: True means "may attend".
 """
 
 import math
@@ -13,22 +13,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # How results are judged
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 def error(actual, exact):
-    """Largest difference relative to the largest magnitude, over the finite entries of `exact`; inf and NaN must agree.
+    """Largest difference relative to the largest magnitude, over the finite entries of `exact`.
 
-    An array of zeros has no magnitude: there the difference itself counts.
+    Inf and NaN must agree, or the error is infinite. Zeros have no magnitude: there the difference itself counts.
     """
     actual, exact = np.asarray(actual), np.asarray(exact)
     assert actual.shape == exact.shape, f"shape {actual.shape} instead of {exact.shape}"
     working = np.promote_types(np.float64, exact.dtype)
     actual, exact = actual.astype(working), exact.astype(working)
     finite = np.isfinite(exact)
-    if not np.array_equal(actual[~finite], exact[~finite], equal_nan=True) or not np.isfinite(actual[finite]).all():
+    if (
+        not np.array_equal(actual[~finite], exact[~finite], equal_nan=True)
+        or not np.isfinite(actual[finite]).all()
+    ):
         return math.inf
     if not finite.any():
         return 0.0
@@ -39,8 +42,8 @@ def error(actual, exact):
 def assert_as_accurate_as_numpy(actual, formula, *arguments, factor=2.0, **keywords):
     """error(actual) <= factor * error(the same formula in plain NumPy of actual's dtype) + 1e-6 (8 eps).
 
-    `formula(*arguments, dtype=..., **keywords)` returns one array, or a tuple of them as `actual` does (None in both
-    is skipped). factor is 2 for results and 3 for gradients. float64 results are judged by longdouble.
+    `formula(*arguments, dtype=..., **keywords)` returns one array, or a tuple of them as `actual` does; what is None
+    in `actual` is skipped. factor is 2 for results and 3 for gradients. float64 results are judged by longdouble.
     """
     results = actual if isinstance(actual, tuple) else (actual,)
     dtype = next(result.dtype for result in results if result is not None)
@@ -62,7 +65,7 @@ def assert_as_accurate_as_numpy(actual, formula, *arguments, factor=2.0, **keywo
 def assert_rounded_once(actual, exact, *, roundings=1.0):
     """A half-precision result is the exact one, computed in float32 and rounded to the half dtype at the end.
 
-    Each entry may be off by half a unit of its own last place (`roundings` times), and by 1e-5 of the largest entry.
+    Each entry may be off by half a unit of its own last place (`roundings` times), and 1e-5 of the largest entry.
     """
     exact = np.asarray(exact, np.float64)
     assert actual.shape == exact.shape, f"shape {actual.shape} instead of {exact.shape}"
@@ -79,7 +82,7 @@ def assert_rounded_once(actual, exact, *, roundings=1.0):
 
 
 def numerical_derivative(function, x, direction, step=1e-4):
-    """d/dt function(x + t * direction) at t = 0, by central differences of fourth order; function is scalar."""
+    """d/dt function(x + t * direction) at t = 0 for scalar functions, by central differences of fourth order."""
 
     def at(t):
         return function(x + t * direction)
@@ -87,9 +90,9 @@ def numerical_derivative(function, x, direction, step=1e-4):
     return (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # Rows
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 def softmax(x, axis=-1, *, dtype=np.float64):
@@ -172,13 +175,13 @@ def embedding(ids, weight, *, dtype=np.float64):
     return np.asarray(weight, dtype)[ids]
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # Positions
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 def rotary_embedding(x, positions, *, base=10000.0, interleaved, dims=None, dtype=np.float64):
-    """Rotates pair i of the first `dims` features by the angle position * base**(-2 i / dims) (Su et al., 2021).
+    """Rotates pair i of the first `dims` features by the angle position * base**(-2 i / dims) (Su et al. 2021).
 
     x (..., length, head_dim). positions (length,), or (batch, length) for x (batch, ..., length, head_dim).
     Pair i is features (2 i, 2 i + 1) when interleaved, and (i, i + dims / 2) otherwise.
@@ -202,9 +205,9 @@ def rotary_embedding(x, positions, *, base=10000.0, interleaved, dims=None, dtyp
 def sinusoidal_positions(length, d_model, *, layout="interleaved", first=0, dtype=np.float64):
     """Row p - first encodes position p as sines and cosines of p * frequency; d_model is even.
 
-    interleaved (Vaswani et al., 2017): features 2 i and 2 i + 1 are sin and cos, frequency i is 10000**(-2 i / d_model).
-    concatenated (tensor2tensor, fairseq, Whisper): all sines, then all cosines, and the frequencies fall from 1 to
-    1 / 10000 inclusive: 10000**(-i / (d_model / 2 - 1)).
+    interleaved (Vaswani et al. 2017): features 2 i and 2 i + 1 are sin and cos of frequency 10000**(-2 i / d_model).
+    concatenated (tensor2tensor, fairseq, Whisper): all sines, then all cosines, and the frequencies fall from 1
+    to 1 / 10000 inclusive: 10000**(-i / (d_model / 2 - 1)).
     """
     half = d_model // 2
     index = np.arange(half, dtype=dtype)
@@ -220,13 +223,13 @@ def sinusoidal_positions(length, d_model, *, layout="interleaved", first=0, dtyp
     return encoding
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # Dropout: a random number per (batch, head, query, key) that depends on nothing else
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 def philox(counter, key):
-    """Philox4x32-10 (Salmon et al., 2011): four uint32 arrays and two uint32 keys to four uint32 arrays."""
+    """Philox4x32-10 (Salmon et al. 2011): four uint32 arrays and two uint32 keys to four uint32 arrays."""
     low = np.uint64(0xFFFFFFFF)
     c0, c1, c2, c3 = (np.asarray(word, np.uint64) & low for word in counter)
     k0, k1 = (int(word) for word in key)
@@ -258,9 +261,9 @@ def dropout_keep(rng, dropout_p, shape):
     return (word >= np.uint64(math.floor(dropout_p * 2**32))).reshape(shape)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # Attention
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 def query_positions(query_length, key_length, causal, query_offset, leading):
@@ -287,7 +290,7 @@ def allowed(
     query_segments=None,
     key_segments=None,
 ):
-    """Who may attend to whom: the AND of everything that masks, as (..., Hq, Lq, Lk). A bias of -inf masks too."""
+    """Who may attend to whom: the AND of all that masks, as (..., Hq, Lq, Lk). A bias of -inf masks too."""
     *leading, heads, query_length, _ = query_shape
     key_length = key_shape[-2]
     shape = (*leading, heads, query_length, key_length)
@@ -322,7 +325,9 @@ def allowed(
 class Attention(NamedTuple):
     output: np.ndarray
     weights: np.ndarray  # before dropout
-    logsumexp: np.ndarray  # log of the softmax denominator, a sink's share included; -inf where nobody may attend
+    logsumexp: (
+        np.ndarray
+    )  # log of the softmax denominator, a sink's share included; -inf where nobody may attend
 
 
 class AttentionGradients(NamedTuple):
@@ -372,7 +377,11 @@ def _softmax_with_sink(scores, sinks):
     dtype = scores.dtype.type
     largest = scores.max(-1, keepdims=True, initial=-np.inf)
     empty = largest == -np.inf
-    sink = np.full_like(largest, -np.inf) if sinks is None else np.zeros_like(largest) + np.reshape(sinks, (-1, 1, 1))
+    sink = (
+        np.full_like(largest, -np.inf)
+        if sinks is None
+        else np.zeros_like(largest) + np.reshape(sinks, (-1, 1, 1))
+    )
     largest = np.where(empty, dtype(0), np.maximum(largest, sink))
     exponentials = np.exp(scores - largest)
     sink_exponential = np.where(empty, dtype(0), np.exp(sink - largest))
@@ -398,12 +407,14 @@ def attention(
     dtype=np.float64,
     **mask_arguments,
 ):
-    """softmax(softcap(scale * q k^T) + bias + alibi, where allowed) v, with dropout of the weights if there is an rng."""
+    """softmax(softcap(scale * q k^T) + bias + alibi, where allowed) v; weights are dropped if there is an rng."""
     terms = dict(bias=bias, alibi_slopes=alibi_slopes, softcap=softcap, scale=scale)
     s = _scores(query, key, value, **terms, dtype=dtype, **mask_arguments)
     sinks = None if sinks is None else np.asarray(sinks, dtype)
     weights, _, logsumexp = _softmax_with_sink(s.scores, sinks)
-    return Attention((weights * _dropout_factor(weights.shape, dropout_p, rng, dtype)) @ s.value, weights, logsumexp)
+    return Attention(
+        (weights * _dropout_factor(weights.shape, dropout_p, rng, dtype)) @ s.value, weights, logsumexp
+    )
 
 
 def attention_gradients(
@@ -422,13 +433,17 @@ def attention_gradients(
     dtype=np.float64,
     **mask_arguments,
 ):
-    """Gradient of sum(output * d_output). A weight w_j = exp(s_j) / (sum_k exp(s_k) + exp(sink)) has the derivative
-    dw_j/ds_k = w_j (delta_jk - w_k), hence d_s = w * (d_w - sum(d_w * w)) and d_sink = -w_sink * sum(d_w * w).
+    """Gradient of sum(output * d_output).
+
+    A weight w_j = exp(s_j) / (sum_k exp(s_k) + exp(sink)) has the derivative dw_j/ds_k = w_j (delta_jk - w_k),
+    hence d_s = w * (d_w - sum(d_w * w)) and d_sink = -w_sink * sum(d_w * w).
     """
     terms = dict(bias=bias, alibi_slopes=alibi_slopes, softcap=softcap, scale=scale)
     s = _scores(query, key, value, **terms, dtype=dtype, **mask_arguments)
     d_output = np.asarray(d_output, dtype)
-    weights, sink_weight, _ = _softmax_with_sink(s.scores, None if sinks is None else np.asarray(sinks, dtype))
+    weights, sink_weight, _ = _softmax_with_sink(
+        s.scores, None if sinks is None else np.asarray(sinks, dtype)
+    )
     factor = _dropout_factor(weights.shape, dropout_p, rng, dtype)
 
     d_value = np.swapaxes(weights * factor, -1, -2) @ d_output
@@ -473,9 +488,9 @@ def reduce_to(gradient, shape):
     return gradient.sum(stretched, keepdims=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # Layers: parameters are a dict of arrays under PyTorch's names
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 def within(parameters, prefix):
@@ -507,10 +522,10 @@ def multi_head_attention(
     dtype=np.float64,
     **attention_arguments,
 ):
-    """concat_h attention(q_h, k_h, v_h) W_o^T, where q, k, v are linear in query, key, value (Vaswani et al., 2017).
+    """concat_h attention(q_h, k_h, v_h) W_o^T, with q, k, v linear in query, key, value (Vaswani et al. 2017).
 
-    in_proj_weight stacks the rows of the three projections; q_proj_weight, k_proj_weight and v_proj_weight are used
-    when key or value have widths of their own. rotary: keyword arguments of rotary_embedding, applied to q and k.
+    in_proj_weight stacks the rows of the three projections; q_proj_weight, k_proj_weight and v_proj_weight are
+    used when key or value have widths of their own. rotary: arguments of rotary_embedding, applied to q and k.
     """
     key = query if key is None else key
     value = key if value is None else value
@@ -535,7 +550,10 @@ def multi_head_attention(
         q, k = (rotary_embedding(x, **rotary, dtype=dtype) for x in (q, k))
     attended = attention(q, k, v, **attention_arguments, dtype=dtype)
     output = linear(
-        merge_heads(attended.output), parameters["out_proj.weight"], parameters.get("out_proj.bias"), dtype=dtype
+        merge_heads(attended.output),
+        parameters["out_proj.weight"],
+        parameters.get("out_proj.bias"),
+        dtype=dtype,
     )
     return (output, attended.weights) if return_weights else output
 
@@ -581,20 +599,28 @@ def transformer_encoder_layer(
     return norm("norm2", x + feed(x))
 
 
-def transformer_encoder(parameters, x, *, num_layers, layer_norm_eps=1e-5, dtype=np.float64, **layer_arguments):
+def transformer_encoder(
+    parameters, x, *, num_layers, layer_norm_eps=1e-5, dtype=np.float64, **layer_arguments
+):
     """Layers "layers.0." ... in turn, then "norm." if there is one."""
     for index in range(num_layers):
         x = transformer_encoder_layer(
-            within(parameters, f"layers.{index}."), x, layer_norm_eps=layer_norm_eps, dtype=dtype, **layer_arguments
+            within(parameters, f"layers.{index}."),
+            x,
+            layer_norm_eps=layer_norm_eps,
+            dtype=dtype,
+            **layer_arguments,
         )
     if "norm.weight" in parameters:
-        x = layer_norm(x, parameters["norm.weight"], parameters.get("norm.bias"), eps=layer_norm_eps, dtype=dtype)
+        x = layer_norm(
+            x, parameters["norm.weight"], parameters.get("norm.bias"), eps=layer_norm_eps, dtype=dtype
+        )
     return x
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 # Models: parameters under the names of the published checkpoint
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------
 
 
 def bert_layer_parameters(parameters, index):
@@ -630,16 +656,22 @@ def bert(
     activation="gelu",
     dtype=np.float64,
 ):
-    """(last_hidden_state, pooler_output or None) of BERT (Devlin et al., 2018) for input_ids (batch, length)."""
+    """(last_hidden_state, pooler_output or None) of BERT (Devlin et al. 2018) for input_ids (batch, length)."""
     input_ids = np.asarray(input_ids)
     token_type_ids = np.zeros_like(input_ids) if token_type_ids is None else token_type_ids
     x = (
         embedding(input_ids, parameters["embeddings.word_embeddings.weight"], dtype=dtype)
-        + embedding(np.arange(input_ids.shape[-1]), parameters["embeddings.position_embeddings.weight"], dtype=dtype)
+        + embedding(
+            np.arange(input_ids.shape[-1]), parameters["embeddings.position_embeddings.weight"], dtype=dtype
+        )
         + embedding(token_type_ids, parameters["embeddings.token_type_embeddings.weight"], dtype=dtype)
     )
     x = layer_norm(
-        x, parameters["embeddings.LayerNorm.weight"], parameters["embeddings.LayerNorm.bias"], eps=eps, dtype=dtype
+        x,
+        parameters["embeddings.LayerNorm.weight"],
+        parameters["embeddings.LayerNorm.bias"],
+        eps=eps,
+        dtype=dtype,
     )
     layers = {name.split(".")[2] for name in parameters if name.startswith("encoder.layer.")}
     for index in range(len(layers)):
