@@ -1,8 +1,9 @@
 """The specification: every formula of the package in plain NumPy, in float64 unless told otherwise.
 
-Nothing here is fast and nothing is clever. Each function takes `dtype`: in float64 it is the truth that results
-are compared with, in float32 it shows how far plain NumPy arithmetic is from that truth, which is what our own
-error is measured against (`assert_as_accurate_as_numpy`). In longdouble it judges float64 results.
+Nothing here is fast and nothing is clever. Each function takes `dtype`: in float64 it is the truth that
+results are compared with, in float32 it shows how far plain NumPy arithmetic is from that truth, which is
+what our own error is measured against (`assert_as_accurate_as_numpy`). In longdouble it judges float64
+results.
 
 Shapes: attention (..., heads, length, head_dim); layers (..., length, features); weights (out_features,
 in_features). Masks: True means "may attend".
@@ -21,7 +22,8 @@ import numpy as np
 def error(actual, exact):
     """Largest difference relative to the largest magnitude, over the finite entries of `exact`.
 
-    Inf and NaN must agree, or the error is infinite. Zeros have no magnitude: there the difference itself counts.
+    Inf and NaN must agree, or the error is infinite. Zeros have no magnitude: there the difference itself
+    counts.
     """
     actual, exact = np.asarray(actual), np.asarray(exact)
     assert actual.shape == exact.shape, f"shape {actual.shape} instead of {exact.shape}"
@@ -42,8 +44,9 @@ def error(actual, exact):
 def assert_as_accurate_as_numpy(actual, formula, *arguments, factor=2.0, **keywords):
     """error(actual) <= factor * error(the same formula in plain NumPy of actual's dtype) + 1e-6 (8 eps).
 
-    `formula(*arguments, dtype=..., **keywords)` returns one array, or a tuple of them as `actual` does; what is None
-    in `actual` is skipped. factor is 2 for results and 3 for gradients. float64 results are judged by longdouble.
+    `formula(*arguments, dtype=..., **keywords)` returns one array, or a tuple of them as `actual` does; what
+    is None in `actual` is skipped. factor is 2 for results and 3 for gradients. float64 results are judged by
+    longdouble.
     """
     results = actual if isinstance(actual, tuple) else (actual,)
     dtype = next(result.dtype for result in results if result is not None)
@@ -65,7 +68,8 @@ def assert_as_accurate_as_numpy(actual, formula, *arguments, factor=2.0, **keywo
 def assert_rounded_once(actual, exact, *, roundings=1.0):
     """A half-precision result is the exact one, computed in float32 and rounded to the half dtype at the end.
 
-    Each entry may be off by half a unit of its own last place (`roundings` times), and 1e-5 of the largest entry.
+    Each entry may be off by half a unit of its own last place (`roundings` times), and 1e-5 of the largest
+    entry.
     """
     exact = np.asarray(exact, np.float64)
     assert actual.shape == exact.shape, f"shape {actual.shape} instead of {exact.shape}"
@@ -82,7 +86,7 @@ def assert_rounded_once(actual, exact, *, roundings=1.0):
 
 
 def numerical_derivative(function, x, direction, step=1e-4):
-    """d/dt function(x + t * direction) at t = 0 for scalar functions, by central differences of fourth order."""
+    """The scalar d/dt function(x + t * direction) at t = 0, by central differences of fourth order."""
 
     def at(t):
         return function(x + t * direction)
@@ -145,7 +149,7 @@ ACTIVATIONS = {
 
 
 def layer_norm(x, weight=None, bias=None, *, axes=1, eps=1e-5, dtype=np.float64):
-    """(x - mean) / sqrt(variance + eps) * weight + bias over the last `axes` axes; the variance divides by n."""
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last `axes` axes; variance divides by n."""
     x = np.asarray(x, dtype)
     last = tuple(range(-axes, 0))
     centred = x - x.mean(last, keepdims=True)
@@ -181,7 +185,7 @@ def embedding(ids, weight, *, dtype=np.float64):
 
 
 def rotary_embedding(x, positions, *, base=10000.0, interleaved, dims=None, dtype=np.float64):
-    """Rotates pair i of the first `dims` features by the angle position * base**(-2 i / dims) (Su et al. 2021).
+    """Rotates pair i of the first `dims` features by position * base**(-2 i / dims) (Su et al. 2021).
 
     x (..., length, head_dim). positions (length,), or (batch, length) for x (batch, ..., length, head_dim).
     Pair i is features (2 i, 2 i + 1) when interleaved, and (i, i + dims / 2) otherwise.
@@ -205,9 +209,10 @@ def rotary_embedding(x, positions, *, base=10000.0, interleaved, dims=None, dtyp
 def sinusoidal_positions(length, d_model, *, layout="interleaved", first=0, dtype=np.float64):
     """Row p - first encodes position p as sines and cosines of p * frequency; d_model is even.
 
-    interleaved (Vaswani et al. 2017): features 2 i and 2 i + 1 are sin and cos of frequency 10000**(-2 i / d_model).
-    concatenated (tensor2tensor, fairseq, Whisper): all sines, then all cosines, and the frequencies fall from 1
-    to 1 / 10000 inclusive: 10000**(-i / (d_model / 2 - 1)).
+    interleaved (Vaswani et al. 2017): features 2 i and 2 i + 1 are sin and cos, with the frequency
+    10000**(-2 i / d_model).
+    concatenated (tensor2tensor, fairseq, Whisper): all sines, then all cosines, and the frequencies fall from
+    1 to 1 / 10000 inclusive: 10000**(-i / (d_model / 2 - 1)).
     """
     half = d_model // 2
     index = np.arange(half, dtype=dtype)
@@ -407,7 +412,7 @@ def attention(
     dtype=np.float64,
     **mask_arguments,
 ):
-    """softmax(softcap(scale * q k^T) + bias + alibi, where allowed) v; weights are dropped if there is an rng."""
+    """dropout(softmax(softcap(scale * q k^T) + bias + alibi, where allowed)) v; no dropout without an rng."""
     terms = dict(bias=bias, alibi_slopes=alibi_slopes, softcap=softcap, scale=scale)
     s = _scores(query, key, value, **terms, dtype=dtype, **mask_arguments)
     sinks = None if sinks is None else np.asarray(sinks, dtype)
@@ -435,8 +440,8 @@ def attention_gradients(
 ):
     """Gradient of sum(output * d_output).
 
-    A weight w_j = exp(s_j) / (sum_k exp(s_k) + exp(sink)) has the derivative dw_j/ds_k = w_j (delta_jk - w_k),
-    hence d_s = w * (d_w - sum(d_w * w)) and d_sink = -w_sink * sum(d_w * w).
+    A weight w_j = exp(s_j) / (sum_k exp(s_k) + exp(sink)) has dw_j/ds_k = w_j (delta_jk - w_k), hence
+    d_s = w * (d_w - sum(d_w * w)) and d_sink = -w_sink * sum(d_w * w).
     """
     terms = dict(bias=bias, alibi_slopes=alibi_slopes, softcap=softcap, scale=scale)
     s = _scores(query, key, value, **terms, dtype=dtype, **mask_arguments)
@@ -522,10 +527,11 @@ def multi_head_attention(
     dtype=np.float64,
     **attention_arguments,
 ):
-    """concat_h attention(q_h, k_h, v_h) W_o^T, with q, k, v linear in query, key, value (Vaswani et al. 2017).
+    """concat_h attention(q_h, k_h, v_h) W_o^T; q, k, v are linear in query, key, value (Vaswani et al. 2017).
 
-    in_proj_weight stacks the rows of the three projections; q_proj_weight, k_proj_weight and v_proj_weight are
-    used when key or value have widths of their own. rotary: arguments of rotary_embedding, applied to q and k.
+    in_proj_weight stacks the rows of the three projections; q_proj_weight, k_proj_weight and v_proj_weight
+    are used when key or value have widths of their own. rotary: arguments of rotary_embedding, applied to q
+    and k.
     """
     key = query if key is None else key
     value = key if value is None else value
@@ -656,7 +662,7 @@ def bert(
     activation="gelu",
     dtype=np.float64,
 ):
-    """(last_hidden_state, pooler_output or None) of BERT (Devlin et al. 2018) for input_ids (batch, length)."""
+    """(last_hidden_state, pooler_output or None) of BERT (Devlin et al. 2018) for ids (batch, length)."""
     input_ids = np.asarray(input_ids)
     token_type_ids = np.zeros_like(input_ids) if token_type_ids is None else token_type_ids
     x = (
