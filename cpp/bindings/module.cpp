@@ -4,6 +4,10 @@
 
 namespace py = pybind11;
 
+namespace blasformer::bindings {
+void bind_runtime(py::module_& module);
+}
+
 PYBIND11_MODULE(_core, module) {
   module.doc() = "The compiled core of blasformer. Private: use the blasformer package.";
   module.attr("__version__") = BLASFORMER_VERSION;
@@ -14,4 +18,5 @@ PYBIND11_MODULE(_core, module) {
       PyErr_SetString(PyExc_TypeError, mismatch.what());
     }
   });
+  blasformer::bindings::bind_runtime(module);
 }

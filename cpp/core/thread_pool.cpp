@@ -1,0 +1,300 @@
+#include "core/thread_pool.h"
+
+#include <pthread.h>
+#include <signal.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "core/available_cores.h"
+#include "core/interrupt.h"
+#include "core/require.h"
+
+namespace blasformer {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Waking a sleeping worker takes about 10 us until it runs its first task, a spinning one about 1 us. Work that one core
+// does in less than this would not be finished earlier by two.
+constexpr double kLeastParallelWork = 20e3;  // ns
+
+// How long a worker without work spins before it sleeps: long enough to bridge the gap between the loops of one call,
+// far too short to be seen as load or to take a core from another library.
+constexpr auto kSpinTime = std::chrono::microseconds(50);
+
+constexpr auto kInterruptPeriod = std::chrono::milliseconds(10);
+
+// A thread that could not be created (RLIMIT_NPROC, no memory) is not asked for again for this long.
+constexpr auto kCreationRetryTime = std::chrono::seconds(1);
+
+void pause_briefly() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+// Spins until the condition holds or the spinning time is over; returns whether it holds.
+template <class Condition>
+bool spin_until(Condition condition) {
+  const Clock::time_point end = Clock::now() + kSpinTime;
+  do {
+    for (int i = 0; i < 32; ++i) {
+      if (condition()) return true;
+      pause_briefly();
+    }
+  } while (Clock::now() < end);
+  return condition();
+}
+
+// One thread waits until another has set it; waiting resets it.
+class Event {
+ public:
+  void set() {
+    const std::lock_guard lock(mutex_);
+    is_set_ = true;
+    condition_.notify_one();
+  }
+  void wait() {
+    std::unique_lock lock(mutex_);
+    condition_.wait(lock, [this] { return is_set_; });
+    is_set_ = false;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable condition_;
+  bool is_set_ = false;
+};
+
+thread_local bool inside_task = false;
+
+// Asks every few milliseconds whether the user wants to stop; throws if so.
+class InterruptPoll {
+ public:
+  void operator()() {
+    const Clock::time_point now = Clock::now();
+    if (now - last_ < kInterruptPeriod) return;
+    last_ = now;
+    if (const InterruptCheck check = interrupt_check()) check();
+  }
+
+ private:
+  Clock::time_point last_ = Clock::now();
+};
+
+// One call of parallel_for.
+class Job {
+ public:
+  Job(Index tasks, TaskFunction function) : tasks_(tasks), function_(function) {}
+
+  // Runs tasks until none is left. between_tasks may throw as a task may.
+  template <class BetweenTasks>
+  void run(int worker, BetweenTasks between_tasks) {
+    try {
+      for (;;) {
+        const Index task = next_.fetch_add(1, std::memory_order_relaxed);
+        if (task >= tasks_) return;
+        inside_task = true;
+        function_(task, worker);
+        inside_task = false;
+        between_tasks();
+      }
+    } catch (...) {
+      inside_task = false;
+      next_.store(tasks_, std::memory_order_relaxed);
+      if (!failed_.exchange(true)) error_ = std::current_exception();
+    }
+  }
+
+  void rethrow_error() {
+    if (error_) std::rethrow_exception(std::move(error_));
+  }
+
+ private:
+  const Index tasks_;
+  const TaskFunction function_;
+  alignas(64) std::atomic<Index> next_{0};
+  std::atomic<bool> failed_{false};
+  std::exception_ptr error_;
+};
+
+// A thread of the pool and the word through which it is given work. The word holds a job that the worker has not taken
+// yet, or one of the states below; either side changes it in one atomic step, so that neither ever waits for the other
+// to be scheduled before there is something to wait for.
+class Worker {
+ public:
+  explicit Worker(int number) : number_(number) {
+    // Signals are for the threads of the program, above all for Python's main thread.
+    sigset_t all, previous;
+    sigfillset(&all);
+    for (int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) sigdelset(&all, fault);
+    pthread_sigmask(SIG_SETMASK, &all, &previous);
+    struct Restore {
+      const sigset_t& mask;
+      ~Restore() { pthread_sigmask(SIG_SETMASK, &mask, nullptr); }
+    } restore{previous};
+    std::thread([this] { work(); }).detach();
+  }
+  Worker(const Worker&) = delete;
+  Worker& operator=(const Worker&) = delete;
+
+  void give(Job& job) {
+    if (state_.exchange(address(&job)) == kAsleep) wake_.set();
+  }
+
+  // Takes the job back if the worker has not begun it, else returns when it has finished.
+  void finish(Job& job) {
+    std::uintptr_t state = address(&job);
+    if (state_.compare_exchange_strong(state, kIdle)) return;
+    if (spin_until([this] { return state_.load(std::memory_order_acquire) != kBusy; })) return;
+    state = kBusy;
+    if (state_.compare_exchange_strong(state, kAwaited)) done_.wait();
+  }
+
+ private:
+  static constexpr std::uintptr_t kIdle = 0;     // looking for work
+  static constexpr std::uintptr_t kAsleep = 1;   // must be woken when given work
+  static constexpr std::uintptr_t kBusy = 2;     // running a job
+  static constexpr std::uintptr_t kAwaited = 3;  // running a job whose caller sleeps until it is done
+  static std::uintptr_t address(Job* job) { return reinterpret_cast<std::uintptr_t>(job); }  // aligned: never a state
+
+  void work() {
+    inside_task = false;
+    for (;;) {
+      std::uintptr_t state = kIdle;
+      const auto has_job = [&] { return (state = state_.load(std::memory_order_relaxed)) != kIdle; };
+      if (!spin_until(has_job)) {
+        if (state_.compare_exchange_strong(state, kAsleep)) wake_.wait();
+        continue;
+      }
+      if (!state_.compare_exchange_strong(state, kBusy)) continue;  // the caller has taken it back
+      reinterpret_cast<Job*>(state)->run(number_, [] {});
+      if (state_.exchange(kIdle) == kAwaited) done_.set();
+    }
+  }
+
+  const int number_;
+  alignas(64) std::atomic<std::uintptr_t> state_{kIdle};
+  Event wake_, done_;
+};
+
+class Pool {
+ public:
+  // False if somebody else is using the pool.
+  bool try_acquire() { return !in_use_.exchange(true, std::memory_order_acquire); }
+  void release() { in_use_.store(false, std::memory_order_release); }
+
+  void run(Job& job, int threads) {
+    grow(threads - 1);
+    const std::size_t helpers = std::min(workers_.size(), static_cast<std::size_t>(threads - 1));
+    for (std::size_t i = 0; i < helpers; ++i) workers_[i]->give(job);
+    job.run(0, InterruptPoll());
+    for (std::size_t i = 0; i < helpers; ++i) workers_[i]->finish(job);
+  }
+
+ private:
+  void grow(int count) {
+    if (static_cast<int>(workers_.size()) >= count || Clock::now() < next_creation_) return;
+    try {
+      while (static_cast<int>(workers_.size()) < count) {
+        workers_.push_back(std::make_unique<Worker>(static_cast<int>(workers_.size()) + 1));
+      }
+    } catch (const std::exception&) {  // system_error or bad_alloc: fewer threads do the same work
+      next_creation_ = Clock::now() + kCreationRetryTime;
+    }
+  }
+
+  std::atomic<bool> in_use_{false};
+  std::vector<std::unique_ptr<Worker>> workers_;
+  Clock::time_point next_creation_{};
+};
+
+// Never destroyed: its threads may still be at work when the process ends, and after a fork they do not exist in the
+// child, which makes a pool of its own.
+std::atomic<Pool*> current_pool{nullptr};
+
+Pool& pool() {
+  Pool* existing = current_pool.load(std::memory_order_acquire);
+  if (existing != nullptr) return *existing;
+  [[maybe_unused]] static const int registered = pthread_atfork(nullptr, nullptr, [] { current_pool.store(nullptr); });
+  auto created = std::make_unique<Pool>();
+  if (current_pool.compare_exchange_strong(existing, created.get())) return *created.release();
+  return *existing;
+}
+
+void run_serially(Index tasks, TaskFunction function, bool poll) {
+  InterruptPoll interrupt;
+  for (Index task = 0; task < tasks; ++task) {
+    function(task, 0);
+    if (poll) interrupt();
+  }
+}
+
+// The first number of a list such as "4" or "4,2"; 0 if there is none.
+int positive_number(const char* text) {
+  if (text == nullptr) return 0;
+  char* end = nullptr;
+  const long number = std::strtol(text, &end, 10);
+  return end != text && (*end == '\0' || *end == ',') && number > 0 ? static_cast<int>(std::min(number, long{kMaxThreads})) : 0;
+}
+
+int default_num_threads() {
+  const int cores = std::min(available_cores(), kMaxThreads);
+  for (const char* variable : {"BLASFORMER_NUM_THREADS", "OMP_NUM_THREADS"}) {
+    if (const int number = positive_number(std::getenv(variable))) return std::min(number, cores);
+  }
+  return cores;
+}
+
+std::atomic<int> process_num_threads{0};  // 0: not decided yet
+thread_local int overridden_num_threads = 0;
+
+}  // namespace
+
+int num_threads() {
+  if (inside_task) return 1;
+  if (overridden_num_threads != 0) return overridden_num_threads;
+  int count = process_num_threads.load(std::memory_order_relaxed);
+  if (count == 0) {
+    const int decided = default_num_threads();
+    count = process_num_threads.compare_exchange_strong(count, decided) ? decided : count;
+  }
+  return count;
+}
+
+void set_num_threads(int count) {
+  require(count >= 1 && count <= kMaxThreads, "num_threads must be from 1 to ", kMaxThreads, ", got ", count);
+  process_num_threads.store(count, std::memory_order_relaxed);
+}
+
+int override_num_threads(int count) {
+  require(count >= 0 && count <= kMaxThreads, "num_threads must be from 1 to ", kMaxThreads, ", got ", count);
+  return std::exchange(overridden_num_threads, count);
+}
+
+void parallel_for(Index tasks, double work, TaskFunction function, int threads) {
+  const bool small = work < kLeastParallelWork;
+  threads = static_cast<int>(std::min<Index>(threads, tasks));
+  if (threads <= 1 || small || inside_task) return run_serially(tasks, function, !small && !inside_task);
+  Pool& shared = pool();
+  if (!shared.try_acquire()) return run_serially(tasks, function, true);
+  Job job(tasks, function);
+  shared.run(job, threads);
+  shared.release();
+  job.rethrow_error();
+}
+
+}  // namespace blasformer
