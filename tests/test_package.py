@@ -1,0 +1,111 @@
+"""What an installed blasformer is: its files, its version, what importing it does, and its stub."""
+
+import ast
+import importlib.metadata
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import blasformer
+from blasformer import _core
+
+PACKAGE = Path(blasformer.__file__).parent
+REPOSITORY = Path(__file__).parent.parent
+
+
+def run_python(program: str) -> list[str]:
+    """The words that a program prints in a fresh interpreter that turns warnings into errors."""
+    command = [sys.executable, "-W", "error", "-c", program]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split()
+
+
+def test_importing_loads_no_other_package_than_numpy() -> None:
+    program = """
+import sys, numpy
+before = set(sys.modules)
+import blasformer
+print(*{name.partition('.')[0] for name in set(sys.modules) - before})"""
+    slow = {"argparse", "asyncio", "concurrent", "email", "http", "importlib", "multiprocessing", "subprocess"}
+    loaded = set(run_python(program))
+    assert loaded - sys.stdlib_module_names == {"blasformer"}
+    assert not loaded & slow
+
+
+def test_importing_starts_no_thread_and_loads_no_blas() -> None:
+    program = """
+import os, numpy
+threads = len(os.listdir('/proc/self/task'))
+import blasformer
+print(len(os.listdir('/proc/self/task')) - threads)
+print(sum('openblas' in line and 'numpy' not in line for line in open('/proc/self/maps')))"""
+    assert run_python(program) == ["0", "0"]
+
+
+def test_one_version_is_stated_everywhere() -> None:
+    (version,) = re.findall(r'^version = "(.+)"$', (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE)
+    assert blasformer.__version__ == _core.__version__ == version
+    changelog = (REPOSITORY / "CHANGELOG.md").read_text()
+    assert re.findall(r"^## \[?([0-9][^\s\]]*)", changelog, re.MULTILINE)[:1] == [version]
+    if PACKAGE.parent != REPOSITORY / "python" and list(PACKAGE.parent.glob("blasformer-*.dist-info")):
+        assert importlib.metadata.version("blasformer") == version
+
+
+def test_the_package_is_typed() -> None:
+    assert (PACKAGE / "py.typed").exists()
+    assert (PACKAGE / "_core.pyi").exists()
+
+
+def test_a_bundled_library_comes_with_its_licences() -> None:
+    folder = Path(_core.__file__).parent / "_lib"
+    for library in folder.glob("*.so*"):
+        licences = (folder / "LICENSE-openblas.txt").read_text()
+        assert library.name.startswith("libscipy_openblas")
+        assert all(name in licences for name in ("OpenBLAS", "LAPACK", "GCC runtime library"))
+
+
+def normalised(function: ast.FunctionDef) -> str:
+    """One text for one meaning: no module prefixes, `...` for every default, `self` without its type."""
+    arguments = function.args
+    for argument in [*arguments.posonlyargs, *arguments.args][:1]:
+        if argument.arg == "self":
+            argument.annotation = None
+    arguments.defaults = [ast.Constant(...) for _ in arguments.defaults]
+    arguments.kw_defaults = [default and ast.Constant(...) for default in arguments.kw_defaults]
+    assert function.returns is not None
+    text = f"({ast.unparse(arguments)}) -> {ast.unparse(function.returns)}"
+    return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", "", text)
+
+
+def documented_signatures(function: object) -> list[str]:
+    """What pybind11 writes into a docstring: one signature, or a numbered one for each overload."""
+    lines = re.findall(r"^(?:\d+\. )?\w*(\(.*\) -> .+)$", inspect.getdoc(function) or "", re.MULTILINE)
+    programs = [f"def f{re.sub(r'= <[^>]*>', '= ...', line)}: ..." for line in lines]
+    return [normalised(node) for program in programs for node in ast.parse(program).body]  # type: ignore
+
+
+def functions_of_core() -> dict[str, list[str]]:
+    functions = {}
+    for owner in [_core, *(value for value in vars(_core).values() if inspect.isclass(value))]:
+        prefix = "" if owner is _core else f"{owner.__name__}."
+        for name, value in vars(owner).items():
+            function = value.fget if isinstance(value, property) else value
+            if inspect.isroutine(function) and (name == "__init__" or not name.startswith("_")):
+                functions[prefix + name] = documented_signatures(function)
+    return functions
+
+
+def functions_of_stub() -> dict[str, list[str]]:
+    functions: dict[str, list[str]] = {}
+    tree = ast.parse((PACKAGE / "_core.pyi").read_text())
+    for owner in [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))]:
+        prefix = f"{owner.name}." if isinstance(owner, ast.ClassDef) else ""
+        for node in owner.body:
+            if isinstance(node, ast.FunctionDef):
+                functions.setdefault(prefix + node.name, []).append(normalised(node))
+    return functions
+
+
+def test_the_stub_declares_every_function_of_the_core_as_it_is() -> None:
+    assert functions_of_stub() == functions_of_core()
