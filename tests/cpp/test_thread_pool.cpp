@@ -1,0 +1,169 @@
+#include <atomic>
+#include <chrono>
+#include <set>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "core/interrupt.h"
+#include "core/thread_pool.h"
+
+namespace blasformer {
+
+namespace {
+
+constexpr double kLargeWork = 1e9;
+using std::chrono::milliseconds;
+
+// Every task once, by a worker below the number of threads, and no worker number twice at the same time.
+bool every_task_runs_once(Index tasks, int threads, double work = kLargeWork) {
+  std::vector<std::atomic<int>> runs(static_cast<std::size_t>(tasks));
+  std::vector<std::atomic<int>> held(static_cast<std::size_t>(threads));
+  std::atomic<bool> ok = true;
+  parallel_for(tasks, work,
+               [&](Index task, int worker) {
+                 if (worker < 0 || worker >= threads || held[static_cast<std::size_t>(worker)]++ != 0) ok = false;
+                 ++runs[static_cast<std::size_t>(task)];
+                 --held[static_cast<std::size_t>(worker)];
+               },
+               threads);
+  for (const std::atomic<int>& count : runs) ok = ok && count == 1;
+  return ok;
+}
+
+}  // namespace
+
+TEST(every_task_runs_once_whatever_the_number_of_threads) {
+  for (int threads : {1, 2, 3, 8}) {
+    for (Index tasks : {0, 1, 2, 3, 7, 1001}) CHECK(every_task_runs_once(tasks, threads));
+  }
+}
+
+TEST(thousands_of_short_calls_neither_hang_nor_lose_tasks) {
+  for (int i = 0; i < 3000; ++i) CHECK(every_task_runs_once(1 + i % 5, 2 + i % 3));
+}
+
+TEST(calls_after_the_workers_have_fallen_asleep_wake_them) {
+  for (int i = 0; i < 20; ++i) {
+    std::this_thread::sleep_for(milliseconds(1));
+    CHECK(every_task_runs_once(5, 4));
+  }
+}
+
+TEST(three_threads_work_at_once_when_asked_to) {
+  std::atomic<int> arrived = 0;
+  parallel_for(3, kLargeWork,
+               [&](Index, int) {
+                 ++arrived;
+                 const auto deadline = std::chrono::steady_clock::now() + milliseconds(10000);
+                 while (arrived < 3 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+               },
+               3);
+  CHECK(arrived == 3);
+}
+
+TEST(small_work_is_done_by_the_calling_thread_in_order) {
+  const std::thread::id caller = std::this_thread::get_id();
+  Index next = 0;
+  parallel_for(100, 1000.0, [&](Index task, int worker) {
+    CHECK(std::this_thread::get_id() == caller && worker == 0 && task == next);
+    ++next;
+  }, 4);
+  CHECK(next == 100);
+}
+
+TEST(a_nested_call_is_serial_and_sees_one_thread) {
+  std::atomic<int> inner = 0;
+  parallel_for(4, kLargeWork, [&](Index, int) {
+    CHECK(num_threads() == 1);
+    const std::thread::id outer = std::this_thread::get_id();
+    parallel_for(8, kLargeWork, [&](Index, int worker) {
+      CHECK(std::this_thread::get_id() == outer && worker == 0);
+      ++inner;
+    }, 4);
+  }, 4);
+  CHECK(inner == 32);
+}
+
+TEST(the_first_exception_of_a_task_reaches_the_caller_and_stops_the_rest) {
+  for (int threads : {1, 2, 4}) {
+    for (Index thrower : {0, 3}) {
+      std::atomic<Index> runs = 0;
+      const std::string message = tests::message_of<std::out_of_range>([&] {
+        parallel_for(100000, kLargeWork, [&](Index task, int) {
+          ++runs;
+          if (task == thrower) throw std::out_of_range("task failed");
+          std::this_thread::sleep_for(std::chrono::microseconds(10));
+        }, threads);
+      });
+      CHECK(message == "task failed");
+      CHECK(runs < 100000);
+      CHECK(every_task_runs_once(50, threads));
+    }
+  }
+}
+
+TEST(eight_threads_may_call_at_once) {
+  std::vector<std::thread> callers;
+  std::atomic<bool> ok = true;
+  for (int t = 0; t < 8; ++t) {
+    callers.emplace_back([&ok] {
+      for (int i = 0; i < 200; ++i) ok = every_task_runs_once(7, 3) && ok;
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  CHECK(ok);
+}
+
+TEST(an_interrupt_stops_the_tasks_and_reaches_the_caller) {
+  struct Interrupted : std::runtime_error {
+    using std::runtime_error::runtime_error;
+  };
+  static std::thread::id asked_from;
+  set_interrupt_check([] {
+    asked_from = std::this_thread::get_id();
+    throw Interrupted("stop");
+  });
+  for (int threads : {1, 3}) {
+    std::atomic<Index> runs = 0;
+    asked_from = {};
+    tests::message_of<Interrupted>([&] {
+      parallel_for(10000, kLargeWork, [&](Index, int) {
+        ++runs;
+        std::this_thread::sleep_for(milliseconds(1));
+      }, threads);
+    });
+    CHECK(asked_from == std::this_thread::get_id());
+    CHECK(runs < 1000);
+  }
+  set_interrupt_check(nullptr);
+}
+
+TEST(the_interrupt_check_may_itself_call_parallel_for) {
+  static std::atomic<int> inner = 0;
+  set_interrupt_check([] { parallel_for(3, kLargeWork, [](Index, int) { ++inner; }, 2); });
+  parallel_for(40, kLargeWork, [](Index, int) { std::this_thread::sleep_for(milliseconds(1)); }, 2);
+  set_interrupt_check(nullptr);
+  CHECK(inner >= 3);
+}
+
+TEST(an_override_holds_for_its_own_thread_only) {
+  set_num_threads(5);
+  const int previous = override_num_threads(3);
+  CHECK(num_threads() == 3);
+  int elsewhere = 0;
+  std::thread([&] { elsewhere = num_threads(); }).join();
+  CHECK(elsewhere == 5);
+  CHECK(override_num_threads(previous) == 3);
+  CHECK(num_threads() == 5);
+}
+
+TEST(the_number_of_threads_must_be_positive_and_sane) {
+  for (int count : {0, -1, kMaxThreads + 1}) {
+    const std::string message = tests::message_of<std::invalid_argument>([&] { set_num_threads(count); });
+    CHECK(message == "num_threads must be from 1 to 256, got " + std::to_string(count));
+  }
+}
+
+}  // namespace blasformer
