@@ -3,9 +3,39 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import blasformer
+import hypothesis
 import pytest
+from blasformer import _core
+
+# HYPOTHESIS_PROFILE=thorough looks for new examples for a long time.
+hypothesis.settings.register_profile(
+    "repeatable", derandomize=True, max_examples=60, deadline=None, database=None
+)
+hypothesis.settings.register_profile("thorough", max_examples=3000, deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once per instruction set, with the kernels of that set."""
+    before = _core.active_isa()
+    try:
+        blasformer.use_isa(request.param)
+    except ValueError as reason:
+        pytest.skip(str(reason))
+    yield request.param
+    blasformer.use_isa(before)
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Runs the test with 1, 2 and 3 threads."""
+    with blasformer.num_threads(request.param):
+        yield request.param
 
 
 @pytest.fixture(scope="session")

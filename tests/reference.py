@@ -413,7 +413,7 @@ def attention(
     **mask_arguments,
 ):
     """dropout(softmax(softcap(scale * q k^T) + bias + alibi, where allowed)) v; no dropout without an rng."""
-    terms = dict(bias=bias, alibi_slopes=alibi_slopes, softcap=softcap, scale=scale)
+    terms = {"bias": bias, "alibi_slopes": alibi_slopes, "softcap": softcap, "scale": scale}
     s = _scores(query, key, value, **terms, dtype=dtype, **mask_arguments)
     sinks = None if sinks is None else np.asarray(sinks, dtype)
     weights, _, logsumexp = _softmax_with_sink(s.scores, sinks)
@@ -443,7 +443,7 @@ def attention_gradients(
     A weight w_j = exp(s_j) / (sum_k exp(s_k) + exp(sink)) has dw_j/ds_k = w_j (delta_jk - w_k), hence
     d_s = w * (d_w - sum(d_w * w)) and d_sink = -w_sink * sum(d_w * w).
     """
-    terms = dict(bias=bias, alibi_slopes=alibi_slopes, softcap=softcap, scale=scale)
+    terms = {"bias": bias, "alibi_slopes": alibi_slopes, "softcap": softcap, "scale": scale}
     s = _scores(query, key, value, **terms, dtype=dtype, **mask_arguments)
     d_output = np.asarray(d_output, dtype)
     weights, sink_weight, _ = _softmax_with_sink(

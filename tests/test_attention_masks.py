@@ -1,0 +1,338 @@
+"""Who may attend to whom: every reading of every mask, and that what is masked has no influence at all."""
+
+import itertools
+
+import blasformer
+import numpy as np
+import pytest
+import reference
+from attention_cases import ARGUMENTS, Sizes, normal, operands
+from reference import assert_as_accurate_as_numpy
+
+attend = blasformer.scaled_dot_product_attention
+EVERYTHING = {"return_weights": True, "return_logsumexp": True}
+NOT_MASKS = {"alibi_slopes", "sinks", "softcap", "scale", "dropout_p", "rng"}
+POISON = [np.nan, np.inf, -np.inf]
+
+
+def masks_only(arguments):
+    return {name: value for name, value in arguments.items() if name not in NOT_MASKS}
+
+
+def picture(text):
+    """Rows of x (may attend) and . (may not)."""
+    return np.array([[cell == "x" for cell in row] for row in text.split()])
+
+
+def explained(query_length, key_length, **arguments):
+    return blasformer.explain_mask((1, query_length, 4), (1, key_length, 4), **arguments)[0]
+
+
+# ----------------------------------------------------------------------------------------------------------
+# The picture
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sizes", [Sizes(), Sizes(130, 33, heads=3, kv_heads=1), Sizes(5, 7, batch=(2, 3)), Sizes(0, 3)]
+)
+@pytest.mark.parametrize("kind", ARGUMENTS)
+def test_explain_mask_is_the_conjunction_of_all_masks(kind, sizes):
+    arguments = masks_only(ARGUMENTS[kind](np.random.default_rng(0), sizes, np.float32))
+    explanation = blasformer.explain_mask(sizes.query, sizes.key, **arguments)
+    assert explanation.dtype == bool
+    np.testing.assert_array_equal(explanation, reference.allowed(sizes.query, sizes.key, **arguments))
+
+
+@pytest.mark.parametrize(
+    ("query_length", "key_length", "arguments", "expected"),
+    [
+        (3, 3, {"causal": True}, "x.. xx. xxx"),
+        (2, 5, {"causal": "upper_left"}, "x.... xx..."),
+        (2, 5, {"causal": "lower_right"}, "xxxx. xxxxx"),
+        (5, 2, {"causal": "upper_left"}, "x. xx xx xx xx"),
+        (5, 2, {"causal": "lower_right"}, ".. .. .. x. xx"),
+        (1, 4, {"causal": "lower_right"}, "xxxx"),
+        (1, 4, {"causal": "upper_left"}, "x..."),
+        (2, 5, {"causal": True, "query_offset": 1}, "xx... xxx.."),
+        (2, 5, {"causal": True, "query_offset": -1}, "..... x...."),
+        (4, 4, {"window": (1, 0)}, "x... xx.. .xx. ..xx"),
+        (4, 4, {"window": (0, 0)}, "x... .x.. ..x. ...x"),
+        (4, 4, {"window": (1, 1)}, "xx.. xxx. .xxx ..xx"),
+        (4, 4, {"window": (None, 1)}, "xx.. xxx. xxxx xxxx"),
+        (4, 4, {"window": (1, None)}, "xxxx xxxx .xxx ..xx"),
+        (4, 4, {"window": (None, None)}, "xxxx xxxx xxxx xxxx"),
+        (2, 5, {"window": (1, 1), "query_offset": 2}, ".xxx. ..xxx"),
+        (2, 5, {"window": (1, None), "causal": "lower_right"}, "..xx. ...xx"),
+        (3, 3, {"key_lengths": [2]}, "xx. xx. xx."),
+        (3, 3, {"query_lengths": [2]}, "xxx xxx ..."),
+        (3, 3, {"query_segments": [[0, 0, 7]], "key_segments": [[7, 0, 0]]}, ".xx .xx x.."),
+        (3, 3, {"causal": True, "key_lengths": [1]}, "x.. x.. x.."),
+        (2, 2, {"mask": np.array([[True, False]])}, "x. x."),
+        (2, 2, {"bias": np.array([[0.0, -np.inf]])}, "x. x."),
+        (2, 2, {"bias": np.array([[0.0, np.finfo(np.float64).min]])}, "xx xx"),
+    ],
+)
+def test_masks_mean_what_they_say(query_length, key_length, arguments, expected):
+    np.testing.assert_array_equal(explained(query_length, key_length, **arguments), picture(expected))
+
+
+@pytest.mark.parametrize("kind", ARGUMENTS)
+def test_any_mask_equals_the_boolean_mask_it_stands_for(kind, isa):
+    """Skipping a tile must not differ from masking each of its entries."""
+    sizes = Sizes(130, 257, 24, 16)
+    random = np.random.default_rng(1)
+    inputs = operands(random, sizes, np.float32)
+    arguments = ARGUMENTS[kind](random, sizes, np.float32)
+    masks = masks_only(arguments)
+    others = {name: value for name, value in arguments.items() if name not in masks or name == "bias"}
+    if "alibi_slopes" in others:
+        offset = arguments.get("query_offset")
+        others["query_offset"] = sizes.key_length - sizes.query_length if offset is None else offset
+    as_mask = reference.allowed(sizes.query, sizes.key, **masks)
+    result, expected = (
+        attend(*inputs, **arguments, **EVERYTHING),
+        attend(*inputs, **others, mask=as_mask, **EVERYTHING),
+    )
+    for part, expected_part in zip(result, expected, strict=True):
+        np.testing.assert_array_equal(part, expected_part)
+
+
+PAIRS = list(itertools.combinations(
+        ["mask bhij", "bias bhij", "causal lower right", "window at offsets", "query lengths", "key lengths",
+         "unsorted segments", "alibi per sequence", "sinks", "softcap", "scale", "dropout"], 2
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=" + ".join)
+def test_every_two_arguments_compose(pair):
+    sizes = Sizes(37, 101, 9, 7)
+    random = np.random.default_rng(2)
+    inputs = operands(random, sizes, np.float32)
+    arguments = {}
+    for kind in pair:
+        arguments |= ARGUMENTS[kind](random, sizes, np.float32)
+    if arguments.get("causal") == "lower_right" and "query_offset" in arguments:
+        arguments["causal"] = True
+    result = attend(*inputs, **arguments, **EVERYTHING)
+    assert_as_accurate_as_numpy(result, reference.attention, *inputs, **arguments)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Rows that may attend to nothing
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("kind", ARGUMENTS)
+def test_a_row_that_may_attend_to_nothing_is_zero(kind, dtype):
+    sizes = Sizes(35, 99, 9, 7)
+    random = np.random.default_rng(3)
+    inputs = operands(random, sizes, dtype)
+    arguments = ARGUMENTS[kind](random, sizes, dtype)
+    empty = ~reference.allowed(sizes.query, sizes.key, **masks_only(arguments)).any(-1)
+    output, weights, logsumexp = attend(*inputs, **arguments, **EVERYTHING)
+    assert (output[empty] == 0).all()
+    assert (weights[empty] == 0).all()
+    assert (logsumexp[empty] == -np.inf).all()
+    assert np.isfinite(logsumexp[~empty]).all()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"mask": np.zeros((1, 1), bool)},
+        {"bias": np.full((33, 97), -np.inf, np.float32)},
+        {"key_lengths": np.zeros(2, int)},
+        {"query_lengths": np.zeros(2, int)},
+        {"causal": True, "query_offset": -33},
+        {"window": (0, 0), "query_offset": 97},
+        {"query_segments": np.zeros((2, 33), int), "key_segments": np.ones((2, 97), int)},
+        {"mask": np.zeros((1, 1), bool), "sinks": np.ones(4, np.float32)},
+    ],
+    ids=lambda arguments: ", ".join(arguments),
+)
+def test_masking_everything_gives_zeros(arguments, isa):
+    inputs = operands(np.random.default_rng(4), Sizes(), np.float32)
+    output, weights, logsumexp = attend(*inputs, **arguments, **EVERYTHING)
+    assert (output == 0).all()
+    assert (weights == 0).all()
+    assert (logsumexp == -np.inf).all()
+
+
+# ----------------------------------------------------------------------------------------------------------
+# NaN and Inf
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("kind", ARGUMENTS)
+def test_garbage_reaches_only_the_rows_that_may_attend_to_it(kind, dtype, isa):
+    """The other rows keep their bits, whatever is in the keys and values they may not see."""
+    sizes = Sizes(67, 199, 24, 16)
+    random = np.random.default_rng(5)
+    query, key, value = operands(random, sizes, dtype)
+    arguments = ARGUMENTS[kind](random, sizes, dtype)
+    may_attend = reference.allowed(sizes.query, sizes.key, **masks_only(arguments))
+
+    bad = random.random(sizes.key[:-1]) < 0.05  # (batch, kv_heads, key_length)
+    bad |= ~may_attend.reshape(*sizes.key[:-2], -1, *sizes.scores[-2:]).any(
+        (-3, -2)
+    )  # and all that nobody sees
+    garbage = random.choice(POISON, bad.sum()).astype(dtype)
+    bad_key, bad_value = key.copy(), value.copy()
+    bad_key[bad] = bad_value[bad] = garbage[:, None]
+
+    group = sizes.heads // sizes.kv_heads
+    reached = (may_attend & np.repeat(bad, group, axis=-2)[..., None, :]).any(-1)
+    clean = attend(query, key, value, **arguments, **EVERYTHING)
+    result = attend(query, bad_key, bad_value, **arguments, **EVERYTHING)
+    for part, clean_part in zip(result, clean, strict=True):
+        np.testing.assert_array_equal(part[~reached], clean_part[~reached])
+    assert not reached.all() or "none" in kind or not bad.any() or may_attend.all()
+
+
+@pytest.mark.parametrize("operand", range(3), ids=["query", "key", "value"])
+def test_a_nan_in_an_attended_position_makes_its_rows_nan_and_no_other(operand, isa):
+    sizes = Sizes(67, 199, 24, 16)
+    inputs = operands(np.random.default_rng(6), sizes, np.float32)
+    clean = attend(*inputs, causal="upper_left")
+    inputs[operand][1, 1, 40, :] = np.nan
+    result = attend(*inputs, causal="upper_left")
+    expected = np.zeros(clean.shape, bool)
+    if operand == 0:
+        expected[1, 1, 40] = True
+    else:
+        expected[1, 2:, 40:] = True  # the query heads that share key head 1, from row 40 on
+    np.testing.assert_array_equal(np.isnan(result), expected)
+    np.testing.assert_array_equal(result[~expected], clean[~expected])
+
+
+def test_a_nan_in_one_feature_of_an_attended_key_makes_the_row_nan(isa):
+    query, key, value = operands(np.random.default_rng(7), Sizes(), np.float32)
+    key[0, 0, 96, 7] = np.nan
+    output, weights, logsumexp = attend(query, key, value, **EVERYTHING)
+    for part in (output, weights, logsumexp):
+        assert np.isnan(part[0, :2]).all()
+        assert np.isfinite(part[0, 2:]).all()
+        assert np.isfinite(part[1]).all()
+
+
+@pytest.mark.parametrize("garbage", POISON)
+def test_the_bias_behind_a_mask_has_no_influence(garbage, isa):
+    sizes = Sizes()
+    random = np.random.default_rng(8)
+    inputs = operands(random, sizes, np.float32)
+    mask = random.random(sizes.scores) < 0.5
+    bias = normal(random, sizes.scores, np.float32)
+    clean = attend(*inputs, mask=mask, bias=bias, **EVERYTHING)
+    result = attend(*inputs, mask=mask, bias=np.where(mask, bias, np.float32(garbage)), **EVERYTHING)
+    for part, clean_part in zip(result, clean, strict=True):
+        np.testing.assert_array_equal(part, clean_part)
+
+
+@pytest.mark.parametrize("garbage", POISON)
+def test_garbage_in_padded_queries_has_no_influence(garbage, isa):
+    query, key, value = operands(np.random.default_rng(9), Sizes(), np.float32)
+    clean = attend(query, key, value, query_lengths=[20, 33], **EVERYTHING)
+    query[0, :, 20:] = garbage
+    result = attend(query, key, value, query_lengths=[20, 33], **EVERYTHING)
+    for part, clean_part in zip(result, clean, strict=True):
+        np.testing.assert_array_equal(part, clean_part)
+
+
+def test_a_score_of_plus_infinity_makes_its_row_nan_as_the_formula_does(isa):
+    query, key, value = operands(np.random.default_rng(10), Sizes(), np.float32)
+    clean = attend(query, key, value)
+    bias = np.zeros((33, 97), np.float32)
+    bias[5, 60] = np.inf
+    output = attend(query, key, value, bias=bias)
+    assert np.isnan(output[:, :, 5]).all()
+    others = np.arange(33) != 5
+    np.testing.assert_array_equal(output[:, :, others], clean[:, :, others])
+
+
+# ----------------------------------------------------------------------------------------------------------
+# What masks are for
+# ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_causal_output_ignores_later_keys(isa):
+    sizes = Sizes(130, 130, 24, 16)
+    query, key, value = operands(np.random.default_rng(11), sizes, np.float32)
+    before = attend(query, key, value, causal=True)
+    key[..., 70:, :] += 1
+    value[..., 70:, :] -= 1
+    after = attend(query, key, value, causal=True)
+    np.testing.assert_array_equal(after[..., :70, :], before[..., :70, :])
+    assert (after[..., 70:, :] != before[..., 70:, :]).any(-1).all()
+
+
+def test_padding_keys_changes_nothing(isa):
+    sizes = Sizes(33, 60, 24, 16)
+    query, key, value = operands(np.random.default_rng(12), sizes, np.float32)
+    padding = [(0, 0), (0, 0), (0, 139), (0, 0)]
+    padded_key, padded_value = (np.pad(x, padding, constant_values=np.nan) for x in (key, value))
+    result = attend(query, padded_key, padded_value, key_lengths=[60, 60])
+    np.testing.assert_array_equal(result, attend(query, key, value))
+
+
+def test_packed_documents_attend_as_if_alone(isa):
+    lengths = [40, 1, 97, 12]
+    total = sum(lengths)
+    sizes = Sizes(total, total, 24, 16, batch=(1,))
+    query, key, value = operands(np.random.default_rng(13), sizes, np.float32)
+    segments = np.repeat(np.arange(4), lengths)[None]
+    for causal in (False, True):
+        together = attend(query, key, value, query_segments=segments, key_segments=segments, causal=causal)
+        for document in range(4):
+            of_document = (..., slice(sum(lengths[:document]), sum(lengths[: document + 1])), slice(None))
+            alone = attend(query[of_document], key[of_document], value[of_document], causal=causal)
+            np.testing.assert_allclose(together[of_document], alone, rtol=0, atol=2e-6)
+
+
+def test_decoding_one_query_at_a_time_equals_the_causal_whole(isa):
+    sizes = Sizes(37, 37, 24, 16)
+    query, key, value = operands(np.random.default_rng(14), sizes, np.float32)
+    whole = attend(query, key, value, causal=True)
+    for i in range(37):
+        step = attend(query[..., i : i + 1, :], key, value, causal=True, query_offset=i)
+        np.testing.assert_allclose(step, whole[..., i : i + 1, :], rtol=0, atol=2e-6)
+
+
+def test_alibi_is_the_bias_it_stands_for(isa):
+    sizes = Sizes(33, 97, 24, 16)
+    inputs = operands(np.random.default_rng(15), sizes, np.float64)
+    slopes = np.array([0.5, 0.25, 0.125, 0.0625])
+    distance = np.abs(np.arange(33)[:, None] + 64 - np.arange(97))
+    result = attend(*inputs, alibi_slopes=slopes, query_offset=64)
+    expected = attend(*inputs, bias=-slopes[:, None, None] * distance)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-14)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# The plan
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["none", "causal lower right", "dropout", "window"])
+def test_planned_memory_grows_linearly_with_length(kind):
+    def peak_bytes(length):
+        sizes = Sizes(length, length, 64, 64, 1, 1, (1,))
+        arguments = ARGUMENTS[kind](np.random.default_rng(0), sizes, np.float32)
+        plan = blasformer.attention_plan(sizes.query, sizes.key, sizes.value, np.float32, **arguments)
+        return plan.peak_bytes
+
+    short, long = peak_bytes(8192), peak_bytes(65536)
+    assert 0 < short <= long <= 8.5 * short
+    assert long < 65536 * 64 * 4 * 4  # a few times the output, nowhere near length squared
+
+
+def test_the_plan_names_kernel_tiles_and_threads(isa):
+    with blasformer.num_threads(2):
+        plan = blasformer.attention_plan(
+            (2, 8, 512, 64), (2, 2, 512, 64), (2, 2, 512, 64), np.float32, causal=True
+        )
+    assert isa in plan.kernel
+    assert plan.threads == 2
+    assert all(extent > 0 for extent in plan.tiles)
