@@ -4,6 +4,7 @@
 #include <initializer_list>
 #include <memory>
 #include <new>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -21,6 +22,16 @@ inline Index element_count(const Shape& shape) {
   return count;
 }
 
+// "(2, 3)": how errors describe a shape.
+inline std::string shape_text(const Shape& shape) {
+  std::string text = "(";
+  for (std::size_t axis = 0; axis < shape.size(); ++axis) {
+    if (axis > 0) text += ", ";
+    text += std::to_string(shape[axis]);
+  }
+  return text + (shape.size() == 1 ? ",)" : ")");
+}
+
 // A dense row-major array that shares its memory with its copies, aligned to a cache line.
 template <class T>
 class Tensor {
@@ -28,13 +39,23 @@ class Tensor {
   Tensor() = default;
   // Memory is not initialised.
   explicit Tensor(Shape shape) : shape_(std::move(shape)), size_(element_count(shape_)) {
-    const std::size_t bytes = static_cast<std::size_t>(size_) * sizeof(T);
+    std::size_t bytes = 0;
+    if (__builtin_mul_overflow(size_, sizeof(T), &bytes)) throw std::bad_array_new_length();
     data_ = std::shared_ptr<T[]>(static_cast<T*>(::operator new(bytes, kAlignment)),
                                  [](T* p) { ::operator delete(p, kAlignment); });
   }
+  // Shares memory that holds at least that many elements.
+  Tensor(std::shared_ptr<T[]> memory, Shape shape)
+      : data_(std::move(memory)), shape_(std::move(shape)), size_(element_count(shape_)) {}
   static Tensor full(Shape shape, T value) {
     Tensor result(std::move(shape));
     std::fill_n(result.data(), result.size(), value);
+    return result;
+  }
+
+  Tensor copy() const {
+    Tensor result(shape_);
+    std::copy_n(data(), size_, result.data());
     return result;
   }
 

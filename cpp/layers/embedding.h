@@ -1,8 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "core/index.h"
+#include "core/tensor.h"
+#include "layers/initialiser.h"
 
 namespace blasformer {
 
@@ -10,5 +13,31 @@ namespace blasformer {
 // Throws std::out_of_range, before anything is written, if an id is not in [0, num_embeddings).
 template <class T>
 void embedding(const std::int64_t* ids, Index count, const T* weight, Index num_embeddings, Index embedding_dim, T* y);
+
+// A vector for each id: ids (...) give (..., embedding_dim).
+template <class T>
+struct Embedding {
+  using Scalar = T;
+  Tensor<T> weight;                  // (num_embeddings, embedding_dim)
+  std::optional<Index> padding_idx;  // the id whose vector starts as zero
+
+  struct Saved {
+    Tensor<std::int64_t> ids;
+  };
+
+  Embedding(Index num_embeddings, Index embedding_dim, std::optional<Index> padding_idx = std::nullopt);
+
+  Index num_embeddings() const { return weight.extent(0); }
+  Index embedding_dim() const { return weight.extent(1); }
+
+  // Normal with mean 0 and variance 1, as PyTorch does.
+  void initialise(Initialiser& random);
+  Tensor<T> forward(const Tensor<std::int64_t>& ids, Saved* saved = nullptr) const;
+
+  template <class Self, class Visit>
+  static void each_parameter(Self& self, Visit&& visit) {
+    visit("weight", self.weight);
+  }
+};
 
 }  // namespace blasformer

@@ -1,6 +1,8 @@
 #pragma once
 
 #include "core/index.h"
+#include "core/tensor.h"
+#include "layers/initialiser.h"
 
 namespace blasformer {
 
@@ -10,5 +12,30 @@ namespace blasformer {
 template <class T>
 void layer_norm(const T* x, Index rows, Index features, const T* weight, const T* bias, double eps, T* y,
                 T* mean = nullptr, T* reciprocal_std = nullptr);
+
+// Over the last axes of x, whose extents are normalized_shape.
+template <class T>
+struct LayerNorm {
+  using Scalar = T;
+  Shape normalized_shape;
+  double eps;
+  Tensor<T> weight, bias;  // normalized_shape, or empty
+
+  struct Saved {
+    Tensor<T> input;
+    Tensor<T> mean, reciprocal_std;  // one for each row that was normalised
+  };
+
+  LayerNorm(Shape normalized_shape, double eps = 1e-5, bool with_weight = true, bool with_bias = true);
+
+  void initialise(Initialiser& random);  // ones and zeros
+  Tensor<T> forward(const Tensor<T>& x, Saved* saved = nullptr) const;
+
+  template <class Self, class Visit>
+  static void each_parameter(Self& self, Visit&& visit) {
+    if (!self.weight.empty()) visit("weight", self.weight);
+    if (!self.bias.empty()) visit("bias", self.bias);
+  }
+};
 
 }  // namespace blasformer

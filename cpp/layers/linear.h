@@ -1,6 +1,8 @@
 #pragma once
 
 #include "core/index.h"
+#include "core/tensor.h"
+#include "layers/initialiser.h"
 
 namespace blasformer {
 
@@ -8,5 +10,32 @@ namespace blasformer {
 // y (rows, out_features); dense, and y apart from the others.
 template <class T>
 void linear(const T* x, Index rows, Index in_features, const T* weight, const T* bias, Index out_features, T* y);
+
+// y = x weight^T + bias for x (..., in_features).
+template <class T>
+struct Linear {
+  using Scalar = T;
+  Tensor<T> weight;  // (out_features, in_features)
+  Tensor<T> bias;    // (out_features,), or empty
+
+  struct Saved {
+    Tensor<T> input;
+  };
+
+  Linear(Index in_features, Index out_features, bool with_bias = true);  // parameters are not initialised
+
+  Index in_features() const { return weight.extent(1); }
+  Index out_features() const { return weight.extent(0); }
+
+  // Uniform in +-1 / sqrt(in_features), as PyTorch does.
+  void initialise(Initialiser& random);
+  Tensor<T> forward(const Tensor<T>& x, Saved* saved = nullptr) const;
+
+  template <class Self, class Visit>
+  static void each_parameter(Self& self, Visit&& visit) {
+    visit("weight", self.weight);
+    if (!self.bias.empty()) visit("bias", self.bias);
+  }
+};
 
 }  // namespace blasformer

@@ -1,6 +1,8 @@
 #pragma once
 
 #include "core/index.h"
+#include "core/tensor.h"
+#include "layers/initialiser.h"
 
 namespace blasformer {
 
@@ -8,5 +10,29 @@ namespace blasformer {
 // y may be x. weight is (features,) or null. reciprocal_rms, (rows,) or null, receives what backward needs.
 template <class T>
 void rms_norm(const T* x, Index rows, Index features, const T* weight, double eps, T* y, T* reciprocal_rms = nullptr);
+
+// Over the last axes of x, whose extents are normalized_shape.
+template <class T>
+struct RMSNorm {
+  using Scalar = T;
+  Shape normalized_shape;
+  double eps;
+  Tensor<T> weight;  // normalized_shape, or empty
+
+  struct Saved {
+    Tensor<T> input;
+    Tensor<T> reciprocal_rms;  // one for each row that was normalised
+  };
+
+  RMSNorm(Shape normalized_shape, double eps, bool with_weight = true);
+
+  void initialise(Initialiser& random);  // ones
+  Tensor<T> forward(const Tensor<T>& x, Saved* saved = nullptr) const;
+
+  template <class Self, class Visit>
+  static void each_parameter(Self& self, Visit&& visit) {
+    if (!self.weight.empty()) visit("weight", self.weight);
+  }
+};
 
 }  // namespace blasformer

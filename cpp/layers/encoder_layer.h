@@ -1,0 +1,83 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "core/tensor.h"
+#include "layers/attention.h"
+#include "layers/feed_forward.h"
+#include "layers/initialiser.h"
+#include "layers/layer_norm.h"
+#include "layers/multihead_attention.h"
+#include "layers/parameters.h"
+
+namespace blasformer {
+
+// What the two kinds of encoder layer are built from. Parameters are named and ordered as PyTorch does.
+struct EncoderLayerSizes {
+  Index d_model, num_heads, num_kv_heads, dim_feedforward;
+  Activation activation = Activation::relu;
+  double dropout_p = 0, layer_norm_eps = 1e-5;
+  bool with_bias = true;  // of the linear and of the norm layers
+};
+
+template <class T>
+struct EncoderSublayers {
+  using Scalar = T;
+  MultiheadAttention<T> self_attn;
+  FeedForward<T> feed_forward;
+  LayerNorm<T> norm1, norm2;
+  double dropout_p;  // of what joins the residual stream
+
+  struct Saved {
+    typename MultiheadAttention<T>::Saved self_attn;
+    typename FeedForward<T>::Saved feed_forward;
+    typename LayerNorm<T>::Saved norm1, norm2;
+    std::optional<std::uint64_t> seed;  // of the pass: attention uses it, the three other places those that follow
+  };
+  static constexpr std::uint64_t kDropoutPlaces = 4;
+
+  explicit EncoderSublayers(const EncoderLayerSizes& sizes);
+
+  Index d_model() const { return self_attn.embed_dim(); }
+  void initialise(Initialiser& random);
+
+  template <class Self, class Visit>
+  static void each_parameter(Self& self, Visit&& visit) {
+    each_parameter_of("self_attn", self.self_attn, visit);
+    FeedForward<T>::each_parameter(self.feed_forward, visit);
+    each_parameter_of("norm1", self.norm1, visit);
+    each_parameter_of("norm2", self.norm2, visit);
+  }
+};
+
+// x = norm1(x + self_attn(x)), then norm2(x + feed_forward(x)) (Vaswani et al. 2017; BERT).
+// x is (batch, length, d_model) or (length, d_model); `arguments` as for MultiheadAttention.
+template <class T>
+struct PostNormEncoderLayer : EncoderSublayers<T> {
+  using typename EncoderSublayers<T>::Saved;
+  using EncoderSublayers<T>::EncoderSublayers;
+  Tensor<T> forward(const Tensor<T>& x, const AttentionArguments& arguments = {}, Saved* saved = nullptr) const;
+  // Sequences without padding, as in MultiheadAttention::forward_packed.
+  Tensor<T> forward_packed(const Tensor<T>& x, const std::vector<Index>& starts,
+                           const AttentionArguments& arguments = {}) const;
+
+ private:
+  Tensor<T> join(const Tensor<T>& x, Tensor<T> attended, std::optional<std::uint64_t> seed, Saved* saved) const;
+};
+
+// x = x + self_attn(norm1(x)), then x + feed_forward(norm2(x)) (Xiong et al. 2020; GPT-2, ViT).
+template <class T>
+struct PreNormEncoderLayer : EncoderSublayers<T> {
+  using typename EncoderSublayers<T>::Saved;
+  using EncoderSublayers<T>::EncoderSublayers;
+  Tensor<T> forward(const Tensor<T>& x, const AttentionArguments& arguments = {}, Saved* saved = nullptr) const;
+  Tensor<T> forward_packed(const Tensor<T>& x, const std::vector<Index>& starts,
+                           const AttentionArguments& arguments = {}) const;
+
+ private:
+  Tensor<T> join(const Tensor<T>& x, Tensor<T> attended, std::optional<std::uint64_t> seed, Saved* saved) const;
+};
+
+}  // namespace blasformer

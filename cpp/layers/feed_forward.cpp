@@ -1,0 +1,40 @@
+#include "layers/feed_forward.h"
+
+#include "layers/dropout.h"
+
+namespace blasformer {
+
+template <class T>
+FeedForward<T>::FeedForward(Index d_model, Index dim_feedforward, Activation activation_, double dropout_p_, bool with_bias)
+    : linear1(d_model, dim_feedforward, with_bias),
+      linear2(dim_feedforward, d_model, with_bias),
+      activation(activation_),
+      dropout_p(dropout_p_) {
+  require_probability("dropout", dropout_p);
+}
+
+template <class T>
+void FeedForward<T>::initialise(Initialiser& random) {
+  linear1.initialise(random);
+  linear2.initialise(random);
+}
+
+template <class T>
+Tensor<T> FeedForward<T>::forward(const Tensor<T>& x, std::optional<std::uint64_t> seed, Saved* saved) const {
+  Tensor<T> hidden = linear1.forward(x, saved ? &saved->linear1 : nullptr);
+  if (saved) {
+    saved->preactivation = hidden;
+    saved->seed = seed;
+    hidden = Tensor<T>(hidden.shape());
+    activate(activation, saved->preactivation.data(), hidden.size(), hidden.data());
+  } else {
+    activate(activation, hidden.data(), hidden.size(), hidden.data());
+  }
+  if (seed && dropout_p > 0) dropout(hidden.data(), hidden.size(), dropout_p, *seed, hidden.data());
+  return linear2.forward(hidden, saved ? &saved->linear2 : nullptr);
+}
+
+template struct FeedForward<float>;
+template struct FeedForward<double>;
+
+}  // namespace blasformer

@@ -1,0 +1,82 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "core/tensor.h"
+#include "layers/attention.h"
+#include "layers/initialiser.h"
+#include "layers/linear.h"
+#include "layers/parameters.h"
+
+namespace blasformer {
+
+// concat over heads of attention(query W_q^T, key W_k^T, value W_v^T), times W_o^T (Vaswani et al. 2017, section 3.2.2). A head
+// is a range of columns of the projected rows and is read in place.
+template <class T>
+struct MultiheadAttention {
+  using Scalar = T;
+  Index num_heads, num_kv_heads, head_dim;
+  double dropout_p;
+  // The rows of the query's, the key's and the value's projection, one below the other: (num_heads + 2 num_kv_heads) head_dim
+  // rows in all. Widths of their own for key or value keep the three apart: then in_proj_weight is empty.
+  Tensor<T> in_proj_weight;                                // (rows, embed_dim)
+  Tensor<T> q_proj_weight, k_proj_weight, v_proj_weight;   // (.., embed_dim), (.., kdim), (.., vdim)
+  Tensor<T> in_proj_bias;                                  // (rows,), or empty
+  Linear<T> out_proj;                                      // (embed_dim, embed_dim)
+
+  // Columns [first_column, first_column + heads * head_dim) of dense rows (batch, length, ..) or (length, ..).
+  struct Projected {
+    Tensor<T> rows;
+    Index first_column = 0;
+  };
+  struct Saved {
+    Tensor<T> query, key, value;  // the inputs; empty where they were not given
+    Projected projected_query, projected_key, projected_value;
+    AttentionArguments arguments;  // views of the three above, and of masks that the caller keeps alive
+    AttentionStatistics<T> statistics;
+    typename Linear<T>::Saved out_proj;
+  };
+
+  // num_kv_heads divides num_heads; embed_dim is a multiple of num_heads.
+  MultiheadAttention(Index embed_dim, Index num_heads, Index num_kv_heads, Index kdim, Index vdim, double dropout_p = 0,
+                     bool with_bias = true);
+
+  Index embed_dim() const { return out_proj.out_features(); }
+  Index kdim() const { return k_proj_weight.empty() ? embed_dim() : k_proj_weight.extent(1); }
+  Index vdim() const { return v_proj_weight.empty() ? embed_dim() : v_proj_weight.extent(1); }
+
+  void initialise(Initialiser& random);
+
+  // query (batch, length, embed_dim) or (length, embed_dim). key null: query; value null: key. `arguments` says who may attend
+  // to whom and carries the seed of dropout; its query, key, value and dropout_p are filled in here.
+  Tensor<T> forward(const Tensor<T>& query, const Tensor<T>* key, const Tensor<T>* value, AttentionArguments arguments = {},
+                    Saved* saved = nullptr) const;
+  Tensor<T> forward(const Tensor<T>& x, const AttentionArguments& arguments = {}, Saved* saved = nullptr) const {
+    return forward(x, nullptr, nullptr, arguments, saved);
+  }
+
+  // Sequences of different lengths without padding: rows [starts[i], starts[i + 1]) of x (total, embed_dim) are sequence i,
+  // which attends to itself alone, as `arguments` (without lengths, segments and arrays of a batch) allows. For inference.
+  Tensor<T> forward_packed(const Tensor<T>& x, const std::vector<Index>& starts,
+                           const AttentionArguments& arguments = {}) const;
+
+  template <class Self, class Visit>
+  static void each_parameter(Self& self, Visit&& visit) {
+    if (!self.in_proj_weight.empty()) {
+      visit("in_proj_weight", self.in_proj_weight);
+    } else {
+      visit("q_proj_weight", self.q_proj_weight);
+      visit("k_proj_weight", self.k_proj_weight);
+      visit("v_proj_weight", self.v_proj_weight);
+    }
+    if (!self.in_proj_bias.empty()) visit("in_proj_bias", self.in_proj_bias);
+    each_parameter_of("out_proj", self.out_proj, visit);
+  }
+
+ private:
+  Projected project(const Tensor<T>& x, const Tensor<T>& own_weight, Index width, Index first_row, Index rows) const;
+};
+
+}  // namespace blasformer
