@@ -35,7 +35,8 @@ struct ExpConstants<float> {
                                    0.00961805611f, 0.00134006902f, 0.000154616715f};
   static constexpr float exp_tail[] = {0.500000005f, 0.166664135f, 0.0416663504f, 0.00837529015f, 0.00139413130f};
   static constexpr float log2_e = 1.44269504f, ln2_high = 0.693145752f, ln2_low = 1.42860677e-6f;  // high: 17 bits
-  static constexpr float lowest = -104.0f, highest = 89.0f, exponent_min = -126.0f, tanh_is_one = 10.0f;
+  static constexpr float lowest = -104.0f, highest = 89.0f, lowest_normal = -87.3365402f, exponent_min = -126.0f,
+                         tanh_is_one = 10.0f;
 };
 
 template <>
@@ -65,10 +66,11 @@ struct ExpConstants<double> {
                                         2.5110264356893360632e-8};
   static constexpr double log2_e = 1.4426950408889634074, ln2_high = 0.69314718036912381649,
                           ln2_low = 1.9082149292705877e-10;  // high: 32 bits
-  static constexpr double lowest = -746.0, highest = 710.0, exponent_min = -1022.0, tanh_is_one = 20.0;
+  static constexpr double lowest = -746.0, highest = 710.0, lowest_normal = -708.39641853226408, exponent_min = -1022.0,
+                          tanh_is_one = 20.0;
 };
 
-// 2^x for x <= 0 or NaN; results below the smallest normal number are zero.
+// 2^x for x <= 0 or NaN; results below the smallest normal number are zero. Within 2 ulp in both types.
 template <class T>
 inline typename Simd<T>::Vector exp2_nonpositive(typename Simd<T>::Vector x) {
   using S = Simd<T>;
@@ -86,17 +88,53 @@ inline typename Simd<T>::Vector exp2_nonpositive(typename Simd<T>::Vector x) {
 #endif
 }
 
-// e^x for every x; the argument is reduced by ln 2 in two parts (Cody and Waite 1980).
+// x = n ln(2) + r with an integer n and |r| <= ln(2)/2; ln(2) is taken off in two parts (Cody and Waite 1980).
+template <class T>
+struct ReducedByLn2 {
+  typename Simd<T>::Vector n, r;
+};
+
+template <class T>
+inline ReducedByLn2<T> reduce_by_ln2(typename Simd<T>::Vector x) {
+  using S = Simd<T>;
+  using C = ExpConstants<T>;
+  const auto n = S::round(x * S::broadcast(C::log2_e));
+  const auto high = S::fma(n, S::broadcast(-C::ln2_high), x);
+  return {n, S::fma(n, S::broadcast(-C::ln2_low), high)};
+}
+
+// e^r for |r| <= ln(2)/2.
+template <class T>
+inline typename Simd<T>::Vector exp_of_reduced(typename Simd<T>::Vector r) {
+  using S = Simd<T>;
+  const auto one = S::broadcast(T(1));
+  return S::fma(S::fma(polynomial<T>(r, ExpConstants<T>::exp_tail), r, one), r, one);
+}
+
+// e^x for every x. Within 2 ulp in both types, denormal results included where they are not flushed.
 template <class T>
 inline typename Simd<T>::Vector exp(typename Simd<T>::Vector x) {
   using S = Simd<T>;
   using C = ExpConstants<T>;
   const auto bounded = S::min(S::broadcast(C::highest), S::max(S::broadcast(C::lowest), x));
-  const auto n = S::round(bounded * S::broadcast(C::log2_e));
-  const auto high = S::fma(n, S::broadcast(-C::ln2_high), bounded);
-  const auto r = S::fma(n, S::broadcast(-C::ln2_low), high);
-  const auto one = S::broadcast(T(1));
-  return S::ldexp(S::fma(S::fma(polynomial<T>(r, C::exp_tail), r, one), r, one), n);
+  const auto [n, r] = reduce_by_ln2<T>(bounded);
+  return S::ldexp(exp_of_reduced<T>(r), n);
+}
+
+// e^(x + low) for x <= 0 or NaN and |low| below an ulp of x; results below the smallest normal number are zero. Within 2
+// ulp in both types.
+template <class T>
+inline typename Simd<T>::Vector exp_nonpositive(typename Simd<T>::Vector x, typename Simd<T>::Vector low = Simd<T>::zero()) {
+  using S = Simd<T>;
+  using C = ExpConstants<T>;
+  const auto bounded = S::max(S::broadcast(C::lowest_normal), x);
+  const auto [n, r] = reduce_by_ln2<T>(bounded);
+#if defined(BLASFORMER_ISA_avx512)
+  const auto y = S::ldexp(exp_of_reduced<T>(r + low), n);
+#else
+  const auto y = exp_of_reduced<T>(r + low) * S::power_of_two(n);
+#endif
+  return S::select(S::less(x, S::broadcast(C::lowest_normal)), S::zero(), y);
 }
 
 // tanh x = e / (e + 2) with e = e^(2|x|) - 1 = 2^n (e^r - 1) + (2^n - 1), which loses nothing near zero; odd in every
@@ -107,13 +145,95 @@ inline typename Simd<T>::Vector tanh(typename Simd<T>::Vector x) {
   using C = ExpConstants<T>;
   const auto one = S::broadcast(T(1));
   const auto bounded = S::min(S::broadcast(C::tanh_is_one), S::abs(x));
-  const auto twice = bounded + bounded;
-  const auto n = S::round(twice * S::broadcast(C::log2_e));
-  const auto high = S::fma(n, S::broadcast(-C::ln2_high), twice);
-  const auto r = S::fma(n, S::broadcast(-C::ln2_low), high);
+  const auto [n, r] = reduce_by_ln2<T>(bounded + bounded);
   const auto power = S::ldexp(one, n);
   const auto e = S::fma(power, S::fma(r * r, polynomial<T>(r, C::exp_tail), r), power - one);
   return S::copy_sign(e / (e + S::broadcast(T(2))), x);
+}
+
+// x / (1 + e^-z): the logistic sigmoid of z times x.
+template <class T>
+inline typename Simd<T>::Vector times_sigmoid(typename Simd<T>::Vector x, typename Simd<T>::Vector z) {
+  using S = Simd<T>;
+  return x / (S::broadcast(T(1)) + exp<T>(S::zero() - z));
+}
+
+template <class T>
+struct NormalTailConstants;
+
+template <>
+struct NormalTailConstants<float> {
+  // Phi(-a) e^(a^2/2) / t as a polynomial in 1 - 2 t, where t = 3 / (a + 3), on 0 <= a <= 13.5: to 1.2e-9.
+  static constexpr float pole = 3.0f, is_zero = 13.5f, split = 4097.0f;
+  static constexpr float ratio[] = {0.243027897f,    -0.169777331f,  0.0766725677f,    -0.0157542083f,
+                                    -0.00348751818f, 0.00232295086f, 0.000341607067f,  -0.000343748386f,
+                                    -8.14547324e-5f, 4.33213596e-5f, 1.78859672e-5f};
+};
+
+template <>
+struct NormalTailConstants<double> {
+  // The same with t = 5 / (a + 5), on 0 <= a <= 39: to 1.2e-17.
+  static constexpr double pole = 5.0, is_zero = 39.0, split = 134217729.0;
+  static constexpr double ratio[] = {
+      0.1538386099500125917,      -0.13307650057801134112,    0.099061123193995287295,    -0.062706631334260808557,
+      0.033004073234076707095,    -0.013823727741264935213,   0.004159013359981082913,    -0.00059867535406260662881,
+      -0.00015957387973354441337, 0.00010897981266021726983,  -0.000011875145406454774053, -9.9525614995701956679e-6,
+      3.336242246423540223e-6,    7.9617646430274274869e-7,   -5.5385291460675433716e-7,  -6.7315632479582603171e-8,
+      8.6628781878971239955e-8,   8.4463348716013919251e-9,   -1.3190602589742049278e-8,  -1.8570061995352840766e-9,
+      1.5348598856255849947e-9,   3.4898475160128728496e-10,  -3.2590460107875161924e-11};
+};
+
+// x Phi(x), Phi the standard normal distribution function: 1 - Phi(a) for x = a >= 0 and Phi(-a) for x = -a, so that small
+// values keep their relative accuracy. Within 5 ulp in both types; values below the smallest normal number are zero.
+template <class T>
+inline typename Simd<T>::Vector times_normal_cdf(typename Simd<T>::Vector x) {
+  using S = Simd<T>;
+  using C = NormalTailConstants<T>;
+  const auto a = S::min(S::broadcast(C::is_zero), S::abs(x));
+  // a^2 = high^2 + rest, where high has half the bits of a and its square is exact (Veltkamp 1968).
+  const auto shifted = a * S::broadcast(C::split);
+  const auto high = shifted - (shifted - a);
+  const auto rest = (a - high) * (a + high);
+  const auto half = S::broadcast(T(-0.5));
+  const auto t = S::broadcast(C::pole) / (a + S::broadcast(C::pole));
+  const auto ratio = t * polynomial<T>(S::broadcast(T(1)) - (t + t), C::ratio);
+  const auto tail = exp_nonpositive<T>(half * high * high, half * rest) * ratio;
+  return S::select(S::less(x, S::zero()), x * tail, x - a * tail);
+}
+
+struct SineCosine {
+  Simd<double>::Vector sine, cosine;
+};
+
+// |x| <= 2^20, where the reduction by pi/2 in three parts is exact enough. Within 2 ulp.
+constexpr double kLargestReducibleAngle = 1048576.0;
+
+inline SineCosine sine_cosine(Simd<double>::Vector x) {
+  using S = Simd<double>;
+  static constexpr double two_over_pi = 0.63661977236758134308;
+  static constexpr double half_pi[] = {0x1.921fb544p+0, 0x1.0b4611a6p-34, 0x1.3198a2e037073p-69};  // 33 bits, 33 bits, the rest
+  static constexpr double sine_tail[] = {-0.16666666666666666666,   0.0083333333333333314916,  -0.00019841269841265063715,
+                                         2.7557319219338108556e-6,  -2.5052106232052360918e-8, 1.6058531552749396893e-10,
+                                         -7.5866930366975568285e-13};
+  static constexpr double cosine_tail[] = {0.041666666666666666666,   -0.0013888888888888887865, 0.000024801587301584645679,
+                                           -2.7557319221402191753e-7, 2.0876755790846799385e-9,  -1.1470460848781882016e-11,
+                                           4.7458695249154930664e-14};
+  const auto n = S::round(x * S::broadcast(two_over_pi));
+  auto r = x;
+  for (double part : half_pi) r = S::fma(n, S::broadcast(-part), r);
+  const auto square = r * r;
+  const auto one = S::broadcast(1.0);
+  const auto sine = S::fma(r * square, polynomial<double>(square, sine_tail), r);
+  const auto cosine = S::fma(square * square, polynomial<double>(square, cosine_tail), one - S::broadcast(0.5) * square);
+
+  // Quarter turns: n - 4 round(n/4) is -2, -1, 0, 1 or 2. Odd ones exchange sine and cosine.
+  const auto turn = n - S::broadcast(4.0) * S::round(n * S::broadcast(0.25));
+  const auto odd = S::equal(S::abs(turn), one);
+  const auto half_turn = S::equal(S::abs(turn), S::broadcast(2.0));
+  const auto minus = S::broadcast(-1.0);
+  const auto sine_sign = S::select(half_turn, minus, S::select(S::equal(turn, minus), minus, one));
+  const auto cosine_sign = S::select(half_turn, minus, S::select(S::equal(turn, one), minus, one));
+  return {sine_sign * S::select(odd, cosine, sine), cosine_sign * S::select(odd, sine, cosine)};
 }
 
 }  // namespace

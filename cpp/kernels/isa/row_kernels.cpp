@@ -1,0 +1,340 @@
+#include "kernels/row_kernels.h"
+
+#include <math.h>  // ::log and friends: plain functions, where <cmath> would bring inline ones that linking may share
+
+#include "kernels/isa/map.h"
+#include "kernels/isa/vector_math.h"
+
+namespace blasformer::BLASFORMER_ISA {
+
+namespace {
+
+template <class T>
+using Vector = typename Simd<T>::Vector;
+
+template <class T>
+inline Vector<T> load_first_or(const T* x, Index n, T otherwise) {
+  using S = Simd<T>;
+  return S::select(S::first(n), S::load_first(x, n), S::broadcast(otherwise));
+}
+
+// The largest element; whether a NaN is noticed depends on its place.
+template <class T>
+T largest(const T* x, Index n) {
+  using S = Simd<T>;
+  constexpr T lowest = -std::numeric_limits<T>::infinity();
+  Vector<T> a = S::broadcast(lowest), b = a, c = a, d = a;
+  Index i = 0;
+  for (; i + 4 * S::lanes <= n; i += 4 * S::lanes) {
+    a = S::max(a, S::load(x + i));
+    b = S::max(b, S::load(x + i + S::lanes));
+    c = S::max(c, S::load(x + i + 2 * S::lanes));
+    d = S::max(d, S::load(x + i + 3 * S::lanes));
+  }
+  for (; i + S::lanes <= n; i += S::lanes) a = S::max(a, S::load(x + i));
+  if (i < n) b = S::max(b, load_first_or(x + i, n - i, lowest));
+  return S::largest(S::max(S::max(a, b), S::max(c, d)));
+}
+
+// Rounding errors of a sum grow with the number of terms: rows are summed in blocks of this many elements, each of which runs in
+// several vectors of partial sums, and the sums of blocks are added in double.
+constexpr Index kSumBlock = 4096;
+
+// The sum over i of term(i, n): the vector of the terms i .. i + n - 1, with zeros behind them; n is the number of lanes but
+// for the last.
+template <class T, class Term>
+double sum(Index size, Term term) {
+  using S = Simd<T>;
+  double total = 0;
+  for (Index begin = 0; begin < size; begin += kSumBlock) {
+    const Index end = begin + kSumBlock < size ? begin + kSumBlock : size;
+    Vector<T> a = S::zero(), b = a, c = a, d = a;
+    Index i = begin;
+    for (; i + 4 * S::lanes <= end; i += 4 * S::lanes) {
+      a = a + term(i, S::lanes);
+      b = b + term(i + S::lanes, S::lanes);
+      c = c + term(i + 2 * S::lanes, S::lanes);
+      d = d + term(i + 3 * S::lanes, S::lanes);
+    }
+    for (; i + S::lanes <= end; i += S::lanes) a = a + term(i, S::lanes);
+    if (i < end) b = b + term(i, end - i);
+    total += static_cast<double>(S::sum((a + b) + (c + d)));
+  }
+  return total;
+}
+
+template <class T>
+inline Vector<T> load_lanes(const T* x, Index n) {
+  return n == Simd<T>::lanes ? Simd<T>::load(x) : Simd<T>::load_first(x, n);
+}
+
+template <class T>
+inline void store_lanes(T* y, Vector<T> v, Index n) {
+  n == Simd<T>::lanes ? Simd<T>::store(y, v) : Simd<T>::store_first(y, v, n);
+}
+
+// e^(x - m), and zeros behind the first n lanes.
+template <class T>
+inline Vector<T> exp_of_difference(const T* x, Index n, Vector<T> m) {
+  using S = Simd<T>;
+  const Vector<T> e = exp_nonpositive<T>(load_lanes(x, n) - m);
+  return n == S::lanes ? e : S::select(S::first(n), e, S::zero());
+}
+
+template <class T>
+void softmax(const T* x, Index rows, Index length, T* y) {
+  using S = Simd<T>;
+  for (Index row = 0; row < rows; ++row, x += length, y += length) {
+    const Vector<T> m = S::broadcast(largest(x, length));
+    const double total = sum<T>(length, [x, y, m](Index i, Index n) {
+      const Vector<T> e = exp_of_difference(x + i, n, m);
+      store_lanes(y + i, e, n);
+      return e;
+    });
+    const Vector<T> reciprocal = S::broadcast(static_cast<T>(1 / total));
+    map(y, length, y, [reciprocal](auto e) { return e * reciprocal; });
+  }
+}
+
+template <class T>
+void log_softmax(const T* x, Index rows, Index length, T* y) {
+  using S = Simd<T>;
+  for (Index row = 0; row < rows; ++row, x += length, y += length) {
+    const Vector<T> m = S::broadcast(largest(x, length));
+    const double total = sum<T>(length, [x, m](Index i, Index n) { return exp_of_difference(x + i, n, m); });
+    const Vector<T> log_total = S::broadcast(static_cast<T>(::log(total)));
+    map(x, length, y, [m, log_total](auto v) { return (v - m) - log_total; });
+  }
+}
+
+// Mean squares outside of this range are computed from a row multiplied by a power of two, which brings every row that is not
+// degenerate into it: squares neither overflow nor lose bits to denormals.
+template <class T>
+struct MeanSquareRange;
+template <>
+struct MeanSquareRange<float> {
+  static constexpr double smallest = 0x1p-100, largest = 0x1p127, enlarge = 0x1p75, reduce = 0x1p-80;
+};
+template <>
+struct MeanSquareRange<double> {
+  static constexpr double smallest = 0x1p-900, largest = 0x1p1023, enlarge = 0x1p400, reduce = 0x1p-600;
+};
+
+// The factor by which a row must be multiplied, given its mean square + eps: 1 but for extreme rows.
+template <class T>
+inline double range_factor(double mean_square) {
+  using R = MeanSquareRange<T>;
+  if (mean_square >= R::smallest && mean_square <= R::largest) return 1;
+  return mean_square < R::smallest ? R::enlarge : R::reduce;
+}
+
+template <class T>
+inline void multiply(const T* x, Index n, double factor, T* y) {
+  const Vector<T> f = Simd<T>::broadcast(static_cast<T>(factor));
+  map(x, n, y, [f](auto v) { return v * f; });
+}
+
+// y = term(x) * weight + bias, elementwise; weight and bias may be null.
+template <class T, class Term>
+inline void scale_and_shift(const T* x, Index n, const T* weight, const T* bias, T* y, Term term) {
+  using S = Simd<T>;
+  const auto each = [n](auto step) {
+    Index i = 0;
+    for (; i + S::lanes <= n; i += S::lanes) step(i, S::lanes);
+    if (i < n) step(i, n - i);
+  };
+  if (weight && bias) {
+    each([=](Index i, Index k) {
+      const Vector<T> v = term(load_lanes(x + i, k));
+      store_lanes(y + i, S::fma(v, load_lanes(weight + i, k), load_lanes(bias + i, k)), k);
+    });
+  } else if (weight) {
+    each([=](Index i, Index k) { store_lanes(y + i, term(load_lanes(x + i, k)) * load_lanes(weight + i, k), k); });
+  } else if (bias) {
+    each([=](Index i, Index k) { store_lanes(y + i, term(load_lanes(x + i, k)) + load_lanes(bias + i, k), k); });
+  } else {
+    each([=](Index i, Index k) { store_lanes(y + i, term(load_lanes(x + i, k)), k); });
+  }
+}
+
+// The mean is first computed roughly, then corrected by the mean of the differences from it: what rounding took from the sum
+// of a row of large elements comes back. The variance is that of the differences (Chan, Golub and LeVeque 1983).
+template <class T>
+struct Moments {
+  T rough_mean;
+  T correction;
+  double variance;
+};
+
+template <class T>
+Moments<T> moments(const T* x, Index n) {
+  using S = Simd<T>;
+  const double count = static_cast<double>(n);
+  const T rough_mean = static_cast<T>(sum<T>(n, [x](Index i, Index k) { return load_lanes(x + i, k); }) / count);
+  const Vector<T> mean = S::broadcast(rough_mean);
+  const auto centred = [x, mean](Index i, Index k) {
+    const Vector<T> difference = load_lanes(x + i, k) - mean;
+    return k == S::lanes ? difference : S::select(S::first(k), difference, S::zero());
+  };
+  const double correction = sum<T>(n, centred) / count;
+  const double mean_square = sum<T>(n, [centred](Index i, Index k) {
+                               const Vector<T> difference = centred(i, k);
+                               return difference * difference;
+                             }) / count;
+  const double variance = mean_square - correction * correction;
+  return {rough_mean, static_cast<T>(correction), variance < 0 ? 0 : variance};
+}
+
+template <class T>
+void layer_norm(const T* x, Index rows, Index features, const T* weight, const T* bias, double eps, T* y, T* mean,
+                T* reciprocal_std) {
+  using S = Simd<T>;
+  for (Index row = 0; row < rows; ++row, x += features, y += features) {
+    const T* source = x;
+    Moments<T> m = moments(source, features);
+    const double factor = range_factor<T>(m.variance + eps);
+    if (factor != 1) {
+      multiply(x, features, factor, y);
+      source = y;
+      m = moments(source, features);
+    }
+    const double reciprocal = 1 / ::sqrt(m.variance + eps * factor * factor);
+    const Vector<T> rough_mean = S::broadcast(m.rough_mean), correction = S::broadcast(m.correction);
+    const Vector<T> r = S::broadcast(static_cast<T>(reciprocal));
+    scale_and_shift(source, features, weight, bias, y,
+                    [rough_mean, correction, r](auto v) { return ((v - rough_mean) - correction) * r; });
+    if (mean) mean[row] = static_cast<T>((static_cast<double>(m.rough_mean) + static_cast<double>(m.correction)) / factor);
+    if (reciprocal_std) reciprocal_std[row] = static_cast<T>(reciprocal * factor);
+  }
+}
+
+template <class T>
+double mean_square(const T* x, Index n) {
+  return sum<T>(n, [x](Index i, Index k) {
+           const Vector<T> v = load_lanes(x + i, k);
+           return v * v;
+         }) / static_cast<double>(n);
+}
+
+template <class T>
+void rms_norm(const T* x, Index rows, Index features, const T* weight, double eps, T* y, T* reciprocal_rms) {
+  for (Index row = 0; row < rows; ++row, x += features, y += features) {
+    const T* source = x;
+    double square = mean_square(source, features);
+    const double factor = range_factor<T>(square + eps);
+    if (factor != 1) {
+      multiply(x, features, factor, y);
+      source = y;
+      square = mean_square(source, features);
+    }
+    const double reciprocal = 1 / ::sqrt(square + eps * factor * factor);
+    const Vector<T> r = Simd<T>::broadcast(static_cast<T>(reciprocal));
+    scale_and_shift<T>(source, features, weight, nullptr, y, [r](auto v) { return v * r; });
+    if (reciprocal_rms) reciprocal_rms[row] = static_cast<T>(reciprocal * factor);
+  }
+}
+
+template <class T>
+void relu(const T* x, Index size, T* y) {
+  map(x, size, y, [](auto v) { return Simd<T>::max(Simd<T>::zero(), v); });  // the second operand is returned when it is NaN
+}
+
+template <class T>
+void gelu(const T* x, Index size, T* y) {
+  map(x, size, y, [](auto v) { return times_normal_cdf<T>(v); });
+}
+
+// x/2 (1 + tanh(u)) = x sigmoid(2 u).
+template <class T>
+void gelu_tanh(const T* x, Index size, T* y) {
+  using S = Simd<T>;
+  map(x, size, y, [](auto v) {
+    const Vector<T> slope = S::broadcast(T(1.5957691216057307117));  // 2 sqrt(2/pi)
+    const Vector<T> cubic = S::broadcast(T(1.5957691216057307117 * 0.044715));
+    return times_sigmoid<T>(v, v * S::fma(cubic, v * v, slope));
+  });
+}
+
+template <class T>
+void gelu_sigmoid(const T* x, Index size, T* y) {
+  map(x, size, y, [](auto v) { return times_sigmoid<T>(v, Simd<T>::broadcast(T(1.702)) * v); });
+}
+
+template <class T>
+void silu(const T* x, Index size, T* y) {
+  map(x, size, y, [](auto v) { return times_sigmoid<T>(v, v); });
+}
+
+template <class T>
+void cosine_sine(double position, const double* frequency, Index size, T* cosine, T* sine) {
+  using S = Simd<double>;
+  for (Index i = 0; i < size; i += S::lanes) {
+    const Index n = size - i < S::lanes ? size - i : S::lanes;
+    const Vector<double> angle = S::broadcast(position) * load_lanes(frequency + i, n);
+    double angles[S::lanes], c[S::lanes], s[S::lanes];
+    S::store(angles, angle);
+    if (S::largest(S::abs(angle)) <= kLargestReducibleAngle) {
+      const SineCosine both = sine_cosine(angle);
+      S::store(c, both.cosine);
+      S::store(s, both.sine);
+    } else {
+      for (Index j = 0; j < n; ++j) {
+        c[j] = ::cos(angles[j]);
+        s[j] = ::sin(angles[j]);
+      }
+    }
+    for (Index j = 0; j < n; ++j) {
+      cosine[i + j] = static_cast<T>(c[j]);
+      sine[i + j] = static_cast<T>(s[j]);
+    }
+  }
+}
+
+template <class T>
+void rotate_interleaved(const T* x, const T* cosine, const T* sine, Index pairs, T* y) {
+  for (Index i = 0; i < pairs; ++i) {
+    const T first = x[2 * i], second = x[2 * i + 1];
+    y[2 * i] = first * cosine[i] - second * sine[i];
+    y[2 * i + 1] = second * cosine[i] + first * sine[i];
+  }
+}
+
+template <class T>
+void rotate_halves(const T* x, const T* cosine, const T* sine, Index pairs, T* y) {
+  using S = Simd<T>;
+  for (Index i = 0; i < pairs; i += S::lanes) {
+    const Index n = pairs - i < S::lanes ? pairs - i : S::lanes;
+    const Vector<T> first = load_lanes(x + i, n), second = load_lanes(x + pairs + i, n);
+    const Vector<T> c = load_lanes(cosine + i, n), s = load_lanes(sine + i, n);
+    store_lanes(y + i, first * c - second * s, n);
+    store_lanes(y + pairs + i, second * c + first * s, n);
+  }
+}
+
+template <class T>
+constexpr RowKernels<T> kRowKernels = {
+    .softmax = softmax<T>,
+    .log_softmax = log_softmax<T>,
+    .relu = relu<T>,
+    .gelu = gelu<T>,
+    .gelu_tanh = gelu_tanh<T>,
+    .gelu_sigmoid = gelu_sigmoid<T>,
+    .silu = silu<T>,
+    .layer_norm = layer_norm<T>,
+    .rms_norm = rms_norm<T>,
+    .cosine_sine = cosine_sine<T>,
+    .rotate_interleaved = rotate_interleaved<T>,
+    .rotate_halves = rotate_halves<T>,
+};
+
+}  // namespace
+
+template <class T>
+const RowKernels<T>& row_kernels();
+
+template <>
+const RowKernels<float>& row_kernels() { return kRowKernels<float>; }
+template <>
+const RowKernels<double>& row_kernels() { return kRowKernels<double>; }
+
+}  // namespace blasformer::BLASFORMER_ISA

@@ -1,0 +1,36 @@
+#pragma once
+
+#include "core/index.h"
+
+namespace blasformer {
+
+// Operations on rows of dense arrays, and on single elements. y may be x.
+template <class T>
+struct RowKernels {
+  // x and y (rows, length). See layers/softmax.h.
+  using Normalise = void (*)(const T* x, Index rows, Index length, T* y);
+  Normalise softmax, log_softmax;
+
+  // x and y (size,). See layers/activations.h.
+  using Elementwise = void (*)(const T* x, Index size, T* y);
+  Elementwise relu, gelu, gelu_tanh, gelu_sigmoid, silu;
+
+  // x and y (rows, features); weight, bias, mean, reciprocal_std and reciprocal_rms may be null. See layers/layer_norm.h and
+  // layers/rms_norm.h.
+  void (*layer_norm)(const T* x, Index rows, Index features, const T* weight, const T* bias, double eps, T* y, T* mean,
+                     T* reciprocal_std);
+  void (*rms_norm)(const T* x, Index rows, Index features, const T* weight, double eps, T* y, T* reciprocal_rms);
+
+  // cosine[i], sine[i] of position * frequency[i].
+  void (*cosine_sine)(double position, const double* frequency, Index size, T* cosine, T* sine);
+
+  // Rotates the pairs (x[2 i], x[2 i + 1]), or (x[i], x[i + pairs]), by the angles whose cosine and sine are given.
+  using Rotate = void (*)(const T* x, const T* cosine, const T* sine, Index pairs, T* y);
+  Rotate rotate_interleaved, rotate_halves;
+};
+
+// Those of active_isa().
+template <class T>
+const RowKernels<T>& row_kernels();
+
+}  // namespace blasformer
