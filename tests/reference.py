@@ -49,8 +49,8 @@ def assert_as_accurate_as_numpy(actual, formula, *arguments, factor=2.0, **keywo
     longdouble.
     """
     results = actual if isinstance(actual, tuple) else (actual,)
-    dtype = next(result.dtype for result in results if result is not None)
-    assert dtype in (np.float32, np.float64), f"{dtype} results are judged by assert_rounded_once"
+    dtype = next(result.dtype.type for result in results if result is not None)
+    assert dtype in (np.float32, np.float64), f"{dtype.__name__} results are judged by assert_rounded_once"
     with np.errstate(all="ignore"):
         exact = formula(*arguments, dtype=np.float64 if dtype == np.float32 else np.longdouble, **keywords)
         plain = formula(*arguments, dtype=dtype, **keywords)
@@ -60,7 +60,7 @@ def assert_as_accurate_as_numpy(actual, formula, *arguments, factor=2.0, **keywo
     for name, ours, truth, numpys in zip(names, results, exact, plain, strict=True):
         if ours is None:
             continue
-        assert ours.dtype == dtype, f"{name}: dtype {ours.dtype} instead of {dtype}"
+        assert ours.dtype == dtype, f"{name}: dtype {ours.dtype} instead of {np.dtype(dtype)}"
         bound = factor * error(numpys, truth) + 8 * float(np.finfo(dtype).eps)
         assert error(ours, truth) <= bound, f"{name}: error {error(ours, truth):.3g}, allowed {bound:.3g}"
 
