@@ -76,18 +76,6 @@ py::dtype numpy_dtype(DType dtype) {
   fail("unknown element type");
 }
 
-const char* dtype_text(DType dtype) {
-  switch (dtype) {
-    case DType::float32: return "float32";
-    case DType::float64: return "float64";
-    case DType::float16: return "float16";
-    case DType::boolean: return "bool";
-    case DType::int64: return "int64";
-    case DType::bfloat16: return "bfloat16";
-  }
-  return "unknown";
-}
-
 }  // namespace
 
 std::optional<DType> dtype_of_array(const py::array& array) {
@@ -161,19 +149,6 @@ MutableArrayView mutable_view(py::array& array) {
     view.stride[axis] = array.shape(axis) > 1 ? array.strides(axis) / array.itemsize() : 0;
   }
   return view;
-}
-
-std::string shape_text(const Index* shape, int rank) {
-  std::string text = "(";
-  for (int axis = 0; axis < rank; ++axis) {
-    if (axis > 0) text += ", ";
-    text += std::to_string(shape[axis]);
-  }
-  return text + (rank == 1 ? ",)" : ")");
-}
-
-std::string describe(const ArrayView& view) {
-  return std::string(dtype_text(view.dtype)) + " " + shape_text(view.shape, view.rank);
 }
 
 template <class T>

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "core/array_view.h"
+#include "core/describe.h"
 #include "core/require.h"
 #include "core/tensor.h"
 
@@ -28,10 +29,6 @@ ArrayView int64_view(py::object& argument, const char* name);
 // A new NumPy array of that dtype (bfloat16 through ml_dtypes, which the caller's input has already imported).
 py::array new_array(DType dtype, const Index* shape, int rank);
 MutableArrayView mutable_view(py::array& array);
-
-// "(2, 3)" and "float32 (2, 3)": how errors describe an array.
-std::string shape_text(const Index* shape, int rank);
-std::string describe(const ArrayView& view);
 
 // A NumPy array on the memory of a tensor, which it keeps alive.
 template <class T>

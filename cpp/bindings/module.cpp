@@ -5,6 +5,7 @@
 namespace py = pybind11;
 
 namespace blasformer::bindings {
+void bind_attention(py::module_& module);
 void bind_runtime(py::module_& module);
 }
 
@@ -18,5 +19,6 @@ PYBIND11_MODULE(_core, module) {
       PyErr_SetString(PyExc_TypeError, mismatch.what());
     }
   });
+  blasformer::bindings::bind_attention(module);
   blasformer::bindings::bind_runtime(module);
 }

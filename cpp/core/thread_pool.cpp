@@ -286,6 +286,10 @@ int override_num_threads(int count) {
   return std::exchange(overridden_num_threads, count);
 }
 
+int planned_threads(Index tasks, double work) {
+  return work < kLeastParallelWork ? 1 : static_cast<int>(std::clamp<Index>(tasks, 1, num_threads()));
+}
+
 void parallel_for(Index tasks, double work, TaskFunction function, int threads) {
   const bool small = work < kLeastParallelWork;
   threads = static_cast<int>(std::min<Index>(threads, tasks));

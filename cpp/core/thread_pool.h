@@ -39,4 +39,7 @@ constexpr int kMaxThreads = 256;
 // work: estimated duration of all tasks on one core, in nanoseconds.
 void parallel_for(Index tasks, double work, TaskFunction function, int threads = num_threads());
 
+// How many threads that parallel_for would use if the pool is free.
+int planned_threads(Index tasks, double work);
+
 }  // namespace blasformer

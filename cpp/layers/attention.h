@@ -56,4 +56,31 @@ template <class T>
 void attention_forward(const AttentionArguments& arguments, const MutableArrayView& output,
                        AttentionStatistics<T>* statistics);
 
+// Which weights somebody asked to see: (batch, heads, rows, key_length), or (batch, rows, key_length) for their mean over the heads.
+struct WeightSelection {
+  std::vector<Index> heads, rows;
+  bool mean = false;
+};
+
+// The softmax weights of the selected heads and queries, before dropout; `weights` is dense, of query's dtype.
+template <class T>
+void attention_weights(const AttentionArguments& arguments, const AttentionStatistics<T>& statistics,
+                       const WeightSelection& selection, const MutableArrayView& weights);
+
+// The logarithm of the softmax's denominator, (..., query_heads, query_length): -inf for a query that attends to nothing.
+template <class T>
+void attention_logsumexp(const AttentionStatistics<T>& statistics, T* logsumexp);
+
+// Who may attend to whom by the masks: (batch, query_heads, query_length, key_length).
+void explain_mask(const AttentionArguments& arguments, bool* allowed);
+
+// What attention_forward would do.
+struct AttentionPlan {
+  std::string isa;
+  Index query_tile, key_block, rows_per_task, tasks;
+  int threads;
+  Index workspace_bytes;  // per thread
+};
+AttentionPlan attention_plan(const AttentionArguments& arguments);
+
 }  // namespace blasformer

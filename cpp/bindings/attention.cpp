@@ -1,0 +1,324 @@
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings/arrays.h"
+#include "layers/attention.h"
+
+namespace blasformer::bindings {
+
+namespace {
+
+std::string type_name(const py::object& object) { return py::str(py::type::handle_of(object).attr("__name__")); }
+
+double number(const py::object& argument, const char* name) {
+  const double value = PyFloat_AsDouble(argument.ptr());
+  if (value == -1.0 && PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    fail<TypeMismatch>(name, " must be a number, got ", type_name(argument));
+  }
+  return value;
+}
+
+Index whole_number(const py::handle& argument, const char* name) {
+  py::object index = py::reinterpret_steal<py::object>(PyNumber_Index(argument.ptr()));
+  if (!index) {
+    PyErr_Clear();
+    fail<TypeMismatch>(name, " must be an integer or None, got ", type_name(py::reinterpret_borrow<py::object>(argument)));
+  }
+  const Index value = PyNumber_AsSsize_t(index.ptr(), nullptr);  // clipped to the range of Index
+  return value;
+}
+
+Causal causal_of(const py::object& argument) {
+  if (argument.ptr() == Py_False) return Causal::no;
+  if (argument.ptr() == Py_True) return Causal::yes;
+  if (py::isinstance<py::str>(argument)) {
+    const std::string text = py::str(argument);
+    if (text == "upper_left") return Causal::upper_left;
+    if (text == "lower_right") return Causal::lower_right;
+    fail("causal must be False, True, \"upper_left\" or \"lower_right\", got \"", text, "\"");
+  }
+  if (type_name(argument) == "bool" || type_name(argument) == "bool_") {  // numpy.bool
+    return PyObject_IsTrue(argument.ptr()) == 1 ? Causal::yes : Causal::no;
+  }
+  fail<TypeMismatch>("causal must be False, True, \"upper_left\" or \"lower_right\", got ", type_name(argument));
+}
+
+void set_window(const py::object& argument, AttentionArguments& arguments) {
+  if (argument.is_none()) return;
+  if (!PySequence_Check(argument.ptr()) || PySequence_Size(argument.ptr()) != 2) {
+    PyErr_Clear();
+    fail<TypeMismatch>("window must be a pair (left, right), got ", std::string(py::repr(argument)));
+  }
+  const auto side = [](const py::object& value) -> std::optional<Index> {
+    if (value.is_none()) return std::nullopt;
+    return whole_number(value, "window's sides");
+  };
+  arguments.window = true;
+  arguments.window_left = side(argument[py::int_(0)]);
+  arguments.window_right = side(argument[py::int_(1)]);
+}
+
+// The arguments of one call and the arrays they look into.
+struct AttentionCall {
+  AttentionArguments arguments;
+  std::vector<py::object> arrays;
+
+  ArrayView keep(py::object array, ArrayView (*view)(py::object&, const char*), const char* name) {
+    const ArrayView result = view(array, name);
+    arrays.push_back(std::move(array));
+    return result;
+  }
+  void keep(std::optional<ArrayView>& target, const py::object& array, ArrayView (*view)(py::object&, const char*),
+            const char* name) {
+    if (!array.is_none()) target = keep(array, view, name);
+  }
+};
+
+// What every attention function takes after its operands, in the order of the public signature.
+struct MaskArguments {
+  py::object mask, causal, query_offset, window, query_lengths, key_lengths, query_segments, key_segments;
+};
+
+void parse_masks(const MaskArguments& masks, AttentionCall& call) {
+  AttentionArguments& arguments = call.arguments;
+  call.keep(arguments.mask, masks.mask, bool_view, "mask");
+  arguments.causal = causal_of(masks.causal);
+  call.keep(arguments.query_offset, masks.query_offset, int64_view, "query_offset");
+  set_window(masks.window, arguments);
+  call.keep(arguments.query_lengths, masks.query_lengths, int64_view, "query_lengths");
+  call.keep(arguments.key_lengths, masks.key_lengths, int64_view, "key_lengths");
+  call.keep(arguments.query_segments, masks.query_segments, int64_view, "query_segments");
+  call.keep(arguments.key_segments, masks.key_segments, int64_view, "key_segments");
+}
+
+AttentionCall parse(const py::object& query, const py::object& key, const py::object& value, const MaskArguments& masks,
+                    const py::object& bias, const py::object& alibi_slopes, const py::object& sinks, const py::object& softcap,
+                    const py::object& scale, const py::object& dropout_p, const py::object& seed) {
+  AttentionCall call;
+  call.arrays.reserve(8);
+  AttentionArguments& arguments = call.arguments;
+  arguments.query = call.keep(query, float_view, "query");
+  arguments.key = call.keep(key, float_view, "key");
+  arguments.value = call.keep(value, float_view, "value");
+  parse_masks(masks, call);
+  call.keep(arguments.bias, bias, float_view, "bias");
+  call.keep(arguments.alibi_slopes, alibi_slopes, float_view, "alibi_slopes");
+  call.keep(arguments.sinks, sinks, float_view, "sinks");
+  if (!softcap.is_none()) arguments.softcap = number(softcap, "softcap");
+  if (!scale.is_none()) arguments.scale = number(scale, "scale");
+  arguments.dropout_p = number(dropout_p, "dropout_p");
+  if (!seed.is_none()) arguments.seed = seed.cast<std::uint64_t>();
+  return call;
+}
+
+// Work so small that handing the interpreter lock over and back would be noticed keeps it.
+bool worth_releasing(const AttentionArguments& arguments) {
+  const auto elements = [](const ArrayView& view) {
+    double count = 1;
+    for (int axis = 0; axis < view.rank; ++axis) count *= static_cast<double>(view.shape[axis]);
+    return count;
+  };
+  const ArrayView& key = arguments.key;
+  return elements(arguments.query) * static_cast<double>(key.rank >= 2 ? key.shape[key.rank - 2] : 1) > 2e5;
+}
+
+template <class Function>
+void run(const AttentionArguments& arguments, const Function& function) {
+  if (worth_releasing(arguments)) {
+    const py::gil_scoped_release released;
+    function();
+  } else {
+    function();
+  }
+}
+
+DType statistics_dtype(DType dtype) { return dtype == DType::float64 ? DType::float64 : DType::float32; }
+
+py::array output_array(const py::object& out, const Shape& shape, const ArrayView& query) {
+  const int rank = static_cast<int>(shape.size());
+  if (out.is_none()) return new_array(query.dtype, shape.data(), rank);
+  py::object argument = out;
+  const ArrayView view = float_view(argument, "out");
+  if (argument.ptr() != out.ptr()) fail("out must have aligned elements");
+  const bool same_shape = view.rank == rank && std::equal(shape.begin(), shape.end(), view.shape);
+  require(same_shape, "out must have the shape ", shape_text(shape.data(), rank), ", got ",
+          shape_text(view.shape, view.rank));
+  if (view.dtype != query.dtype) {
+    fail<TypeMismatch>("out must have the dtype of query ", describe(query), ", got ", describe(view));
+  }
+  py::array array = py::reinterpret_borrow<py::array>(out);
+  require(array.writeable(), "out must be writeable, got a read-only array");
+  return array;
+}
+
+// Whether the memory between the first and the last element of two arrays overlaps.
+template <class One, class Other>
+bool may_overlap(const BasicArrayView<One>& one, const BasicArrayView<Other>& other) {
+  const auto bounds = [](const auto& view) {
+    const auto* low = static_cast<const char*>(view.data);
+    const char* high = low + item_size(view.dtype);
+    for (int axis = 0; axis < view.rank; ++axis) {
+      const Index reach = (view.shape[axis] - 1) * view.stride[axis] * item_size(view.dtype);
+      (reach < 0 ? low : high) += reach;
+    }
+    return std::pair(low, high);
+  };
+  const auto a = bounds(one);
+  const auto b = bounds(other);
+  return a.first < b.second && b.first < a.second;
+}
+
+bool overlaps_inputs(const MutableArrayView& output, const AttentionArguments& arguments) {
+  const auto overlaps = [&](const std::optional<ArrayView>& view) { return view && may_overlap(output, *view); };
+  return may_overlap(output, arguments.query) || may_overlap(output, arguments.key) || may_overlap(output, arguments.value) ||
+         overlaps(arguments.mask) || overlaps(arguments.bias);
+}
+
+// The weights to return: None, or (heads, rows, mean) with lists of indices.
+std::optional<WeightSelection> selection_of(const py::object& argument) {
+  if (argument.is_none()) return std::nullopt;
+  const auto parts = argument.cast<py::tuple>();
+  return WeightSelection{parts[0].cast<std::vector<Index>>(), parts[1].cast<std::vector<Index>>(), parts[2].cast<bool>()};
+}
+
+template <class T>
+py::array weights_array(const AttentionArguments& arguments, const AttentionStatistics<T>& statistics,
+                        const WeightSelection& selection) {
+  Shape shape(arguments.query.shape, arguments.query.shape + std::max(arguments.query.rank - 3, 0));
+  if (arguments.query.rank > 2 && !selection.mean) shape.push_back(static_cast<Index>(selection.heads.size()));
+  shape.push_back(static_cast<Index>(selection.rows.size()));
+  shape.push_back(arguments.key.shape[arguments.key.rank - 2]);
+  py::array weights = new_array(arguments.query.dtype, shape.data(), static_cast<int>(shape.size()));
+  const MutableArrayView view = mutable_view(weights);
+  run(arguments, [&] { attention_weights(arguments, statistics, selection, view); });
+  return weights;
+}
+
+template <class T>
+py::array logsumexp_array(const AttentionArguments& arguments, const AttentionStatistics<T>& statistics) {
+  const Shape& shape = statistics.maximum.shape();
+  py::array logsumexp = new_array(statistics_dtype(arguments.query.dtype), shape.data(), static_cast<int>(shape.size()));
+  attention_logsumexp(statistics, static_cast<T*>(logsumexp.mutable_data()));
+  return logsumexp;
+}
+
+template <class T>
+void attend(const AttentionArguments& arguments, py::array& output, const std::optional<WeightSelection>& selection,
+            bool return_logsumexp, py::object& weights, py::object& logsumexp) {
+  const MutableArrayView view = mutable_view(output);
+  AttentionStatistics<T> statistics;
+  run(arguments, [&] { attention_forward<T>(arguments, view, selection || return_logsumexp ? &statistics : nullptr); });
+  if (selection) weights = weights_array(arguments, statistics, *selection);
+  if (return_logsumexp) logsumexp = logsumexp_array(arguments, statistics);
+}
+
+py::object attention(const py::object& query, const py::object& key, const py::object& value, const py::object& mask,
+                     const py::object& bias, const py::object& causal, const py::object& query_offset, const py::object& window,
+                     const py::object& query_lengths, const py::object& key_lengths, const py::object& query_segments,
+                     const py::object& key_segments, const py::object& alibi_slopes, const py::object& sinks,
+                     const py::object& softcap, const py::object& scale, const py::object& dropout_p, const py::object& seed,
+                     const py::object& weights, bool return_logsumexp, const py::object& out) {
+  const AttentionCall call =
+      parse(query, key, value, {mask, causal, query_offset, window, query_lengths, key_lengths, query_segments, key_segments}, bias,
+            alibi_slopes, sinks, softcap, scale, dropout_p, seed);
+  const AttentionArguments& arguments = call.arguments;
+  const Shape shape = attention_output_shape(arguments);
+  const py::array output = output_array(out, shape, arguments.query);
+  const std::optional<WeightSelection> selection = selection_of(weights);
+  py::array target = output;
+  // Inputs are read until the end: an output that shares their memory is written last.
+  const bool aliased = !out.is_none() && overlaps_inputs(mutable_view(target), arguments);
+  if (aliased) target = new_array(arguments.query.dtype, shape.data(), static_cast<int>(shape.size()));
+  py::object weights_or_none = py::none(), logsumexp = py::none();
+  if (arguments.query.dtype == DType::float64) {
+    attend<double>(arguments, target, selection, return_logsumexp, weights_or_none, logsumexp);
+  } else {
+    attend<float>(arguments, target, selection, return_logsumexp, weights_or_none, logsumexp);
+  }
+  if (aliased) output.attr("__setitem__")(py::ellipsis(), target);
+  if (!selection && !return_logsumexp) return output;
+  return py::make_tuple(output, weights_or_none, logsumexp);
+}
+
+// A call on shapes alone, for the functions that explain instead of compute.
+AttentionArguments shapes_only(const std::vector<Index>& query_shape, const std::vector<Index>& key_shape,
+                               const std::vector<Index>& value_shape, DType dtype) {
+  const auto view = [dtype](const std::vector<Index>& shape, const char* name) {
+    require(shape.size() <= static_cast<std::size_t>(kMaxRank), name, " must have at most ", kMaxRank, " dimensions, got ",
+            shape.size());
+    ArrayView result;
+    result.dtype = dtype;
+    result.rank = static_cast<int>(shape.size());
+    for (std::size_t axis = 0; axis < shape.size(); ++axis) {
+      require(shape[axis] >= 0, name, " must have dimensions >= 0, got ", shape_text(shape.data(), result.rank));
+      result.shape[axis] = shape[axis];
+    }
+    return result;
+  };
+  AttentionArguments arguments;
+  arguments.query = view(query_shape, "query_shape");
+  arguments.key = view(key_shape, "key_shape");
+  arguments.value = view(value_shape, "value_shape");
+  return arguments;
+}
+
+py::array explain(const std::vector<Index>& query_shape, const std::vector<Index>& key_shape, const py::object& mask,
+                  const py::object& causal, const py::object& query_offset, const py::object& window,
+                  const py::object& query_lengths, const py::object& key_lengths, const py::object& query_segments,
+                  const py::object& key_segments) {
+  AttentionCall call;
+  call.arguments = shapes_only(query_shape, key_shape, key_shape, DType::float32);
+  parse_masks({mask, causal, query_offset, window, query_lengths, key_lengths, query_segments, key_segments}, call);
+  Shape shape = attention_output_shape(call.arguments);
+  shape.back() = key_shape[key_shape.size() - 2];
+  py::array allowed = new_array(DType::boolean, shape.data(), static_cast<int>(shape.size()));
+  auto* data = static_cast<bool*>(allowed.mutable_data());
+  run(call.arguments, [&] { explain_mask(call.arguments, data); });
+  return allowed;
+}
+
+py::dict plan(const std::vector<Index>& query_shape, const std::vector<Index>& key_shape, const std::vector<Index>& value_shape,
+              const py::dtype& dtype, const py::object& bias) {
+  const std::optional<DType> type = dtype_of_array(py::array(dtype, std::vector<py::ssize_t>{0}));
+  if (!type || *type == DType::boolean) {
+    fail<TypeMismatch>("dtype must be float32, float64, float16 or bfloat16, got ", std::string(py::str(dtype)));
+  }
+  AttentionCall call;
+  call.arguments = shapes_only(query_shape, key_shape, value_shape, *type);
+  call.keep(call.arguments.bias, bias, float_view, "bias");
+  const AttentionPlan plan = attention_plan(call.arguments);
+  py::dict result;
+  result["isa"] = plan.isa;
+  result["query_tile"] = plan.query_tile;
+  result["key_block"] = plan.key_block;
+  result["rows_per_task"] = plan.rows_per_task;
+  result["tasks"] = plan.tasks;
+  result["threads"] = plan.threads;
+  result["workspace_bytes"] = plan.workspace_bytes;
+  return result;
+}
+
+}  // namespace
+
+void bind_attention(py::module_& module) {
+  module.def("attention", attention, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("mask"), py::arg("bias"),
+             py::arg("causal"), py::arg("query_offset"), py::arg("window"), py::arg("query_lengths"), py::arg("key_lengths"),
+             py::arg("query_segments"), py::arg("key_segments"), py::arg("alibi_slopes"), py::arg("sinks"), py::arg("softcap"),
+             py::arg("scale"), py::arg("dropout_p"), py::arg("seed"), py::arg("weights"), py::arg("return_logsumexp"),
+             py::arg("out"));
+  module.def("explain_mask", explain, py::arg("query_shape"), py::arg("key_shape"), py::arg("mask"), py::arg("causal"),
+             py::arg("query_offset"), py::arg("window"), py::arg("query_lengths"), py::arg("key_lengths"),
+             py::arg("query_segments"), py::arg("key_segments"));
+  module.def("attention_plan", plan, py::arg("query_shape"), py::arg("key_shape"), py::arg("value_shape"), py::arg("dtype"),
+             py::arg("bias"));
+}
+
+}  // namespace blasformer::bindings

@@ -1,0 +1,116 @@
+#pragma once
+
+// The softmax weights themselves, for the queries somebody asked to see, from the statistics that forward left; and the masks.
+
+#include "kernels/attention_kernels.h"
+#include "kernels/isa/attention_tile.h"
+
+namespace blasformer::BLASFORMER_ISA {
+namespace {
+
+template <class T>
+struct WeightsWorkspace {
+  T *query, *scores, *keys, *dense, *factor, *maximum, *reciprocal_sum;
+  BiasTile<T> bias;
+
+  WeightsWorkspace(const AttentionProblem& p, Carver& carver) {
+    constexpr Index queries = kTileQueries<T>;
+    query = carver.take<T>(p.dim * queries);
+    scores = carver.take<T>(kKeyBlock * queries);
+    keys = carver.take<T>(p.key.dtype != dtype_of<T>() ? kKeyBlock * p.dim : 0);
+    dense = carver.take<T>(queries * p.dim);
+    factor = carver.take<T>(queries);
+    maximum = carver.take<T>(queries);
+    reciprocal_sum = carver.take<T>(queries);
+    const bool biased = p.bias.data != nullptr;
+    bias.value = carver.take<T>(biased ? kKeyBlock * queries : 0);
+    bias.dense = carver.take<T>(biased ? kKeyBlock * queries : 0);
+  }
+};
+
+template <class T>
+Index weights_workspace(const AttentionProblem& p) {
+  Carver carver(nullptr);
+  WeightsWorkspace<T>(p, carver);
+  return carver.used();
+}
+
+// The statistics of a tile's queries, with the maximum of a query that saw nothing finite as 0.
+template <class T>
+void load_statistics(const AttentionProblem& p, const QueryTile<T>& tile, const T* maximum, const T* reciprocal_sum, T* tile_maximum,
+                     T* tile_reciprocal_sum) {
+  const Index start = (tile.batch * p.query_heads + tile.head) * p.query_length;
+  for (Index l = 0; l < kTileQueries<T>; ++l) {
+    const T top = maximum[start + tile.row[l]];
+    tile_maximum[l] = top == kMinusInfinity<T> ? T(0) : top;
+    tile_reciprocal_sum[l] = reciprocal_sum[start + tile.row[l]];
+  }
+}
+
+// weights[key][query] = exp2(scores - maximum) * reciprocal_sum.
+template <class T>
+void normalised_weights(Index count, const T* maximum, const T* reciprocal_sum, T* scores) {
+  using S = Simd<T>;
+  for (Index v = 0; v < kTileVectors; ++v) {
+    const auto top = S::load(maximum + v * S::lanes), scale = S::load(reciprocal_sum + v * S::lanes);
+    for (Index k = 0; k < count; ++k) {
+      T* score = scores + k * kTileQueries<T> + v * S::lanes;
+      S::store(score, exp2_nonpositive<T>(S::load(score) - top) * scale);
+    }
+  }
+}
+
+// out[r][key] (+)= weight of key for query rows[r]; count <= query_tile.
+template <class T>
+void weights(const AttentionProblem& p, Index batch, Index head, const Index* rows, Index count, const T* maximum,
+             const T* reciprocal_sum, void* memory, bool add, T* out) {
+  constexpr Index queries = kTileQueries<T>;
+  Carver carver(memory);
+  WeightsWorkspace<T> work(p, carver);
+  QueryTile<T> tile;
+  place_queries(p, batch, head, rows, count, tile);
+  pack_queries(p.query, tile, p.dim, static_cast<T>(query_factor(p)), work.dense, work.query);
+  load_statistics(p, tile, maximum, reciprocal_sum, work.maximum, work.reciprocal_sum);
+  if (!add) {
+    for (Index i = 0; i < count * p.key_length; ++i) out[i] = T(0);
+  }
+  for (Index first = tile.lowest_first / kKeyBlock * kKeyBlock; first < tile.highest_last; first += kKeyBlock) {
+    const Index begin = larger(first, tile.lowest_first), end = smaller(first + kKeyBlock, tile.highest_last);
+    const Index block = end - begin;
+    VisibleQueries visible;
+    find_visible(p, tile, begin, block, visible);
+    if (visible.seen != 0 && p.bias.data != nullptr) load_bias(p, tile, begin, block, work.bias, visible);
+    if (visible.seen == 0) continue;
+    const KeyBlock<T> keys = key_block(p.key, batch, p.key_head(head), begin, block, p.dim, work.keys);
+    block_product<T, Finish::store>(block, kTileVectors, p.dim, {keys.data, keys.row_stride, keys.column_stride}, work.query, queries,
+                                    work.scores, queries);
+    finish_scores(p, tile, begin, block, work.bias, work.scores);
+    if (!visible.all) hide<T>(block, visible, work.scores);
+    normalised_weights(block, work.maximum, work.reciprocal_sum, work.scores);
+    for (Index l = 0; l < count; ++l) {
+      for (Index k = 0; k < block; ++k) {
+        if (visible.all || (visible.bits[k] >> l & 1u) != 0) out[l * p.key_length + begin + k] += work.scores[k * queries + l];
+      }
+    }
+  }
+}
+
+// out[r][key] = whether query rows[r] may attend to key.
+template <class T>
+void explain(const AttentionProblem& p, Index batch, Index head, const Index* rows, Index count, bool* out) {
+  QueryTile<T> tile;
+  place_queries(p, batch, head, rows, count, tile);
+  for (Index i = 0; i < count * p.key_length; ++i) out[i] = false;
+  for (Index begin = tile.lowest_first; begin < tile.highest_last; begin += kKeyBlock) {
+    const Index block = smaller(kKeyBlock, tile.highest_last - begin);
+    VisibleQueries visible;
+    find_visible(p, tile, begin, block, visible);
+    if (visible.seen == 0) continue;
+    for (Index l = 0; l < count; ++l) {
+      for (Index k = 0; k < block; ++k) out[l * p.key_length + begin + k] = visible.all || (visible.bits[k] >> l & 1u) != 0;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace blasformer::BLASFORMER_ISA

@@ -1,0 +1,140 @@
+#include "layers/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "core/cpu.h"
+#include "core/denormals.h"
+#include "core/element.h"
+#include "core/require.h"
+#include "core/thread_pool.h"
+#include "core/workspace.h"
+#include "kernels/attention_kernels.h"
+#include "layers/attention_problem.h"
+
+namespace blasformer {
+
+namespace {
+
+// Queries per task: several tiles, so that a block of keys is read from the outer caches once for all of them, but few enough that
+// short sequences still give every core something to do. By shape alone, as the order of the sums depends on nothing else.
+Index rows_per_task(const AttentionProblem& p, Index tile) {
+  const Index tiles = p.query_length >= 768 ? 8 : p.query_length >= 192 ? 4 : 2;
+  return std::min(tiles * tile, round_up(std::max<Index>(p.query_length, 1), tile));
+}
+
+// Nanoseconds of one core: some 100 multiply-adds per nanosecond with AVX-512, and the packing of small problems.
+double forward_work(const AttentionProblem& p) {
+  const double scores = static_cast<double>(p.batch * p.query_heads) * static_cast<double>(p.query_length) *
+                        static_cast<double>(p.key_length);
+  return scores * static_cast<double>(p.dim + p.value_dim + 20) * 0.01;
+}
+
+}  // namespace
+
+Shape attention_output_shape(const AttentionArguments& arguments) { return CheckedAttention(arguments).output_shape(); }
+
+template <class T>
+void attention_forward(const AttentionArguments& arguments, const MutableArrayView& output,
+                       AttentionStatistics<T>* statistics) {
+  CheckedAttention checked(arguments);
+  const AttentionProblem& p = checked.problem();
+  const MutableAttentionOperand target = checked.operand(output);
+  if (statistics != nullptr) {
+    statistics->maximum = Tensor<T>(checked.statistics_shape());
+    statistics->reciprocal_sum = Tensor<T>(checked.statistics_shape());
+  }
+  const AttentionKernels<T>& kernels = attention_kernels<T>();
+  const Index rows = rows_per_task(p, kernels.query_tile);
+  const Index parts = ceil_div(p.query_length, rows);
+  const Index workspace = kernels.forward_workspace(p, rows);
+  parallel_for(p.batch * p.query_heads * parts, forward_work(p), [&](Index task, int) {
+    const FlushDenormals flush;
+    const Index first = task % parts * rows, head = task / parts;
+    kernels.forward(p, {head / p.query_heads, head % p.query_heads, first, std::min(rows, p.query_length - first)},
+                    thread_workspace(workspace), target, statistics != nullptr ? statistics->maximum.data() : nullptr,
+                    statistics != nullptr ? statistics->reciprocal_sum.data() : nullptr);
+  });
+}
+
+template <class T>
+void attention_weights(const AttentionArguments& arguments, const AttentionStatistics<T>& statistics,
+                       const WeightSelection& selection, const MutableArrayView& weights) {
+  const CheckedAttention checked(arguments);
+  const AttentionProblem& p = checked.problem();
+  const AttentionKernels<T>& kernels = attention_kernels<T>();
+  const Index heads = static_cast<Index>(selection.heads.size()), rows = static_cast<Index>(selection.rows.size());
+  const Index groups = selection.mean ? 1 : heads;             // heads that are written separately
+  const Index heads_of_group = selection.mean ? heads : 1;     // heads that are averaged
+  const Index parts = ceil_div(rows, kernels.query_tile);
+  const Index scratch = round_up(kernels.weights_workspace(p), 64);
+  const Index buffer = kernels.query_tile * p.key_length * static_cast<Index>(sizeof(T));
+  parallel_for(p.batch * groups * parts, forward_work(p), [&](Index task, int) {
+    const FlushDenormals flush;
+    auto* memory = static_cast<char*>(thread_workspace(scratch + buffer));
+    auto* tile = reinterpret_cast<T*>(memory + scratch);
+    const Index first = task % parts * kernels.query_tile, group = task / parts % groups, batch = task / parts / groups;
+    const Index count = std::min(kernels.query_tile, rows - first);
+    for (Index i = 0; i < heads_of_group; ++i) {
+      const Index head = selection.heads[static_cast<std::size_t>(group + i)];
+      kernels.weights(p, batch, head, selection.rows.data() + first, count, statistics.maximum.data(),
+                      statistics.reciprocal_sum.data(), memory, i > 0, tile);
+    }
+    const T scale = T(1) / static_cast<T>(heads_of_group);
+    const Index start = ((batch * groups + group) * rows + first) * p.key_length;
+    for (Index i = 0; i < count * p.key_length; ++i) {
+      write_element<T>(weights.data, weights.dtype, start + i, tile[i] * scale);
+    }
+  });
+}
+
+template <class T>
+void attention_logsumexp(const AttentionStatistics<T>& statistics, T* logsumexp) {
+  constexpr double ln_2 = 0.69314718055994530942;
+  for (Index i = 0; i < statistics.maximum.size(); ++i) {
+    const double maximum = static_cast<double>(statistics.maximum.data()[i]);
+    const double reciprocal_sum = static_cast<double>(statistics.reciprocal_sum.data()[i]);
+    logsumexp[i] = reciprocal_sum == 0 ? -std::numeric_limits<T>::infinity()
+                                       : static_cast<T>(maximum * ln_2 - std::log(reciprocal_sum));
+  }
+}
+
+void explain_mask(const AttentionArguments& arguments, bool* allowed) {
+  const CheckedAttention checked(arguments);
+  const AttentionProblem& p = checked.problem();
+  const AttentionKernels<float>& kernels = attention_kernels<float>();
+  const Index parts = ceil_div(p.query_length, kernels.query_tile);
+  parallel_for(p.batch * p.query_heads * parts, forward_work(p), [&](Index task, int) {
+    const Index first = task % parts * kernels.query_tile, head = task / parts;
+    std::vector<Index> rows(static_cast<std::size_t>(std::min(kernels.query_tile, p.query_length - first)));
+    std::iota(rows.begin(), rows.end(), first);
+    kernels.explain(p, head / p.query_heads, head % p.query_heads, rows.data(), static_cast<Index>(rows.size()),
+                    allowed + (head * p.query_length + first) * p.key_length);
+  });
+}
+
+AttentionPlan attention_plan(const AttentionArguments& arguments) {
+  const CheckedAttention checked(arguments);
+  const AttentionProblem& p = checked.problem();
+  const auto plan = [&](const auto& kernels) {
+    const Index rows = rows_per_task(p, kernels.query_tile);
+    const Index tasks = p.batch * p.query_heads * ceil_div(p.query_length, rows);
+    const int threads = planned_threads(tasks, forward_work(p));
+    return AttentionPlan{isa_name(active_isa()), kernels.query_tile, kernels.key_block, rows, tasks, threads,
+                         kernels.forward_workspace(p, rows)};
+  };
+  return arguments.query.dtype == DType::float64 ? plan(attention_kernels<double>()) : plan(attention_kernels<float>());
+}
+
+template void attention_forward(const AttentionArguments&, const MutableArrayView&, AttentionStatistics<float>*);
+template void attention_forward(const AttentionArguments&, const MutableArrayView&, AttentionStatistics<double>*);
+template void attention_weights(const AttentionArguments&, const AttentionStatistics<float>&, const WeightSelection&,
+                                const MutableArrayView&);
+template void attention_weights(const AttentionArguments&, const AttentionStatistics<double>&, const WeightSelection&,
+                                const MutableArrayView&);
+template void attention_logsumexp(const AttentionStatistics<float>&, float*);
+template void attention_logsumexp(const AttentionStatistics<double>&, double*);
+
+}  // namespace blasformer

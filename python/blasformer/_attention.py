@@ -1,0 +1,282 @@
+"""Scaled dot-product attention on NumPy arrays."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+
+Array: TypeAlias = NDArray[Any]
+Causal: TypeAlias = Literal["upper_left", "lower_right"] | bool
+Rng: TypeAlias = np.random.Generator | int
+
+
+class AttentionResult(NamedTuple):
+    """The output of an attention call and what else was asked for; absent parts are None."""
+
+    output: Array
+    weights: Array | None
+    logsumexp: Array | None
+
+
+@dataclass(frozen=True)
+class WeightSelection:
+    """Which attention weights to return.
+
+    heads, rows: indices of query heads and of queries (negative ones count from the end), a slice, or None for all of them.
+    mean: return the mean over the selected heads instead of every head.
+
+    >>> WeightSelection(heads=[0], rows=[-1])
+    WeightSelection(heads=[0], rows=[-1], mean=False)
+    """
+
+    heads: Sequence[int] | slice | int | None = None
+    rows: Sequence[int] | slice | int | None = None
+    mean: bool = False
+
+
+def _indices(selected: Sequence[int] | slice | int | None, extent: int, name: str) -> list[int]:
+    if selected is None:
+        return list(range(extent))
+    if isinstance(selected, slice):
+        return list(range(extent))[selected]
+    try:
+        asked = [operator.index(i) for i in (selected if hasattr(selected, "__len__") else [selected])]
+    except TypeError:
+        raise TypeError(f"{name} of a WeightSelection must be integers, a slice or None, got {selected!r}") from None
+    for i in asked:
+        if not -extent <= i < extent:
+            raise IndexError(f"{name} of a WeightSelection must lie in [{-extent}, {extent - 1}], got {i}")
+    return [i % extent for i in asked]
+
+
+def _selection(
+    return_weights: bool | WeightSelection, query: Array
+) -> tuple[list[int], list[int], bool] | None:
+    if return_weights is False or return_weights is None:
+        return None
+    chosen = WeightSelection() if return_weights is True else return_weights
+    if not isinstance(chosen, WeightSelection):
+        raise TypeError(f"return_weights must be a bool or a WeightSelection, got {type(chosen).__name__}")
+    shape = np.shape(query)
+    if len(shape) < 2:
+        raise ValueError(f"query must have the shape (..., heads, length, dim), got {shape}")
+    heads = _indices(chosen.heads, shape[-3] if len(shape) > 2 else 1, "heads")
+    if chosen.mean and not heads:
+        raise ValueError("heads of a WeightSelection with mean=True must not be empty")
+    return heads, _indices(chosen.rows, shape[-2], "rows"), chosen.mean
+
+
+def _seed(dropout_p: float, rng: Rng | None) -> int | None:
+    """64 random bits for the dropout of one call; None when nothing is to be dropped."""
+    if rng is None or dropout_p == 0:
+        return None
+    if not isinstance(rng, np.random.Generator):
+        if isinstance(rng, bool) or not isinstance(rng, (int, np.integer)):
+            raise TypeError(f"rng must be a numpy.random.Generator or an int, got {type(rng).__name__}")
+        if rng < 0:
+            raise ValueError(f"rng must be a numpy.random.Generator or an int >= 0, got {rng}")
+        rng = np.random.default_rng(rng)
+    return int(rng.integers(0, 2**64, dtype=np.uint64))
+
+
+def _check_precision(precision: str | None) -> None:
+    if precision not in (None, "highest", "high", "medium", "ieee"):
+        raise ValueError(f'precision must be "highest", "high", "medium" or "ieee", got {precision!r}')
+
+
+def scaled_dot_product_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    causal: Causal = False,
+    query_offset: int | Array | None = None,
+    window: tuple[int | None, int | None] | None = None,
+    query_lengths: Array | Sequence[int] | None = None,
+    key_lengths: Array | Sequence[int] | None = None,
+    query_segments: Array | None = None,
+    key_segments: Array | None = None,
+    alibi_slopes: Array | None = None,
+    sinks: Array | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    rng: Rng | None = None,
+    return_weights: bool | WeightSelection = False,
+    return_logsumexp: bool = False,
+    precision: str | None = None,
+    out: Array | None = None,
+) -> Any:
+    """Attend: softmax(scale * query @ key.T) @ value, for each head.
+
+    In this order: scores = scale * query @ key.T; softcap * tanh(scores / softcap); + bias; + ALiBi; every mask, all of which must
+    allow a key; softmax, in float32 or better; dropout; weights @ value. Computed tile by tile: memory grows with the length, never
+    with its square, whatever the arguments.
+
+    Parameters
+    ----------
+    query : (..., query_heads, query_length, dim) float32, float64, float16 or bfloat16, any strides
+    key : (..., key_heads, key_length, dim); key_heads divides query_heads: query head h reads key head
+        h // (query_heads / key_heads), which is never repeated in memory
+    value : (..., key_heads, key_length, value_dim)
+    mask : bool, broadcasts to (..., query_heads, query_length, key_length); True = may attend
+    bias : of query's dtype, broadcasts likewise; added to the scaled scores. -inf masks.
+    causal : query i sees keys j <= i; for different lengths "upper_left" (that), or "lower_right"
+        (j <= i + key_length - query_length)
+    query_offset : int or (batch,): the index among the keys of query 0, for causal, window and alibi_slopes
+    window : (left, right), both inclusive, None = unbounded: p - left <= j <= p + right with p = i + offset
+    query_lengths, key_lengths : (batch,) ints, the valid beginning of each sequence
+    query_segments, key_segments : (batch, length) ints: only equal segments see each other
+    alibi_slopes : (query_heads,) or (batch, query_heads): -slope * abs(p - j) is added (Press et al. 2022)
+    sinks : (query_heads,): the logit of one more key per head, which takes weight and has the value 0
+    softcap : scores become softcap * tanh(scores / softcap) (Gemma 2)
+    scale : default 1 / sqrt(dim)
+    dropout_p, rng : each weight is dropped with this probability and divided by 1 - dropout_p otherwise; rng is a
+        numpy.random.Generator or an int. Without rng nothing is dropped.
+    return_weights : True, or a WeightSelection; the weights are those before dropout
+    return_logsumexp : also return log(sum(exp(scores))) of each row, sinks included
+    precision : "highest" | "high" | "medium" | "ieee", for float32; default that of the context (blasformer.precision)
+    out : array to write the output into
+
+    Returns
+    -------
+    (..., query_heads, query_length, value_dim) of query's dtype; with return_weights or return_logsumexp an
+    AttentionResult(output, weights, logsumexp). A query that may attend to nothing gets output 0, weights 0, logsumexp -inf.
+
+    Raises
+    ------
+    TypeError for wrong types and dtypes, ValueError for shapes and values that do not fit, IndexError for a WeightSelection
+    out of range.
+
+    References
+    ----------
+    Vaswani et al. 2017, "Attention Is All You Need", equation 1; Dao 2023, "FlashAttention-2", algorithm 1.
+
+    Examples
+    --------
+    >>> x = np.ones((1, 2, 3, 4), np.float32)
+    >>> scaled_dot_product_attention(x, x, x, causal=True).shape
+    (1, 2, 3, 4)
+    """
+    if precision is not None:
+        _check_precision(precision)
+    seed = None if rng is None else _seed(dropout_p, rng)
+    weights = None if return_weights is False else _selection(return_weights, query)
+    result = _core.attention(
+        query,
+        key,
+        value,
+        mask,
+        bias,
+        causal,
+        query_offset,
+        window,
+        query_lengths,
+        key_lengths,
+        query_segments,
+        key_segments,
+        alibi_slopes,
+        sinks,
+        softcap,
+        scale,
+        dropout_p,
+        seed,
+        weights,
+        return_logsumexp,
+        out,
+    )
+    return AttentionResult(*result) if isinstance(result, tuple) else result
+
+
+def explain_mask(
+    query_shape: Sequence[int],
+    key_shape: Sequence[int],
+    *,
+    mask: Array | None = None,
+    causal: Causal = False,
+    query_offset: int | Array | None = None,
+    window: tuple[int | None, int | None] | None = None,
+    query_lengths: Array | Sequence[int] | None = None,
+    key_lengths: Array | Sequence[int] | None = None,
+    query_segments: Array | None = None,
+    key_segments: Array | None = None,
+) -> NDArray[np.bool_]:
+    """Who may attend to whom under the mask arguments of scaled_dot_product_attention.
+
+    query_shape: (..., query_heads, query_length, dim); key_shape: (..., key_heads, key_length, dim)
+
+    Returns a bool array (..., query_heads, query_length, key_length), True = may attend, decided by the code that attention runs.
+
+    >>> explain_mask((1, 3, 8), (1, 3, 8), causal=True)[0].astype(int)
+    array([[1, 0, 0],
+           [1, 1, 0],
+           [1, 1, 1]])
+    """
+    return _core.explain_mask(
+        list(query_shape),
+        list(key_shape),
+        mask,
+        causal,
+        query_offset,
+        window,
+        query_lengths,
+        key_lengths,
+        query_segments,
+        key_segments,
+    )
+
+
+class AttentionPlan(NamedTuple):
+    """What an attention call would run; see attention_plan."""
+
+    kernel: str
+    query_tile: int
+    key_block: int
+    queries_per_task: int
+    tasks: int
+    threads: int
+    peak_bytes: int
+
+
+def attention_plan(
+    query_shape: Sequence[int],
+    key_shape: Sequence[int],
+    value_shape: Sequence[int] | None = None,
+    dtype: Any = np.float32,
+    *,
+    bias: Array | None = None,
+) -> AttentionPlan:
+    """What scaled_dot_product_attention would run for such arrays, without running it.
+
+    There is one algorithm, tiles with an online softmax, and no slower one that some arguments fall into; the plan tells
+
+    kernel: the instruction set
+    query_tile, key_block: queries computed side by side, and keys per step of the online softmax
+    queries_per_task, tasks, threads: how the work is cut, and how many threads would share it now
+    peak_bytes: memory of the call: its output and the scratch memory of every thread; linear in the lengths
+
+    >>> attention_plan((1, 8, 1024, 64), (1, 8, 1024, 64)).peak_bytes < 16e6
+    True
+    """
+    value = list(key_shape) if value_shape is None else list(value_shape)
+    plan = _core.attention_plan(list(query_shape), list(key_shape), value, np.dtype(dtype), bias)
+    output_bytes = math.prod([*query_shape[:-1], value[-1]]) * np.dtype(dtype).itemsize
+    return AttentionPlan(
+        kernel=plan["isa"],
+        query_tile=plan["query_tile"],
+        key_block=plan["key_block"],
+        queries_per_task=plan["rows_per_task"],
+        tasks=plan["tasks"],
+        threads=plan["threads"],
+        peak_bytes=output_bytes + plan["threads"] * plan["workspace_bytes"],
+    )
