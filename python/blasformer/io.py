@@ -1,0 +1,315 @@
+"""Reading published checkpoints: safetensors files, single or sharded, without PyTorch and without a network.
+
+Files are untrusted: they are parsed by the `safetensors` package and the standard library, checked before
+anything is allocated, and read into memory of our own. Pickled checkpoints (.bin, .pt) are refused, because
+unpickling a file runs the code in it. Needs `pip install "blasformer[io]"`.
+"""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._optional import require_package
+
+__all__ = ["Checkpoint", "load_tensors"]
+
+PathLike = str | Path
+FloatDType = npt.DTypeLike
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+# What no honest checkpoint comes near: beyond these, a file is refused before its tensors are looked at.
+MAX_TENSORS = 100_000
+MAX_RANK = 8
+MAX_NAME_LENGTH = 512
+MAX_JSON_BYTES = 32 * 2**20
+
+# NumPy's names of the dtypes of the format; what is missing here (8 bits and less, complex) is refused.
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"}
+DTYPES |= {
+    f"{letter}{bits}": f"{kind}{bits}"
+    for letter, kind in (("I", "int"), ("U", "uint"))
+    for bits in (8, 16, 32, 64)
+}
+FLOATING = ("float64", "float32", "float16", "bfloat16")
+
+
+class Checkpoint:
+    """The tensors of a checkpoint on disk: names, shapes and dtypes at once, values when asked for.
+
+    path: a folder that holds model.safetensors or model.safetensors.index.json, or one of these files itself.
+
+    Opening reads and checks the headers only. `shapes` maps each name to its shape, `dtypes` to NumPy's name of
+    the dtype it is stored in. Use it as a context manager, or `close()` it.
+
+    Raises FileNotFoundError if there is no such file, and ValueError, naming the file and what is wrong with
+    it, for a file that is damaged, truncated, hostile or pickled. The shards that an index names must lie in
+    its folder (or, in a Hugging Face cache, among the blobs that its snapshot links to).
+
+    >>> from safetensors.numpy import save_file
+    >>> save_file({"weight": np.ones((2, 3), np.float16)}, "model.safetensors")
+    >>> with Checkpoint("model.safetensors") as checkpoint:
+    ...     checkpoint.shapes, checkpoint.dtypes, checkpoint.read("weight", dtype=np.float32).sum()
+    ({'weight': (2, 3)}, {'weight': 'float16'}, np.float32(6.0))
+    """
+
+    def __init__(self, path: PathLike) -> None:
+        self.path = Path(path)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        self._file_of: dict[str, _TensorFile] = {}
+        self._files: list[_TensorFile] = []
+        try:
+            file = _checkpoint_file(self.path)
+            if file.suffix == ".json":
+                self._open_shards(file)
+            else:
+                self._open_file(file)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_file(self, path: Path) -> "_TensorFile":
+        file = _TensorFile(path)
+        self._files.append(file)
+        for name, shape in file.shapes.items():
+            if name in self._file_of:
+                raise ValueError(f"{path}: tensor {name!r} is also in {self._file_of[name].path.name}")
+            self.shapes[name], self.dtypes[name] = shape, file.dtypes[name]
+            self._file_of[name] = file
+        return file
+
+    def _open_shards(self, index: Path) -> None:
+        """Opens the files an index names, and holds them to what it says of them."""
+        names_of = _read_index(index)
+        shards = {shard: _shard_path(index, shard) for shard in names_of}
+        for shard, path in shards.items():
+            found = self._open_file(path).shapes.keys()
+            if absent := names_of[shard] - found:
+                raise ValueError(f"{path}: lacks {some_names(absent)}, which {index.name} says it holds")
+            if unlisted := found - names_of[shard]:
+                raise ValueError(f"{path}: holds {some_names(unlisted)}, which {index.name} does not say")
+
+    def read(self, name: str, dtype: FloatDType | None = None) -> npt.NDArray[Any]:
+        """The tensor of that name, in memory of its own.
+
+        dtype: float32 or float64 to convert floating-point tensors to; None leaves all as they are stored
+        (bfloat16 as ml_dtypes.bfloat16). Widening is exact, narrowing rounds once, and a finite value beyond
+        the range of dtype is a ValueError. Integer tensors are never converted.
+        """
+        file = self._file_of.get(name)
+        if file is None:
+            raise KeyError(f"{self.path} has no tensor {name!r}")
+        array = file.read(name)
+        if dtype is None or self.dtypes[name] not in FLOATING:
+            return array
+        target = float_dtype(dtype)
+        if array.dtype == target:
+            return array
+        try:
+            with np.errstate(over="raise", under="ignore", invalid="ignore"):
+                return array.astype(target)
+        except FloatingPointError as error:
+            raise ValueError(
+                f"{file.path}: tensor {name!r} holds values beyond the range of {target}; read it as float64"
+            ) from error
+
+    def close(self) -> None:
+        """Closes the files. What has been read stays valid."""
+        for file in self._files:
+            file.close()
+        self._files.clear()
+        self._file_of.clear()
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def load_tensors(path: PathLike, *, dtype: FloatDType | None = None) -> dict[str, npt.NDArray[Any]]:
+    """All tensors of a checkpoint, by name: what `load_state_dict` of a layer takes.
+
+    path, dtype and errors are those of `Checkpoint` and `Checkpoint.read`.
+
+    >>> from safetensors.numpy import save_file
+    >>> save_file({"weight": np.ones((2, 3), np.float16)}, "model.safetensors")
+    >>> load_tensors("model.safetensors", dtype=np.float32)["weight"].dtype
+    dtype('float32')
+    """
+    with Checkpoint(path) as checkpoint:
+        return {name: checkpoint.read(name, dtype) for name in checkpoint.shapes}
+
+
+def float_dtype(dtype: FloatDType) -> np.dtype[Any]:
+    """dtype as np.float32 or np.float64; TypeError for any other."""
+    try:
+        result = np.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"dtype must be float32 or float64, got {dtype!r}") from None
+    if result not in (np.float32, np.float64):
+        raise TypeError(f"dtype must be float32 or float64, got {result}")
+    return result
+
+
+def some_names(names: Collection[str], limit: int = 20) -> str:
+    """Names for an error text, sorted: all of them, unless there are more than anybody reads."""
+    text = ", ".join(sorted(names)[:limit])
+    return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ValueError, naming the file, for anything else."""
+    _require_regular_file(path)
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} must have at most {MAX_JSON_BYTES} bytes, got {path.stat().st_size}")
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+class _TensorFile:
+    """One open safetensors file."""
+
+    def __init__(self, path: Path) -> None:
+        _require_regular_file(path)
+        safetensors = require_package("safetensors", extra="io", purpose="reading checkpoints")
+        self.path = path
+        self._error = safetensors.SafetensorError
+        try:
+            # "pread" reads into memory of our own: a file that shrinks while mapped would kill the process.
+            self._handle = safetensors.safe_open(path, framework="np", backend="pread")
+        except self._error as error:
+            raise ValueError(
+                f"{path} is not a valid safetensors file, or is damaged or truncated: {error}"
+            ) from error
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        self._read_header()
+
+    def _read_header(self) -> None:
+        names = list(self._handle.keys())
+        if len(names) > MAX_TENSORS:
+            raise ValueError(f"{self.path} must hold at most {MAX_TENSORS} tensors, got {len(names)}")
+        for name in names:
+            _require_readable_name(self.path, name)
+            header = self._handle.get_slice(name)
+            shape, stored = tuple(header.get_shape()), header.get_dtype()
+            if len(shape) > MAX_RANK:
+                raise ValueError(
+                    f"{self.path}: tensor {name!r} must have at most {MAX_RANK} dimensions, got {len(shape)}"
+                )
+            if stored not in DTYPES:
+                raise ValueError(
+                    f"{self.path}: tensor {name!r} is stored as {stored}, which is not read; "
+                    f"only {', '.join(DTYPES)} are"
+                )
+            self.shapes[name], self.dtypes[name] = shape, DTYPES[stored]
+
+    def read(self, name: str) -> npt.NDArray[Any]:
+        if self.dtypes[name] == "bfloat16":
+            require_package("ml_dtypes", extra="io", purpose="reading bfloat16 tensors")
+        try:
+            array: npt.NDArray[Any] = self._handle.get_tensor(name)
+        except (self._error, OSError, ValueError) as error:
+            raise ValueError(f"{self.path}: tensor {name!r} cannot be read: {error}") from error
+        return array
+
+    def close(self) -> None:
+        self._handle.__exit__(None, None, None)
+
+
+def _checkpoint_file(path: Path) -> Path:
+    """The file that `path` means: itself, or the checkpoint in that folder."""
+    if not path.is_dir():
+        if path.suffix in PICKLED_SUFFIXES:
+            raise ValueError(_pickle_text(path))
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist")
+        return path
+    for name in (SINGLE_FILE, INDEX_FILE):
+        if (path / name).exists():
+            return path / name
+    pickled = sorted(file for file in path.iterdir() if file.suffix in PICKLED_SUFFIXES)
+    if pickled:
+        raise ValueError(_pickle_text(pickled[0]))
+    raise FileNotFoundError(f"{path} holds neither {SINGLE_FILE} nor {INDEX_FILE}")
+
+
+def _pickle_text(path: Path) -> str:
+    return (
+        f"{path} is a pickled checkpoint, which can run any code when it is opened: it is not read. "
+        f"Convert it to {SINGLE_FILE} where you trust it."
+    )
+
+
+def _require_regular_file(path: Path) -> None:
+    """A pipe would block, a device would never end."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if not path.is_file():
+        raise ValueError(f"{path} must be a regular file")
+
+
+def _require_readable_name(path: Path, name: str) -> None:
+    if len(name) > MAX_NAME_LENGTH or not name.isprintable():
+        raise ValueError(
+            f"{path}: the name of a tensor must be at most {MAX_NAME_LENGTH} printable characters, "
+            f"got {len(name)}: {name[:40]!r}"
+        )
+
+
+def _read_index(index: Path) -> dict[str, set[str]]:
+    """The tensor names that an index assigns to each of its files."""
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} must hold a JSON object 'weight_map' of tensor names and file names")
+    if len(weight_map) > MAX_TENSORS:
+        raise ValueError(f"{index} must name at most {MAX_TENSORS} tensors, got {len(weight_map)}")
+    names_of: dict[str, set[str]] = {}
+    for name, shard in weight_map.items():
+        _require_readable_name(index, name)
+        if not isinstance(shard, str):
+            raise ValueError(f"{index}: the file of tensor {name!r} must be a string, got {shard!r}")
+        names_of.setdefault(shard, set()).add(name)
+    return names_of
+
+
+def _shard_path(index: Path, shard: str) -> Path:
+    """Where a shard lies; an index may point to nothing but safetensors files of its own folder."""
+    relative = Path(shard)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise ValueError(f"{index}: {shard!r} must be the name of a file in the same folder")
+    if relative.suffix in PICKLED_SUFFIXES:
+        raise ValueError(_pickle_text(index.parent / shard))
+    folder = index.parent.resolve()
+    allowed = [folder]
+    if folder.parent.name == "snapshots":  # a Hugging Face cache: snapshots/<revision>/ links to blobs/
+        allowed.append(folder.parent.parent / "blobs")
+    try:
+        path = (folder / shard).resolve(strict=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{index.parent / shard} does not exist, but {index.name} names it") from None
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # a loop of links, a name the file system cannot have
+        raise ValueError(f"{index}: {shard[:MAX_NAME_LENGTH]!r} cannot be opened: {error}") from error
+    if not any(path.is_relative_to(root) for root in allowed):
+        raise ValueError(f"{index}: {shard!r} is a link that leaves the folder")
+    return path
