@@ -58,7 +58,8 @@ template <class T>
 struct PostNormEncoderLayer : EncoderSublayers<T> {
   using typename EncoderSublayers<T>::Saved;
   using EncoderSublayers<T>::EncoderSublayers;
-  Tensor<T> forward(const Tensor<T>& x, const AttentionArguments& arguments = {}, Saved* saved = nullptr) const;
+  Tensor<T> forward(const Tensor<T>& x, const AttentionArguments& arguments = {}, Saved* saved = nullptr,
+                    AskedWeights<T>* asked = nullptr) const;
   // Sequences without padding, as in MultiheadAttention::forward_packed.
   Tensor<T> forward_packed(const Tensor<T>& x, const std::vector<Index>& starts,
                            const AttentionArguments& arguments = {}) const;
@@ -72,7 +73,8 @@ template <class T>
 struct PreNormEncoderLayer : EncoderSublayers<T> {
   using typename EncoderSublayers<T>::Saved;
   using EncoderSublayers<T>::EncoderSublayers;
-  Tensor<T> forward(const Tensor<T>& x, const AttentionArguments& arguments = {}, Saved* saved = nullptr) const;
+  Tensor<T> forward(const Tensor<T>& x, const AttentionArguments& arguments = {}, Saved* saved = nullptr,
+                    AskedWeights<T>* asked = nullptr) const;
   Tensor<T> forward_packed(const Tensor<T>& x, const std::vector<Index>& starts,
                            const AttentionArguments& arguments = {}) const;
 

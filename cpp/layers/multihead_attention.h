@@ -12,6 +12,13 @@
 
 namespace blasformer {
 
+// Attention weights somebody asked for, before dropout: (.., heads, rows, key_length), or (.., rows, key_length) for their mean.
+template <class T>
+struct AskedWeights {
+  WeightSelection selection;
+  Tensor<T> weights;
+};
+
 // concat over heads of attention(query W_q^T, key W_k^T, value W_v^T), times W_o^T (Vaswani et al. 2017, section 3.2.2). A head
 // is a range of columns of the projected rows and is read in place.
 template <class T>
@@ -31,10 +38,13 @@ struct MultiheadAttention {
     Tensor<T> rows;
     Index first_column = 0;
   };
+  struct Projections {
+    Projected query, key, value;
+  };
   struct Saved {
     Tensor<T> query, key, value;  // the inputs; empty where they were not given
-    Projected projected_query, projected_key, projected_value;
-    AttentionArguments arguments;  // views of the three above, and of masks that the caller keeps alive
+    Projections projections;
+    AttentionArguments arguments;  // views of the projections, and of masks that the caller keeps alive
     AttentionStatistics<T> statistics;
     typename Linear<T>::Saved out_proj;
   };
@@ -52,9 +62,10 @@ struct MultiheadAttention {
   // query (batch, length, embed_dim) or (length, embed_dim). key null: query; value null: key. `arguments` says who may attend
   // to whom and carries the seed of dropout; its query, key, value and dropout_p are filled in here.
   Tensor<T> forward(const Tensor<T>& query, const Tensor<T>* key, const Tensor<T>* value, AttentionArguments arguments = {},
-                    Saved* saved = nullptr) const;
-  Tensor<T> forward(const Tensor<T>& x, const AttentionArguments& arguments = {}, Saved* saved = nullptr) const {
-    return forward(x, nullptr, nullptr, arguments, saved);
+                    Saved* saved = nullptr, AskedWeights<T>* asked = nullptr) const;
+  Tensor<T> forward(const Tensor<T>& x, const AttentionArguments& arguments = {}, Saved* saved = nullptr,
+                    AskedWeights<T>* asked = nullptr) const {
+    return forward(x, nullptr, nullptr, arguments, saved, asked);
   }
 
   // Sequences of different lengths without padding: rows [starts[i], starts[i + 1]) of x (total, embed_dim) are sequence i,
@@ -76,7 +87,8 @@ struct MultiheadAttention {
   }
 
  private:
-  Projected project(const Tensor<T>& x, const Tensor<T>& own_weight, Index width, Index first_row, Index rows) const;
+  void check_inputs(const Tensor<T>& query, const Tensor<T>& key, const Tensor<T>& value) const;
+  Projections project(const Tensor<T>& query, const Tensor<T>& key, const Tensor<T>& value) const;
 };
 
 }  // namespace blasformer

@@ -1,0 +1,46 @@
+#include "layers/encoder.h"
+
+#include "core/describe.h"
+#include "core/require.h"
+#include "layers/residual.h"
+
+namespace blasformer {
+
+template <class Layer>
+TransformerEncoder<Layer>::TransformerEncoder(const Layer& layer, Index num_layers, const std::optional<LayerNorm<T>>& norm_) {
+  require(num_layers > 0, "num_layers must be positive, got ", num_layers);
+  for (Index i = 0; i < num_layers; ++i) layers.push_back(copy_of(layer));
+  if (norm_) {
+    require(norm_->normalized_shape == Shape{layer.d_model()}, "norm must normalise over the ", layer.d_model(),
+            " features of the encoder layer, got normalized_shape ", shape_text(norm_->normalized_shape));
+    norm = copy_of(*norm_);
+  }
+}
+
+template <class Layer>
+void TransformerEncoder<Layer>::initialise(Initialiser& random) {
+  for (Layer& layer : layers) layer.initialise(random);
+  if (norm) norm->initialise(random);
+}
+
+template <class Layer>
+auto TransformerEncoder<Layer>::forward(const Tensor<T>& x, const AttentionArguments& arguments, Saved* saved,
+                                        std::map<Index, AskedWeights<T>>* asked) const -> Tensor<T> {
+  if (saved != nullptr) saved->layers.resize(layers.size());
+  Tensor<T> y = x;
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    AttentionArguments own = arguments;
+    own.seed = dropout_seed(arguments.seed, i * Layer::kDropoutPlaces);
+    AskedWeights<T>* asked_here = nullptr;
+    if (asked != nullptr && asked->contains(static_cast<Index>(i))) asked_here = &asked->at(static_cast<Index>(i));
+    y = layers[i].forward(y, own, saved != nullptr ? &saved->layers[i] : nullptr, asked_here);
+  }
+  return norm ? norm->forward(y, saved != nullptr ? &saved->norm : nullptr) : y;
+}
+
+template struct TransformerEncoder<PostNormEncoderLayer<float>>;
+template struct TransformerEncoder<PostNormEncoderLayer<double>>;
+template struct TransformerEncoder<PreNormEncoderLayer<float>>;
+template struct TransformerEncoder<PreNormEncoderLayer<double>>;
+
+}  // namespace blasformer

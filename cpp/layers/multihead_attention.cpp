@@ -1,0 +1,219 @@
+#include "layers/multihead_attention.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/describe.h"
+#include "core/require.h"
+#include "core/thread_pool.h"
+#include "layers/dropout.h"
+
+namespace blasformer {
+
+namespace {
+
+// Heads as a view of their columns: (batch, heads, length, head_dim), or (heads, length, head_dim) of rows without a batch.
+// `data` is the first head's first element; each position is `width` elements long.
+template <class View, class T>
+View heads_of(T* data, const Shape& rows_shape, Index heads, Index head_dim) {
+  const std::size_t rank = rows_shape.size();
+  const Index width = rows_shape[rank - 1], length = rows_shape[rank - 2];
+  View view;
+  view.data = data;
+  view.dtype = dtype_of<std::remove_const_t<T>>();
+  const auto append = [&view](Index extent, Index stride) {
+    view.shape[view.rank] = extent;
+    view.stride[view.rank] = stride;
+    ++view.rank;
+  };
+  if (rank == 3) append(rows_shape[0], length * width);
+  append(heads, head_dim);
+  append(length, width);
+  append(head_dim, 1);
+  return view;
+}
+
+Shape with_last(Shape shape, Index extent) {
+  shape.back() = extent;
+  return shape;
+}
+
+template <class T>
+bool same_rows(const Tensor<T>& a, const Tensor<T>& b) {
+  return a.data() == b.data() && a.shape() == b.shape();
+}
+
+}  // namespace
+
+template <class T>
+MultiheadAttention<T>::MultiheadAttention(Index embed_dim, Index num_heads_, Index num_kv_heads_, Index kdim, Index vdim,
+                                          double dropout_p_, bool with_bias)
+    : num_heads(num_heads_),
+      num_kv_heads(num_kv_heads_),
+      head_dim(0),
+      dropout_p(dropout_p_),
+      out_proj(embed_dim, embed_dim, with_bias) {
+  require(num_heads > 0, "num_heads must be positive, got ", num_heads);
+  require(embed_dim % num_heads == 0, "embed_dim must be a multiple of num_heads = ", num_heads, ", got ", embed_dim);
+  require(num_kv_heads > 0 && num_heads % num_kv_heads == 0, "num_kv_heads must divide num_heads = ", num_heads, ", got ",
+          num_kv_heads);
+  require(kdim > 0, "kdim must be positive, got ", kdim);
+  require(vdim > 0, "vdim must be positive, got ", vdim);
+  require_probability("dropout", dropout_p);
+  head_dim = embed_dim / num_heads;
+  const Index kv_rows = num_kv_heads * head_dim, rows = embed_dim + 2 * kv_rows;
+  if (kdim == embed_dim && vdim == embed_dim) {
+    in_proj_weight = Tensor<T>({rows, embed_dim});
+  } else {
+    q_proj_weight = Tensor<T>({embed_dim, embed_dim});
+    k_proj_weight = Tensor<T>({kv_rows, kdim});
+    v_proj_weight = Tensor<T>({kv_rows, vdim});
+  }
+  if (with_bias) in_proj_bias = Tensor<T>({rows});
+}
+
+// Glorot and Bengio 2010, as PyTorch does.
+template <class T>
+void MultiheadAttention<T>::initialise(Initialiser& random) {
+  const auto xavier_uniform = [&random](Tensor<T>& weight) {
+    if (!weight.empty()) {
+      random.uniform(weight, std::sqrt(6.0 / static_cast<double>(weight.extent(0) + weight.extent(1))));
+    }
+  };
+  xavier_uniform(in_proj_weight);
+  xavier_uniform(q_proj_weight);
+  xavier_uniform(k_proj_weight);
+  xavier_uniform(v_proj_weight);
+  out_proj.initialise(random);
+  for (Tensor<T>* bias : {&in_proj_bias, &out_proj.bias}) std::fill_n(bias->data(), bias->size(), T{0});
+}
+
+template <class T>
+void MultiheadAttention<T>::check_inputs(const Tensor<T>& query, const Tensor<T>& key, const Tensor<T>& value) const {
+  require((query.rank() == 2 || query.rank() == 3) && query.shape().back() == embed_dim(),
+          "query must have the shape (batch, length, ", embed_dim(), ") or (length, ", embed_dim(), "), got ",
+          shape_text(query.shape()));
+  const auto expected = [&](Index features, const char* length) {
+    const std::string batch = query.rank() == 3 ? std::to_string(query.extent(0)) + ", " : "";
+    return "(" + batch + length + ", " + std::to_string(features) + ")";
+  };
+  const auto fits = [&](const Tensor<T>& x, Index features) {
+    return x.rank() == query.rank() && (x.rank() == 2 || x.extent(0) == query.extent(0)) && x.shape().back() == features;
+  };
+  require(fits(key, kdim()), "key must have the shape ", expected(kdim(), "key_length"), " to fit query ",
+          shape_text(query.shape()), ", got ", shape_text(key.shape()));
+  require(fits(value, vdim()) && value.extent(value.rank() - 2) == key.extent(key.rank() - 2), "value must have the shape ",
+          expected(vdim(), std::to_string(key.extent(key.rank() - 2)).c_str()), " to fit key ", shape_text(key.shape()),
+          ", got ", shape_text(value.shape()));
+}
+
+// Projections of one input that lie next to each other in in_proj_weight are one product.
+template <class T>
+auto MultiheadAttention<T>::project(const Tensor<T>& query, const Tensor<T>& key, const Tensor<T>& value) const
+    -> Projections {
+  const Tensor<T>* const inputs[3] = {&query, &key, &value};
+  const Tensor<T>* const weights[3] = {&q_proj_weight, &k_proj_weight, &v_proj_weight};
+  const Index kv_rows = num_kv_heads * head_dim;
+  const Index first_row[4] = {0, embed_dim(), embed_dim() + kv_rows, embed_dim() + 2 * kv_rows};
+  const bool stacked = !in_proj_weight.empty();
+
+  Projected projected[3];
+  for (int first = 0, last = 0; first < 3; first = last) {
+    last = first + 1;
+    while (stacked && last < 3 && same_rows(*inputs[last], *inputs[first])) ++last;
+    const Tensor<T>& x = *inputs[first];
+    const Index rows = first_row[last] - first_row[first], features = x.shape().back();
+    const T* weight = stacked ? in_proj_weight.data() + first_row[first] * features : weights[first]->data();
+    const T* bias = in_proj_bias.empty() ? nullptr : in_proj_bias.data() + first_row[first];
+    Tensor<T> y(with_last(x.shape(), rows));
+    linear(x.data(), x.size() / features, features, weight, bias, rows, y.data());
+    for (int i = first; i < last; ++i) projected[i] = {y, first_row[i] - first_row[first]};
+  }
+  return {projected[0], projected[1], projected[2]};
+}
+
+template <class T>
+Tensor<T> MultiheadAttention<T>::forward(const Tensor<T>& query, const Tensor<T>* key_or_null, const Tensor<T>* value_or_null,
+                                         AttentionArguments arguments, Saved* saved, AskedWeights<T>* asked) const {
+  const Tensor<T>& key = key_or_null != nullptr ? *key_or_null : query;
+  const Tensor<T>& value = value_or_null != nullptr ? *value_or_null : key;
+  check_inputs(query, key, value);
+  const Projections projected = project(query, key, value);
+  const auto heads = [&](const Projected& x, Index count) {
+    return heads_of<ArrayView>(x.rows.data() + x.first_column, x.rows.shape(), count, head_dim);
+  };
+  arguments.query = heads(projected.query, num_heads);
+  arguments.key = heads(projected.key, num_kv_heads);
+  arguments.value = heads(projected.value, num_kv_heads);
+  arguments.dropout_p = dropout_p;
+
+  Tensor<T> attended(query.shape());
+  AttentionStatistics<T> statistics;
+  attention_forward<T>(arguments, heads_of<MutableArrayView>(attended.data(), attended.shape(), num_heads, head_dim),
+                       saved != nullptr || asked != nullptr ? &statistics : nullptr);
+  if (asked != nullptr) {
+    const WeightSelection& selection = asked->selection;
+    Shape shape(query.shape().begin(), query.shape().end() - 2);
+    if (!selection.mean) shape.push_back(static_cast<Index>(selection.heads.size()));
+    shape.push_back(static_cast<Index>(selection.rows.size()));
+    shape.push_back(key.extent(key.rank() - 2));
+    asked->weights = Tensor<T>(shape);
+    MutableArrayView view;
+    view.data = asked->weights.data();
+    view.dtype = dtype_of<T>();
+    attention_weights(arguments, statistics, selection, view);
+  }
+  if (saved == nullptr) return out_proj.forward(attended);
+  saved->query = query;
+  if (key_or_null != nullptr) saved->key = key;
+  if (value_or_null != nullptr) saved->value = value;
+  saved->projections = projected;
+  saved->arguments = arguments;
+  saved->statistics = statistics;
+  return out_proj.forward(attended, &saved->out_proj);
+}
+
+template <class T>
+Tensor<T> MultiheadAttention<T>::forward_packed(const Tensor<T>& x, const std::vector<Index>& starts,
+                                                const AttentionArguments& arguments) const {
+  require(x.rank() == 2 && x.extent(1) == embed_dim(), "x must have the shape (total, ", embed_dim(), "), got ",
+          shape_text(x.shape()));
+  require(!starts.empty() && starts.front() == 0 && starts.back() == x.extent(0) && std::ranges::is_sorted(starts),
+          "starts must rise from 0 to the ", x.extent(0), " rows of x");
+  const Projections projected = project(x, x, x);
+  const Index width = projected.query.rows.extent(1);
+  Tensor<T> attended(x.shape());
+
+  const auto attend = [&](Index sequence) {
+    const Index first = starts[static_cast<std::size_t>(sequence)];
+    const Index length = starts[static_cast<std::size_t>(sequence) + 1] - first;
+    const auto heads = [&](const Projected& rows, Index count) {
+      return heads_of<ArrayView>(rows.rows.data() + first * width + rows.first_column, {length, width}, count, head_dim);
+    };
+    AttentionArguments own = arguments;
+    own.query = heads(projected.query, num_heads);
+    own.key = heads(projected.key, num_kv_heads);
+    own.value = heads(projected.value, num_kv_heads);
+    own.seed.reset();
+    T* const output = attended.data() + first * embed_dim();
+    attention_forward<T>(own, heads_of<MutableArrayView>(output, {length, embed_dim()}, num_heads, head_dim), nullptr);
+  };
+  // Many sequences are shared among the threads, few are taken in turn, each by all threads: the same bits either way.
+  const auto sequences = static_cast<Index>(starts.size()) - 1;
+  if (sequences >= 4 * num_threads()) {
+    double work = 0;  // nanoseconds, as attention estimates it
+    for (std::size_t i = 0; i + 1 < starts.size(); ++i) {
+      const auto length = static_cast<double>(starts[i + 1] - starts[i]);
+      work += 0.02 * length * length * static_cast<double>(embed_dim());
+    }
+    parallel_for(sequences, work, [&](Index sequence, int) { attend(sequence); });
+  } else {
+    for (Index sequence = 0; sequence < sequences; ++sequence) attend(sequence);
+  }
+  return out_proj.forward(attended);
+}
+
+template struct MultiheadAttention<float>;
+template struct MultiheadAttention<double>;
+
+}  // namespace blasformer
