@@ -78,7 +78,7 @@ def _mask_with_empty_rows(random, sizes, dtype):
 def _minus_infinity_in_bias(random, sizes, dtype):
     bias = normal(random, sizes.scores, dtype)
     bias[random.random(sizes.scores) < 0.4] = -np.inf
-    bias[..., 0, :] = -np.inf
+    bias[..., :1, :] = -np.inf
     return {"bias": bias}
 
 
@@ -186,8 +186,9 @@ ARGUMENTS |= {
 
 
 def _split_heads(x):
-    packed = np.ascontiguousarray(np.swapaxes(x, -2, -3)).reshape(*x.shape[:-3], x.shape[-2], -1)
-    return np.swapaxes(packed.reshape(*packed.shape[:-1], x.shape[-3], x.shape[-1]), -2, -3)
+    *leading, heads, length, dim = x.shape
+    packed = np.ascontiguousarray(np.swapaxes(x, -2, -3)).reshape(*leading, length, heads * dim)
+    return np.swapaxes(packed.reshape(*leading, length, heads, dim), -2, -3)
 
 
 def _chunk_of_packed(x):
@@ -195,7 +196,7 @@ def _chunk_of_packed(x):
     *leading, heads, length, dim = x.shape
     packed = np.full((*leading, length, 3 * heads * dim), np.nan, x.dtype)
     chunk = packed[..., heads * dim : 2 * heads * dim].reshape(*leading, length, heads, dim)
-    assert np.shares_memory(packed, chunk)
+    assert x.size == 0 or np.shares_memory(packed, chunk)
     chunk[...] = np.swapaxes(x, -2, -3)
     return np.swapaxes(chunk, -2, -3)
 

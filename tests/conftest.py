@@ -11,11 +11,11 @@ import hypothesis
 import pytest
 from blasformer import _core
 
-# HYPOTHESIS_PROFILE=thorough looks for new examples for a long time.
-hypothesis.settings.register_profile(
-    "repeatable", derandomize=True, max_examples=60, deadline=None, database=None
-)
-hypothesis.settings.register_profile("thorough", max_examples=3000, deadline=None, print_blob=True)
+# HYPOTHESIS_PROFILE=thorough looks for new examples for a long time. The fixture `isa` is to hold for all
+# examples of a test, which the suppressed check warns of.
+common = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.function_scoped_fixture]}
+hypothesis.settings.register_profile("repeatable", derandomize=True, max_examples=60, database=None, **common)
+hypothesis.settings.register_profile("thorough", max_examples=3000, print_blob=True, **common)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 

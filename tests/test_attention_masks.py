@@ -175,7 +175,7 @@ def test_garbage_reaches_only_the_rows_that_may_attend_to_it(kind, dtype, isa):
     arguments = ARGUMENTS[kind](random, sizes, dtype)
     may_attend = reference.allowed(sizes.query, sizes.key, **masks_only(arguments))
 
-    bad = random.random(sizes.key[:-1]) < 0.05  # (batch, kv_heads, key_length)
+    bad = np.arange(sizes.key_length) == random.integers(130, 199, (*sizes.key[:-2], 1))
     bad |= ~may_attend.reshape(*sizes.key[:-2], -1, *sizes.scores[-2:]).any(
         (-3, -2)
     )  # and all that nobody sees
@@ -189,7 +189,6 @@ def test_garbage_reaches_only_the_rows_that_may_attend_to_it(kind, dtype, isa):
     result = attend(query, bad_key, bad_value, **arguments, **EVERYTHING)
     for part, clean_part in zip(result, clean, strict=True):
         np.testing.assert_array_equal(part[~reached], clean_part[~reached])
-    assert not reached.all() or "none" in kind or not bad.any() or may_attend.all()
 
 
 @pytest.mark.parametrize("operand", range(3), ids=["query", "key", "value"])
