@@ -7,12 +7,7 @@
 // This header is included only by the files of kernels/isa/, which are compiled once per instruction set. Everything in it has
 // internal linkage, so that the linker can never hand code of a newer instruction set to the rest of the library.
 
-// GCC 12 takes the operand that unmasked AVX-512 intrinsics leave undefined on purpose for a mistake (GCC bug 105593).
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
-#pragma GCC diagnostic pop
 
 #include <cstdint>
 #include <limits>
