@@ -18,8 +18,6 @@ bool is_native(const py::dtype& dtype) {
   return order == '=' || order == '|';
 }
 
-std::string type_name(const py::handle& object) { return py::str(py::type::handle_of(object).attr("__name__")); }
-
 std::string dtype_name(const py::array& array) {
   const py::dtype dtype = array.dtype();
   std::string name = py::str(dtype.attr("name"));
@@ -77,6 +75,8 @@ py::dtype numpy_dtype(DType dtype) {
 }
 
 }  // namespace
+
+std::string type_name(const py::handle& object) { return py::str(py::type::handle_of(object).attr("__name__")); }
 
 std::optional<DType> dtype_of_array(const py::array& array) {
   const py::dtype dtype = array.dtype();

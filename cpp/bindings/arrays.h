@@ -15,6 +15,9 @@ namespace blasformer::bindings {
 
 namespace py = pybind11;
 
+// The name of an object's type, for errors.
+std::string type_name(const py::handle& object);
+
 // The element type of a NumPy array, or nothing if the library has no use for it.
 std::optional<DType> dtype_of_array(const py::array& array);
 
