@@ -21,6 +21,11 @@ struct RowKernels {
                      T* reciprocal_std);
   void (*rms_norm)(const T* x, Index rows, Index features, const T* weight, double eps, T* y, T* reciprocal_rms);
 
+  // y[r * y_stride + o] = sum_i x[r, i] weight[o, i] + bias[o] for few rows: x (rows, features), weight (outputs, features);
+  // bias may be null. Weights are read once and not packed. y is apart from the others.
+  void (*few_rows_linear)(const T* x, Index rows, Index features, const T* weight, const T* bias, Index outputs, T* y,
+                          Index y_stride);
+
   // cosine[i], sine[i] of position * frequency[i].
   void (*cosine_sine)(double position, const double* frequency, Index size, T* cosine, T* sine);
 

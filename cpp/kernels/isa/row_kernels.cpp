@@ -234,6 +234,64 @@ void rms_norm(const T* x, Index rows, Index features, const T* weight, double ep
   }
 }
 
+// The products of a block of rows of x with a block of rows of weight, summed in vectors and then across them.
+template <class T, Index rows, Index outputs>
+inline void dot_products(const T* x, Index features, const T* weight, const T* bias, T* y, Index y_stride) {
+  using S = Simd<T>;
+  Vector<T> sums[rows][outputs];
+  for (auto& of_row : sums) {
+    for (auto& s : of_row) s = S::zero();
+  }
+  const auto step = [&](Index i, Index n) {
+    Vector<T> row[rows];
+    for (Index r = 0; r < rows; ++r) row[r] = load_lanes(x + r * features + i, n);
+    for (Index o = 0; o < outputs; ++o) {
+      const Vector<T> w = load_lanes(weight + o * features + i, n);
+      for (Index r = 0; r < rows; ++r) sums[r][o] = S::fma(row[r], w, sums[r][o]);
+    }
+  };
+  Index i = 0;
+  for (; i + S::lanes <= features; i += S::lanes) step(i, S::lanes);
+  if (i < features) step(i, features - i);
+  for (Index r = 0; r < rows; ++r) {
+    for (Index o = 0; o < outputs; ++o) y[r * y_stride + o] = S::sum(sums[r][o]) + (bias ? bias[o] : T(0));
+  }
+}
+
+// Each block of weights meets all rows of x before the next one is read.
+template <class T, Index outputs>
+inline void few_rows_block(const T* x, Index rows, Index features, const T* weight, const T* bias, T* y, Index y_stride) {
+  Index r = 0;
+  for (; r + 4 <= rows; r += 4) {
+    dot_products<T, 4, outputs>(x + r * features, features, weight, bias, y + r * y_stride, y_stride);
+  }
+  x += r * features;
+  y += r * y_stride;
+  switch (rows - r) {
+    case 3: return dot_products<T, 3, outputs>(x, features, weight, bias, y, y_stride);
+    case 2: return dot_products<T, 2, outputs>(x, features, weight, bias, y, y_stride);
+    case 1: return dot_products<T, 1, outputs>(x, features, weight, bias, y, y_stride);
+    default: return;
+  }
+}
+
+template <class T>
+void few_rows_linear(const T* x, Index rows, Index features, const T* weight, const T* bias, Index outputs, T* y,
+                     Index y_stride) {
+#if defined(BLASFORMER_ISA_avx512)
+  constexpr Index block = 4;  // with 4 rows of x, 16 of 32 registers hold sums
+#else
+  constexpr Index block = 2;
+#endif
+  Index o = 0;
+  for (; o + block <= outputs; o += block) {
+    few_rows_block<T, block>(x, rows, features, weight + o * features, bias ? bias + o : nullptr, y + o, y_stride);
+  }
+  for (; o < outputs; ++o) {
+    few_rows_block<T, 1>(x, rows, features, weight + o * features, bias ? bias + o : nullptr, y + o, y_stride);
+  }
+}
+
 template <class T>
 void relu(const T* x, Index size, T* y) {
   map(x, size, y, [](auto v) { return Simd<T>::max(Simd<T>::zero(), v); });  // the second operand is returned when it is NaN
@@ -322,6 +380,7 @@ constexpr RowKernels<T> kRowKernels = {
     .silu = silu<T>,
     .layer_norm = layer_norm<T>,
     .rms_norm = rms_norm<T>,
+    .few_rows_linear = few_rows_linear<T>,
     .cosine_sine = cosine_sine<T>,
     .rotate_interleaved = rotate_interleaved<T>,
     .rotate_halves = rotate_halves<T>,
