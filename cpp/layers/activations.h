@@ -3,6 +3,7 @@
 #include <string>
 
 #include "core/index.h"
+#include "kernels/elements.h"
 
 namespace blasformer {
 
@@ -18,6 +19,12 @@ Activation activation_from_name(const std::string& name);
 
 // y[i] = activation(x[i]) for size elements; y may be x.
 template <class T>
-void activate(Activation activation, const T* x, Index size, T* y);
+void activate(Activation activation, const Elements<T>& x, Index size, const MutableElements<T>& y);
+
+// The same for dense arrays.
+template <class T>
+void activate(Activation activation, const T* x, Index size, T* y) {
+  activate(activation, Elements<T>(x), size, MutableElements<T>(y));
+}
 
 }  // namespace blasformer

@@ -2,16 +2,24 @@
 
 #include "core/index.h"
 #include "core/tensor.h"
+#include "kernels/elements.h"
 #include "layers/initialiser.h"
 
 namespace blasformer {
 
 // y = (x - mean) / sqrt(variance + eps) * weight + bias for each row of x (Ba, Kiros and Hinton 2016); the variance divides
-// by features and is computed from the centred row. x and y are (rows, features), dense; y may be x. weight and bias are
+// by features and is computed from the centred row. x and y are (rows, features); y may be x. weight and bias are
 // (features,) or null. mean and reciprocal_std, (rows,) or null, receive what backward needs.
 template <class T>
+void layer_norm(const Elements<T>& x, Index rows, Index features, const T* weight, const T* bias, double eps,
+                const MutableElements<T>& y, T* mean = nullptr, T* reciprocal_std = nullptr);
+
+// The same for dense arrays.
+template <class T>
 void layer_norm(const T* x, Index rows, Index features, const T* weight, const T* bias, double eps, T* y,
-                T* mean = nullptr, T* reciprocal_std = nullptr);
+                T* mean = nullptr, T* reciprocal_std = nullptr) {
+  layer_norm(Elements<T>(x), rows, features, weight, bias, eps, MutableElements<T>(y), mean, reciprocal_std);
+}
 
 // Over the last axes of x, whose extents are normalized_shape.
 template <class T>

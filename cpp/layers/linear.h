@@ -6,10 +6,24 @@
 
 namespace blasformer {
 
-// y = x weight^T + bias: x (rows, in_features), weight (out_features, in_features), bias (out_features,) or null,
-// y (rows, out_features); dense, and y apart from the others.
+// A matrix of weights, (out_features, in_features): dense rows or, if transposed, dense columns.
 template <class T>
-void linear(const T* x, Index rows, Index in_features, const T* weight, const T* bias, Index out_features, T* y);
+struct WeightView {
+  const T* data;
+  Index stride;  // from one row, or column, to the next
+  bool transposed = false;
+};
+
+// y = x weight^T + bias: x (rows, in_features) and y (rows, out_features), dense; bias (out_features,) or null. y is apart
+// from the others.
+template <class T>
+void linear(const T* x, Index rows, Index in_features, WeightView<T> weight, const T* bias, Index out_features, T* y);
+
+// The same for a dense weight.
+template <class T>
+void linear(const T* x, Index rows, Index in_features, const T* weight, const T* bias, Index out_features, T* y) {
+  linear(x, rows, in_features, WeightView<T>{weight, in_features}, bias, out_features, y);
+}
 
 // y = x weight^T + bias for x (..., in_features).
 template <class T>

@@ -2,14 +2,22 @@
 
 #include "core/index.h"
 #include "core/tensor.h"
+#include "kernels/elements.h"
 #include "layers/initialiser.h"
 
 namespace blasformer {
 
-// y = x / sqrt(mean(x^2) + eps) * weight for each row of x (Zhang and Sennrich 2019). x and y are (rows, features), dense;
-// y may be x. weight is (features,) or null. reciprocal_rms, (rows,) or null, receives what backward needs.
+// y = x / sqrt(mean(x^2) + eps) * weight for each row of x (Zhang and Sennrich 2019). x and y are (rows, features); y may
+// be x. weight is (features,) or null. reciprocal_rms, (rows,) or null, receives what backward needs.
 template <class T>
-void rms_norm(const T* x, Index rows, Index features, const T* weight, double eps, T* y, T* reciprocal_rms = nullptr);
+void rms_norm(const Elements<T>& x, Index rows, Index features, const T* weight, double eps, const MutableElements<T>& y,
+              T* reciprocal_rms = nullptr);
+
+// The same for dense arrays.
+template <class T>
+void rms_norm(const T* x, Index rows, Index features, const T* weight, double eps, T* y, T* reciprocal_rms = nullptr) {
+  rms_norm(Elements<T>(x), rows, features, weight, eps, MutableElements<T>(y), reciprocal_rms);
+}
 
 // Over the last axes of x, whose extents are normalized_shape.
 template <class T>

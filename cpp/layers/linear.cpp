@@ -1,0 +1,76 @@
+#include "layers/linear.h"
+
+#include <algorithm>
+
+#include "core/blas.h"
+#include "core/thread_pool.h"
+#include "kernels/row_kernels.h"
+
+namespace blasformer {
+
+namespace {
+
+// Up to so many rows, reading the weights once takes longer than the products, and packing them for BLAS longer still.
+Index few_rows(Index in_features) { return in_features < 128 ? 8 : 16; }
+
+constexpr Index kFewRowsOutputs = 64;  // outputs per task
+
+// The part of y that one task computes. Smaller parts serve more threads but pack x and weight more often.
+struct PanelShape {
+  Index rows, outputs;
+};
+
+// The extent cut evenly into parts of at most `largest`, a multiple of 16 for the kernels of BLAS.
+Index even_part(Index extent, Index largest) { return round_up(ceil_div(extent, ceil_div(extent, largest)), 16); }
+
+PanelShape panel_shape(Index rows, Index outputs) {
+  constexpr PanelShape small{256, 192}, large{512, 384};
+  const bool is_large = rows * outputs >= 16 * large.rows * large.outputs;
+  const PanelShape largest = is_large ? large : small;
+  return {even_part(rows, largest.rows), even_part(outputs, largest.outputs)};
+}
+
+// Estimated time of a matrix product on one core, in nanoseconds.
+template <class T>
+double product_time(Index m, Index n, Index k) {
+  const double flops_per_nanosecond = sizeof(T) == 4 ? 100 : 50;
+  return 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k) / flops_per_nanosecond;
+}
+
+}  // namespace
+
+template <class T>
+void linear(const T* x, Index rows, Index in_features, WeightView<T> weight, const T* bias, Index out_features, T* y) {
+  if (rows == 0 || out_features == 0) return;
+  if (rows <= few_rows(in_features) && !weight.transposed && weight.stride == in_features) {
+    const auto kernel = row_kernels<T>().few_rows_linear;
+    const double work = product_time<T>(std::max<Index>(rows, 4), out_features, in_features);
+    parallel_for(ceil_div(out_features, kFewRowsOutputs), work, [&](Index task, int) {
+      const Index first = task * kFewRowsOutputs, count = std::min(kFewRowsOutputs, out_features - first);
+      kernel(x, rows, in_features, weight.data + first * in_features, bias ? bias + first : nullptr, count, y + first,
+             out_features);
+    });
+    return;
+  }
+  const PanelShape panel = panel_shape(rows, out_features);
+  const Index columns = ceil_div(out_features, panel.outputs);
+  const double work = product_time<T>(rows, out_features, in_features);
+  parallel_for(ceil_div(rows, panel.rows) * columns, work, [&](Index task, int) {
+    const Index row = task / columns * panel.rows, output = task % columns * panel.outputs;
+    const Index m = std::min(panel.rows, rows - row), n = std::min(panel.outputs, out_features - output);
+    T* target = y + row * out_features + output;
+    if (bias) {
+      for (Index i = 0; i < m; ++i) std::copy_n(bias + output, n, target + i * out_features);
+    }
+    // weight^T is (in_features, out_features): dense rows of weight are its columns.
+    const auto transpose = weight.transposed ? blas::Transpose::no : blas::Transpose::yes;
+    const T* first_weight = weight.data + output * (weight.transposed ? 1 : weight.stride);
+    blas::gemm(blas::Transpose::no, transpose, m, n, in_features, T(1), x + row * in_features, in_features, first_weight,
+               weight.stride, T(bias ? 1 : 0), target, out_features);
+  });
+}
+
+template void linear(const float*, Index, Index, WeightView<float>, const float*, Index, float*);
+template void linear(const double*, Index, Index, WeightView<double>, const double*, Index, double*);
+
+}  // namespace blasformer

@@ -1,0 +1,56 @@
+#include "layers/positions.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "core/thread_pool.h"
+#include "kernels/row_kernels.h"
+
+namespace blasformer {
+
+namespace {
+
+std::vector<double> frequencies(Index d_model, SinusoidLayout layout) {
+  const Index half = d_model / 2;
+  const double last = layout == SinusoidLayout::interleaved ? static_cast<double>(half)
+                                                            : static_cast<double>(std::max<Index>(half - 1, 1));
+  std::vector<double> result(static_cast<std::size_t>(half));
+  for (Index i = 0; i < half; ++i) {
+    result[static_cast<std::size_t>(i)] = std::pow(10000.0, -static_cast<double>(i) / last);
+  }
+  return result;
+}
+
+}  // namespace
+
+template <class T>
+void sinusoidal_positions(Index length, Index d_model, SinusoidLayout layout, std::int64_t first, T* y) {
+  const Index half = d_model / 2;
+  const std::vector<double> frequency = frequencies(d_model, layout);
+  const auto cosine_sine = row_kernels<T>().cosine_sine;
+  constexpr Index kPositionsPerTask = 32;
+  const double work = 3 * static_cast<double>(length) * static_cast<double>(d_model);
+  parallel_for(ceil_div(length, kPositionsPerTask), work, [&](Index task, int) {
+    std::vector<T> cosine(static_cast<std::size_t>(half)), sine(static_cast<std::size_t>(half));
+    const Index end = std::min(length, (task + 1) * kPositionsPerTask);
+    for (Index r = task * kPositionsPerTask; r < end; ++r) {
+      cosine_sine(static_cast<double>(first + r), frequency.data(), half, cosine.data(), sine.data());
+      T* row = y + r * d_model;
+      if (layout == SinusoidLayout::concatenated) {
+        std::copy(sine.begin(), sine.end(), row);
+        std::copy(cosine.begin(), cosine.end(), row + half);
+      } else {
+        for (Index i = 0; i < half; ++i) {
+          row[2 * i] = sine[static_cast<std::size_t>(i)];
+          row[2 * i + 1] = cosine[static_cast<std::size_t>(i)];
+        }
+      }
+    }
+  });
+}
+
+template void sinusoidal_positions(Index, Index, SinusoidLayout, std::int64_t, float*);
+template void sinusoidal_positions(Index, Index, SinusoidLayout, std::int64_t, double*);
+
+}  // namespace blasformer
