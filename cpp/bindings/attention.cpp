@@ -159,6 +159,73 @@ py::object attention(const py::object& query, const py::object& key, const py::o
   return py::make_tuple(output, weights_or_none, logsumexp);
 }
 
+// ---- Forward and backward
+
+// What attention_forward hands to attention_backward. It keeps the operands alive; they must not change in between.
+struct SavedAttention {
+  AttentionCall call;
+  AttentionSaved<float> single;
+  AttentionSaved<double> doubled;
+
+  bool is_double() const { return call.arguments.query.dtype == DType::float64; }
+  Index nbytes() const {
+    const auto bytes = [](const auto& saved, Index size) {
+      return (saved.output.size() + saved.statistics.maximum.size() + saved.statistics.reciprocal_sum.size()) * size;
+    };
+    return bytes(single, 4) + bytes(doubled, 8);
+  }
+};
+
+py::tuple forward_saving(const py::object& query, const py::object& key, const py::object& value, const py::object& mask,
+                         const py::object& bias, const py::object& causal, const py::object& query_offset, const py::object& window,
+                         const py::object& query_lengths, const py::object& key_lengths, const py::object& query_segments,
+                         const py::object& key_segments, const py::object& alibi_slopes, const py::object& sinks,
+                         const py::object& softcap, const py::object& scale, const py::object& dropout_p, const py::object& seed) {
+  auto saved = std::make_unique<SavedAttention>();
+  saved->call = parse(query, key, value, {mask, causal, query_offset, window, query_lengths, key_lengths, query_segments, key_segments},
+                      bias, alibi_slopes, sinks, softcap, scale, dropout_p, seed);
+  const AttentionArguments& arguments = saved->call.arguments;
+  py::array output = output_array(py::none(), attention_output_shape(arguments), arguments.query);
+  const MutableArrayView view = mutable_view(output);
+  run(arguments, [&] {
+    if (saved->is_double()) {
+      attention_forward_saving(arguments, view, saved->doubled);
+    } else {
+      attention_forward_saving(arguments, view, saved->single);
+    }
+  });
+  return py::make_tuple(output, std::move(saved));
+}
+
+py::tuple backward(const SavedAttention& saved, const py::object& d_output) {
+  const AttentionArguments& arguments = saved.call.arguments;
+  py::object gradient = d_output;
+  const ArrayView d_output_view = float_view(gradient, "d_output");
+  AttentionGradientViews views;
+  const auto like = [](const ArrayView& view) { return new_array(view.dtype, view.shape, view.rank); };
+  py::array query = like(arguments.query), key = like(arguments.key), value = like(arguments.value);
+  views.query = mutable_view(query);
+  views.key = mutable_view(key);
+  views.value = mutable_view(value);
+  py::object bias = py::none(), sinks = py::none();
+  const auto add = [&](const std::optional<ArrayView>& argument, std::optional<MutableArrayView>& view, py::object& result) {
+    if (!argument) return;
+    py::array array = like(*argument);
+    view = mutable_view(array);
+    result = array;
+  };
+  add(arguments.bias, views.bias, bias);
+  add(arguments.sinks, views.sinks, sinks);
+  run(arguments, [&] {
+    if (saved.is_double()) {
+      attention_backward(arguments, saved.doubled, d_output_view, views);
+    } else {
+      attention_backward(arguments, saved.single, d_output_view, views);
+    }
+  });
+  return py::make_tuple(query, key, value, bias, sinks);
+}
+
 // A call on shapes alone, for the functions that explain instead of compute.
 AttentionArguments shapes_only(const std::vector<Index>& query_shape, const std::vector<Index>& key_shape,
                                const std::vector<Index>& value_shape, DType dtype) {
@@ -225,6 +292,13 @@ void bind_attention(py::module_& module) {
              py::arg("query_segments"), py::arg("key_segments"), py::arg("alibi_slopes"), py::arg("sinks"), py::arg("softcap"),
              py::arg("scale"), py::arg("dropout_p"), py::arg("seed"), py::arg("weights"), py::arg("return_logsumexp"),
              py::arg("out"));
+  py::class_<SavedAttention>(module, "AttentionSaved", "What attention_forward keeps for attention_backward.")
+      .def_property_readonly("nbytes", &SavedAttention::nbytes, "Bytes held besides the arguments, which are referred to.");
+  module.def("attention_forward", forward_saving, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("mask"), py::arg("bias"),
+             py::arg("causal"), py::arg("query_offset"), py::arg("window"), py::arg("query_lengths"), py::arg("key_lengths"),
+             py::arg("query_segments"), py::arg("key_segments"), py::arg("alibi_slopes"), py::arg("sinks"), py::arg("softcap"),
+             py::arg("scale"), py::arg("dropout_p"), py::arg("seed"));
+  module.def("attention_backward", backward, py::arg("saved"), py::arg("d_output"));
   module.def("explain_mask", explain, py::arg("query_shape"), py::arg("key_shape"), py::arg("mask"), py::arg("causal"),
              py::arg("query_offset"), py::arg("window"), py::arg("query_lengths"), py::arg("key_lengths"),
              py::arg("query_segments"), py::arg("key_segments"));

@@ -13,6 +13,7 @@
 #include "core/workspace.h"
 #include "kernels/attention_kernels.h"
 #include "layers/attention_problem.h"
+#include "layers/attention_work.h"
 
 namespace blasformer {
 
@@ -23,13 +24,6 @@ namespace {
 Index rows_per_task(const AttentionProblem& p, Index tile) {
   const Index tiles = p.query_length >= 768 ? 8 : p.query_length >= 192 ? 4 : 2;
   return std::min(tiles * tile, round_up(std::max<Index>(p.query_length, 1), tile));
-}
-
-// Nanoseconds of one core: some 100 multiply-adds per nanosecond with AVX-512, and the packing of small problems.
-double forward_work(const AttentionProblem& p) {
-  const double scores = static_cast<double>(p.batch * p.query_heads) * static_cast<double>(p.query_length) *
-                        static_cast<double>(p.key_length);
-  return scores * static_cast<double>(p.dim + p.value_dim + 20) * 0.01;
 }
 
 }  // namespace
@@ -50,7 +44,7 @@ void attention_forward(const AttentionArguments& arguments, const MutableArrayVi
   const Index rows = rows_per_task(p, kernels.query_tile);
   const Index parts = ceil_div(p.query_length, rows);
   const Index workspace = kernels.forward_workspace(p, rows);
-  parallel_for(p.batch * p.query_heads * parts, forward_work(p), [&](Index task, int) {
+  parallel_for(p.batch * p.query_heads * parts, attention_work(p), [&](Index task, int) {
     const FlushDenormals flush;
     const Index first = task % parts * rows, head = task / parts;
     kernels.forward(p, {head / p.query_heads, head % p.query_heads, first, std::min(rows, p.query_length - first)},
@@ -71,7 +65,7 @@ void attention_weights(const AttentionArguments& arguments, const AttentionStati
   const Index parts = ceil_div(rows, kernels.query_tile);
   const Index scratch = round_up(kernels.weights_workspace(p), 64);
   const Index buffer = kernels.query_tile * p.key_length * static_cast<Index>(sizeof(T));
-  parallel_for(p.batch * groups * parts, forward_work(p), [&](Index task, int) {
+  parallel_for(p.batch * groups * parts, attention_work(p), [&](Index task, int) {
     const FlushDenormals flush;
     auto* memory = static_cast<char*>(thread_workspace(scratch + buffer));
     auto* tile = reinterpret_cast<T*>(memory + scratch);
@@ -106,7 +100,7 @@ void explain_mask(const AttentionArguments& arguments, bool* allowed) {
   const AttentionProblem& p = checked.problem();
   const AttentionKernels<float>& kernels = attention_kernels<float>();
   const Index parts = ceil_div(p.query_length, kernels.query_tile);
-  parallel_for(p.batch * p.query_heads * parts, forward_work(p), [&](Index task, int) {
+  parallel_for(p.batch * p.query_heads * parts, attention_work(p), [&](Index task, int) {
     const Index first = task % parts * kernels.query_tile, head = task / parts;
     std::vector<Index> rows(static_cast<std::size_t>(std::min(kernels.query_tile, p.query_length - first)));
     std::iota(rows.begin(), rows.end(), first);
@@ -121,7 +115,7 @@ AttentionPlan attention_plan(const AttentionArguments& arguments) {
   const auto plan = [&](const auto& kernels) {
     const Index rows = rows_per_task(p, kernels.query_tile);
     const Index tasks = p.batch * p.query_heads * ceil_div(p.query_length, rows);
-    const int threads = planned_threads(tasks, forward_work(p));
+    const int threads = planned_threads(tasks, attention_work(p));
     return AttentionPlan{isa_name(active_isa()), kernels.query_tile, kernels.key_block, rows, tasks, threads,
                          kernels.forward_workspace(p, rows)};
   };

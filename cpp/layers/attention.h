@@ -56,6 +56,28 @@ template <class T>
 void attention_forward(const AttentionArguments& arguments, const MutableArrayView& output,
                        AttentionStatistics<T>* statistics);
 
+// What backward needs besides the arguments.
+template <class T>
+struct AttentionSaved {
+  AttentionStatistics<T> statistics;
+  Tensor<T> output;  // (..., query_heads, query_length, value_dim)
+};
+
+// Forward for training: as attention_forward, and keeps a copy of the output that the caller cannot change.
+template <class T>
+void attention_forward_saving(const AttentionArguments& arguments, const MutableArrayView& output, AttentionSaved<T>& saved);
+
+// Where the gradients go: dense arrays of the shapes and dtypes of the arguments.
+struct AttentionGradientViews {
+  MutableArrayView query, key, value;
+  std::optional<MutableArrayView> bias, sinks;  // where they were given
+};
+
+// d_output has the shape and dtype of the output, with any strides.
+template <class T>
+void attention_backward(const AttentionArguments& arguments, const AttentionSaved<T>& saved, const ArrayView& d_output,
+                        const AttentionGradientViews& gradients);
+
 // Which weights somebody asked to see: (batch, heads, rows, key_length), or (batch, rows, key_length) for their mean over the heads.
 struct WeightSelection {
   std::vector<Index> heads, rows;

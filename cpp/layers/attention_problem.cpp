@@ -170,7 +170,6 @@ AttentionOperand CheckedAttention::operand(const ArrayView& view) {
   return {view.data, x.dtype, x.batch_offset, x.head_stride, x.row_stride, x.column_stride};
 }
 
-// A mask or bias, broadcast from the right to (..., query_heads, query_length, key_length).
 AttentionOperand CheckedAttention::broadcast(const ArrayView& view, const char* name) {
   const Shape full = weights_shape();
   const int rank = static_cast<int>(full.size());

@@ -27,10 +27,11 @@ class CheckedAttention {
   // An array of the caller of the given shape, as an operand. The result points into this object.
   MutableAttentionOperand operand(const MutableArrayView& view);
   AttentionOperand operand(const ArrayView& view);
+  // A mask or bias, broadcast from the right to (..., query_heads, query_length, key_length).
+  AttentionOperand broadcast(const ArrayView& view, const char* name);
 
  private:
   const Index* batch_offsets(const Index* shape, const Index* stride, int rank);
-  AttentionOperand broadcast(const ArrayView& view, const char* name);
   const Index* per_sequence(const ArrayView& view, const char* name, Index lowest, Index highest);
   const Index* segments(const ArrayView& view, const char* name, Index length);
   const double* per_head(const ArrayView& view, const char* name, bool per_batch);

@@ -1,9 +1,12 @@
 """Exact attention and Transformer layers for NumPy arrays, on a CPU."""
 
 from ._attention import (
+    AttentionGrads,
     AttentionPlan,
     AttentionResult,
     WeightSelection,
+    attention_backward,
+    attention_forward,
     attention_plan,
     explain_mask,
     scaled_dot_product_attention,
@@ -11,10 +14,13 @@ from ._attention import (
 from ._core import __version__
 
 __all__ = [
+    "AttentionGrads",
     "AttentionPlan",
     "AttentionResult",
     "WeightSelection",
     "__version__",
+    "attention_backward",
+    "attention_forward",
     "attention_plan",
     "explain_mask",
     "scaled_dot_product_attention",

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
+from ._core import AttentionSaved
 
 Array: TypeAlias = NDArray[Any]
 Causal: TypeAlias = Literal["upper_left", "lower_right"] | bool
@@ -196,6 +197,98 @@ def scaled_dot_product_attention(
         out,
     )
     return AttentionResult(*result) if isinstance(result, tuple) else result
+
+
+class AttentionGrads(NamedTuple):
+    """Gradients of an attention call; bias and sinks are None where they were not given."""
+
+    query: Array
+    key: Array
+    value: Array
+    bias: Array | None
+    sinks: Array | None
+
+
+def attention_forward(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    causal: Causal = False,
+    query_offset: int | Array | None = None,
+    window: tuple[int | None, int | None] | None = None,
+    query_lengths: Array | Sequence[int] | None = None,
+    key_lengths: Array | Sequence[int] | None = None,
+    query_segments: Array | None = None,
+    key_segments: Array | None = None,
+    alibi_slopes: Array | None = None,
+    sinks: Array | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    rng: Rng | None = None,
+    precision: str | None = None,
+) -> tuple[Array, AttentionSaved]:
+    """scaled_dot_product_attention, keeping what attention_backward needs.
+
+    Takes the same arguments. Returns (output, saved). saved is a value of its own: it holds the statistics of the softmax and a copy of
+    the output (saved.nbytes), and refers to the arrays passed in, which must not change before attention_backward. Memory is
+    linear in the length; dropout is drawn again from its seed.
+
+    >>> x = np.ones((1, 2, 3, 4), np.float32)
+    >>> output, saved = attention_forward(x, x, x)
+    >>> attention_backward(saved, np.ones_like(output)).value.shape
+    (1, 2, 3, 4)
+    """
+    if precision is not None:
+        _check_precision(precision)
+    output, saved = _core.attention_forward(
+        query,
+        key,
+        value,
+        mask,
+        bias,
+        causal,
+        query_offset,
+        window,
+        query_lengths,
+        key_lengths,
+        query_segments,
+        key_segments,
+        alibi_slopes,
+        sinks,
+        softcap,
+        scale,
+        dropout_p,
+        None if rng is None else _seed(dropout_p, rng),
+    )
+    return output, saved
+
+
+def attention_backward(saved: AttentionSaved, d_output: Array) -> AttentionGrads:
+    """The gradients of an attention call for the gradient of its output.
+
+    saved: what attention_forward returned beside the output
+    d_output: of the shape and dtype of the output, any strides
+
+    Returns AttentionGrads(query, key, value, bias, sinks), each of the shape and dtype of its argument: what an argument was broadcast
+    along is summed. With P the softmax weights and dP = d_output @ value.T (both with dropout applied where P is used as a
+    weight): d_value = P.T @ d_output, dS = P * (dP - rowsum(d_output * output)), d_query = scale * dS @ key,
+    d_key = scale * dS.T @ query, d_bias = dS. A query that attends to nothing gets gradient 0.
+
+    Raises TypeError and ValueError for a d_output that does not fit.
+    Source: Dao et al. 2022, "FlashAttention", algorithm 4.
+
+    >>> x = np.ones((1, 2, 3, 4))
+    >>> output, saved = attention_forward(x, x, x, causal=True)
+    >>> attention_backward(saved, output).query.dtype
+    dtype('float64')
+    """
+    if not isinstance(saved, AttentionSaved):
+        raise TypeError(f"saved must be what attention_forward returned, got {type(saved).__name__}")
+    return AttentionGrads(*_core.attention_backward(saved, d_output))
 
 
 def explain_mask(

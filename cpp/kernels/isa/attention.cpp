@@ -1,4 +1,5 @@
 #include "kernels/attention_kernels.h"
+#include "kernels/isa/attention_backward.h"
 #include "kernels/isa/attention_forward.h"
 #include "kernels/isa/attention_weights.h"
 
@@ -8,7 +9,18 @@ namespace {
 
 template <class T>
 constexpr AttentionKernels<T> kTable = {
-    kTileQueries<T>, kKeyBlock, forward_workspace<T>, forward<T>, weights_workspace<T>, weights<T>, explain<T>,
+    .query_tile = kTileQueries<T>,
+    .key_block = kKeyBlock,
+    .forward_workspace = forward_workspace<T>,
+    .forward = forward<T>,
+    .weights_workspace = weights_workspace<T>,
+    .weights = weights<T>,
+    .delta = delta<T>,
+    .backward_workspace = backward_workspace<T>,
+    .backward = backward<T>,
+    .bias_gradient_workspace = bias_gradient_workspace<T>,
+    .bias_gradient = bias_gradient<T>,
+    .explain = explain<T>,
 };
 
 }  // namespace

@@ -74,10 +74,7 @@ Index forward_workspace(const AttentionProblem& p, Index rows) {
 template <class T>
 void start_tile(const AttentionProblem& p, const AttentionTask& task, Index first_row, T* dense, ForwardTile<T>& tile) {
   using S = Simd<T>;
-  Index row[kTileQueries<T>];
-  const Index count = smaller(kTileQueries<T>, task.first_row + task.rows - first_row);
-  for (Index l = 0; l < count; ++l) row[l] = first_row + l;
-  place_queries(p, task.batch, task.head, row, count, tile.queries);
+  place_run(p, task.batch, task.head, first_row, smaller(kTileQueries<T>, task.first_row + task.rows - first_row), tile.queries);
   pack_queries(p.query, tile.queries, p.dim, static_cast<T>(query_factor(p)), dense, tile.query);
   // A sink is a key with this score and the value zero.
   const bool sunk = p.sinks != nullptr;
@@ -140,91 +137,50 @@ void online_softmax(Index count, T* scores, T* maximum, T* sum, T* factor) {
   }
 }
 
-// The share of a value row that is not finite, for the queries that see its key and for no others.
-template <class T>
-void add_unsafe_values(const KeyBlock<T>& values, Index columns, const UnsafeValues<T>& unsafe, Index first,
-                       const VisibleQueries& visible, const T* weights, T* output) {
-  using S = Simd<T>;
-  for (Index u = 0; u < unsafe.count; ++u) {
-    const Index key = unsafe.key[u], k = key - first;
-    for (Index c = 0; c < columns; ++c) {
-      const auto value = S::broadcast(values.data[key * values.row_stride + c * values.column_stride]);
-      for (Index v = 0; v < kTileVectors; ++v) {
-        T* target = output + c * kTileQueries<T> + v * S::lanes;
-        const auto old = S::load(target);
-        const auto sum = S::fma(S::load(weights + k * kTileQueries<T> + v * S::lanes), value, old);
-        S::store(target, S::select(S::from_bits(visible.bits[k] >> (v * S::lanes)), sum, old));
-      }
-    }
-  }
-}
-
 template <class T>
 void finish_tile(const AttentionProblem& p, ForwardTile<T>& tile, T* dense, T* factor, const MutableAttentionOperand& output,
                  T* maximum, T* reciprocal_sum) {
   constexpr Index queries = kTileQueries<T>;
   const QueryTile<T>& place = tile.queries;
-  for (Index l = 0; l < queries; ++l) {
-    const bool attended = (tile.seen >> l & 1u) != 0;
-    factor[l] = attended ? T(1) / tile.sum[l] : T(0);
-  }
-  const Index statistics = (place.batch * p.query_heads + place.head) * p.query_length;
-  for (Index l = 0; l < place.count; ++l) {
-    if (maximum != nullptr) {
-      maximum[statistics + place.row[l]] = tile.maximum[l];
-      reciprocal_sum[statistics + place.row[l]] = factor[l];
+  for (Index l = 0; l < queries; ++l) factor[l] = (tile.seen >> l & 1u) != 0 ? T(1) / tile.sum[l] : T(0);
+  if (maximum != nullptr) {
+    const Index start = (place.batch * p.query_heads + place.head) * p.query_length;
+    for (Index l = 0; l < place.count; ++l) {
+      maximum[start + place.row[l]] = tile.maximum[l];
+      reciprocal_sum[start + place.row[l]] = factor[l];
     }
   }
-  const Index start = output.offset(place.batch, place.head);
-  const bool direct = output.dtype == dtype_of<T>() && output.column_stride == 1;
-  T* row[queries];
-  for (Index l = 0; l < place.count; ++l) {
-    row[l] = direct ? static_cast<T*>(output.data) + start + place.row[l] * output.row_stride : dense + l * p.value_dim;
+  if (!tile.started) {
+    for (Index i = 0; i < p.value_dim * queries; ++i) tile.output[i] = T(0);
   }
-  if (tile.started) {
-    untranspose_rows(tile.output, queries, p.value_dim, factor, place.count, row);
-  }
-  for (Index l = 0; l < place.count; ++l) {
-    if ((tile.seen >> l & 1u) == 0) {
-      for (Index c = 0; c < p.value_dim; ++c) row[l][c] = T(0);
-    }
-    if (!direct) {
-      const Index target = start + place.row[l] * output.row_stride;
-      for (Index c = 0; c < p.value_dim; ++c) {
-        write_element<T>(output.data, output.dtype, target + c * output.column_stride, row[l][c]);
-      }
-    }
-  }
+  write_queries(place, p.value_dim, tile.output, factor, dense, output);
 }
 
 template <class T>
-void attend_to_block(const AttentionProblem& p, Index first, const KeyBlock<T>& keys, const KeyBlock<T>& values, Index begin,
-                     Index end, ForwardWorkspace<T>& work, ForwardTile<T>& tile) {
+void attend_to_block(const AttentionProblem& p, Index first, Index count, const KeyBlock<T>& keys, const KeyBlock<T>& values,
+                     ForwardWorkspace<T>& work, ForwardTile<T>& tile) {
   constexpr Index queries = kTileQueries<T>;
-  const Index count = end - begin;
   VisibleQueries visible;
-  find_visible(p, tile.queries, begin, count, visible);
+  find_visible(p, tile.queries, first, count, visible);
   if (visible.seen == 0) return;
-  if (p.bias.data != nullptr) load_bias(p, tile.queries, begin, count, work.bias, visible);
+  if (p.bias.data != nullptr) load_bias(p, tile.queries, first, count, work.bias, visible);
   if (visible.seen == 0) return;
   tile.seen |= visible.seen;
 
-  const Broadcast<T> key_rows{keys.data + (begin - first) * keys.row_stride, keys.row_stride, keys.column_stride};
+  const Broadcast<T> key_rows{keys.data, keys.row_stride, keys.column_stride};
   block_product<T, Finish::store>(count, kTileVectors, p.dim, key_rows, tile.query, queries, work.scores, queries);
-  finish_scores(p, tile.queries, begin, count, work.bias, work.scores);
-  if (!visible.all) hide<T>(count, visible, work.scores);
+  finish_scores(p, tile.queries, first, count, work.bias, work.scores);
+  if (!visible.all) hide<T>(count, visible, kMinusInfinity<T>, work.scores);
   online_softmax(count, work.scores, tile.maximum, tile.sum, work.factor);
   if (p.dropout_p > 0) {
     std::uint32_t keep[kKeyBlock];
-    find_kept(p, tile.queries, begin, count, keep);
+    find_kept(p, tile.queries, first, count, keep);
     drop<T>(count, keep, static_cast<T>(keep_factor(p)), work.scores);
   }
 
-  KeyBlock<T> safe = values;
-  UnsafeValues<T> unsafe;
-  unsafe.count = 0;
-  if (!visible.all) safe = replace_unsafe_values(values, begin - first, count, p.value_dim, work.safe_values, unsafe);
-  const Broadcast<T> value_columns{safe.data + (begin - first) * safe.row_stride, safe.column_stride, safe.row_stride};
+  UnsafeRows unsafe;
+  const KeyBlock<T> safe = visible.all ? values : replace_unsafe_rows(values, count, p.value_dim, work.safe_values, unsafe);
+  const Broadcast<T> value_columns{safe.data, safe.column_stride, safe.row_stride};
   if (tile.started) {
     block_product<T, Finish::scale_add>(p.value_dim, kTileVectors, count, value_columns, work.scores, queries, tile.output,
                                         queries, work.factor);
@@ -233,10 +189,7 @@ void attend_to_block(const AttentionProblem& p, Index first, const KeyBlock<T>& 
                                     queries);
     tile.started = true;
   }
-  if (unsafe.count > 0) {
-    const T* weights = work.scores;
-    add_unsafe_values(values, p.value_dim, unsafe, begin - first, visible, weights, tile.output);
-  }
+  if (unsafe.count > 0) add_unsafe_rows<T>(values, p.value_dim, unsafe, visible, work.scores, tile.output);
 }
 
 template <class T>
@@ -259,7 +212,8 @@ void forward(const AttentionProblem& p, const AttentionTask& task, void* memory,
     for (Index t = 0; t < work.tiles; ++t) {
       const QueryTile<T>& place = work.tile[t].queries;
       const Index begin = larger(first, place.lowest_first), end = smaller(first + count, place.highest_last);
-      if (begin < end) attend_to_block(p, first, keys, values, begin, end, work, work.tile[t]);
+      if (begin >= end) continue;
+      attend_to_block(p, begin, end - begin, keys.from(begin - first), values.from(begin - first), work, work.tile[t]);
     }
   }
   for (Index t = 0; t < work.tiles; ++t) {

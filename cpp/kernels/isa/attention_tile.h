@@ -179,6 +179,13 @@ void place_queries(const AttentionProblem& p, Index batch, Index head, const Ind
   }
 }
 
+template <class T>
+void place_run(const AttentionProblem& p, Index batch, Index head, Index first_row, Index count, QueryTile<T>& tile) {
+  Index row[kTileQueries<T>];
+  for (Index l = 0; l < count; ++l) row[l] = first_row + l;
+  place_queries(p, batch, head, row, count, tile);
+}
+
 // Queries of a tile as q[c][lane] = factor * query[row[lane], c]; `dense` holds kTileQueries x columns when a copy is needed first.
 template <class T>
 void pack_queries(const AttentionOperand& x, const QueryTile<T>& tile, Index columns, T factor, T* dense, T* out) {
@@ -195,11 +202,29 @@ void pack_queries(const AttentionOperand& x, const QueryTile<T>& tile, Index col
   transpose_rows(row, kTileQueries<T>, columns, factor, out);
 }
 
+// row[lane][c] = x[c][lane] * factor[lane] into the caller's array; `dense` as above.
+template <class T>
+void write_queries(const QueryTile<T>& tile, Index columns, const T* x, const T* factor, T* dense,
+                   const MutableAttentionOperand& out) {
+  const Index start = out.offset(tile.batch, tile.head);
+  const bool direct = out.dtype == dtype_of<T>() && out.column_stride == 1;
+  T* row[kTileQueries<T>];
+  for (Index l = 0; l < tile.count; ++l) {
+    row[l] = direct ? static_cast<T*>(out.data) + start + tile.row[l] * out.row_stride : dense + l * columns;
+  }
+  untranspose_rows(x, kTileQueries<T>, columns, factor, tile.count, row);
+  for (Index l = 0; l < tile.count && !direct; ++l) {
+    const Index target = start + tile.row[l] * out.row_stride;
+    for (Index c = 0; c < columns; ++c) write_element<T>(out.data, out.dtype, target + c * out.column_stride, row[l][c]);
+  }
+}
+
 // Keys or values [first, first + count) of a head, in place when they have the type computed in, else widened into `buffer`.
 template <class T>
 struct KeyBlock {
   const T* data;
   Index row_stride, column_stride;
+  KeyBlock from(Index row) const { return {data + row * row_stride, row_stride, column_stride}; }
 };
 
 template <class T>
@@ -382,11 +407,11 @@ void finish_scores(const AttentionProblem& p, const QueryTile<T>& tile, Index fi
   }
 }
 
-// What a query may not see is set to -inf: selected, never multiplied, so that NaN behind a mask vanishes.
+// What a query may not see is set to a value: selected, never multiplied, so that NaN behind a mask vanishes.
 template <class T>
-void hide(Index count, const VisibleQueries& visible, T* scores) {
+void hide(Index count, const VisibleQueries& visible, T value, T* scores) {
   using S = Simd<T>;
-  const auto hidden = S::broadcast(kMinusInfinity<T>);
+  const auto hidden = S::broadcast(value);
   for (Index k = 0; k < count; ++k) {
     for (Index v = 0; v < kTileVectors; ++v) {
       T* score = scores + k * kTileQueries<T> + v * S::lanes;
@@ -472,30 +497,46 @@ bool is_finite_row(const T* row, Index columns, Index column_stride) {
   return S::sum(zero) == T(0);
 }
 
-// Values that some queries of a tile may not see must be finite before they are multiplied by a weight of 0. A row of `values` that
-// is not is zeroed in a copy of the block and remembered in `unsafe`; the queries that do see it get their share separately.
-template <class T>
-struct UnsafeValues {
-  Index count;
+// Keys or values that some queries of a tile may not see must be finite before they are multiplied by a weight of 0. A row that is not
+// is zeroed in a copy of the block and remembered; the queries that do see it get its share separately (add_unsafe_rows).
+struct UnsafeRows {
+  Index count = 0;
   Index key[kKeyBlock];
 };
 
 template <class T>
-KeyBlock<T> replace_unsafe_values(const KeyBlock<T>& values, Index first, Index count, Index columns, T* buffer,
-                                  UnsafeValues<T>& unsafe) {
-  unsafe.count = 0;
-  for (Index k = first; k < first + count; ++k) {
-    if (!is_finite_row(values.data + k * values.row_stride, columns, values.column_stride)) unsafe.key[unsafe.count++] = k;
+KeyBlock<T> replace_unsafe_rows(const KeyBlock<T>& rows, Index count, Index columns, T* buffer, UnsafeRows& unsafe) {
+  for (Index k = 0; k < count; ++k) {
+    if (!is_finite_row(rows.data + k * rows.row_stride, columns, rows.column_stride)) unsafe.key[unsafe.count++] = k;
   }
-  if (unsafe.count == 0) return values;
-  for (Index k = first, next = 0; k < first + count; ++k) {
+  if (unsafe.count == 0) return rows;
+  for (Index k = 0, next = 0; k < count; ++k) {
     const bool zeroed = next < unsafe.count && unsafe.key[next] == k;
     if (zeroed) ++next;
     for (Index c = 0; c < columns; ++c) {
-      buffer[k * columns + c] = zeroed ? T(0) : values.data[k * values.row_stride + c * values.column_stride];
+      buffer[k * columns + c] = zeroed ? T(0) : rows.data[k * rows.row_stride + c * rows.column_stride];
     }
   }
   return {buffer, columns, 1};
+}
+
+// out[c][query] += weights[key][query] * row[key][c] for the unsafe keys and the queries that see them.
+template <class T>
+void add_unsafe_rows(const KeyBlock<T>& rows, Index columns, const UnsafeRows& unsafe, const VisibleQueries& visible,
+                     const T* weights, T* out) {
+  using S = Simd<T>;
+  for (Index u = 0; u < unsafe.count; ++u) {
+    const Index k = unsafe.key[u];
+    for (Index c = 0; c < columns; ++c) {
+      const auto x = S::broadcast(rows.data[k * rows.row_stride + c * rows.column_stride]);
+      for (Index v = 0; v < kTileVectors; ++v) {
+        T* target = out + c * kTileQueries<T> + v * S::lanes;
+        const auto old = S::load(target);
+        const auto sum = S::fma(S::load(weights + k * kTileQueries<T> + v * S::lanes), x, old);
+        S::store(target, S::select(S::from_bits(visible.bits[k] >> (v * S::lanes)), sum, old));
+      }
+    }
+  }
 }
 
 }  // namespace

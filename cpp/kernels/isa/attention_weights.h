@@ -85,7 +85,7 @@ void weights(const AttentionProblem& p, Index batch, Index head, const Index* ro
     block_product<T, Finish::store>(block, kTileVectors, p.dim, {keys.data, keys.row_stride, keys.column_stride}, work.query, queries,
                                     work.scores, queries);
     finish_scores(p, tile, begin, block, work.bias, work.scores);
-    if (!visible.all) hide<T>(block, visible, work.scores);
+    if (!visible.all) hide<T>(block, visible, kMinusInfinity<T>, work.scores);
     normalised_weights(block, work.maximum, work.reciprocal_sum, work.scores);
     for (Index l = 0; l < count; ++l) {
       for (Index k = 0; k < block; ++k) {

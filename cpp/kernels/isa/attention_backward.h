@@ -1,0 +1,340 @@
+#pragma once
+
+// Attention backward: weights are computed again from the statistics that forward left (Dao et al. 2022, algorithm 4), so that nothing
+// of size query_length x key_length is ever kept. With P the weights, Z the dropout factors (0 or 1 / (1 - p)) and
+// delta = rowsum(d_output * output):
+//
+//   d_value  = (P Z)^T d_output
+//   dS       = P * (Z * (d_output value^T) - delta)       (the gradient of the scores after softcap, and that of the bias)
+//   d_query  = scale * dS' key,   d_key = scale * dS'^T query,   dS' = dS * (1 - tanh^2)
+//
+// A task is one key head of one batch entry and a run of queries of every query head that reads it. Queries are outside, in blocks of a
+// few tiles that are packed once; key blocks inside; d_key and d_value gather in scratch rows of whole vectors. All five products are
+// block_product: keys and values are again only read by broadcasting loads.
+
+#include "kernels/attention_kernels.h"
+#include "kernels/isa/attention_tile.h"
+#include "kernels/isa/attention_weights.h"
+
+namespace blasformer::BLASFORMER_ISA {
+namespace {
+
+constexpr Index kBackwardTiles = 4;  // tiles that share one pass over the keys
+
+template <class T>
+constexpr Index whole_vectors(Index columns) {
+  return round_up(columns, Simd<T>::lanes);
+}
+
+template <class T>
+struct BackwardTile {
+  QueryTile<T> queries;
+  T* query;          // dim x queries, scaled as in forward
+  T* query_rows;     // queries x dim in whole vectors, times scale
+  T* d_output;       // value_dim x queries
+  T* d_output_rows;  // queries x value_dim in whole vectors
+  T* d_query;        // dim x queries
+  T *maximum, *reciprocal_sum, *delta;
+  std::uint32_t unsafe_query, unsafe_d_output;  // queries whose row is not finite: zero in the rows above
+};
+
+template <class T>
+struct BackwardWorkspace {
+  BackwardTile<T> tile[kBackwardTiles];
+  T *scores, *d_scores, *cap, *keys, *values, *safe_keys, *dense, *scale;
+  T *d_key, *d_value;  // key_length rows of whole vectors
+  BiasTile<T> bias;
+
+  BackwardWorkspace(const AttentionProblem& p, Carver& carver) {
+    constexpr Index queries = kTileQueries<T>;
+    scores = carver.take<T>(kKeyBlock * queries);
+    d_scores = carver.take<T>(kKeyBlock * queries);
+    cap = carver.take<T>(p.softcap > 0 ? kKeyBlock * queries : 0);
+    keys = carver.take<T>(p.key.dtype != dtype_of<T>() ? kKeyBlock * p.dim : 0);
+    values = carver.take<T>(p.value.dtype != dtype_of<T>() ? kKeyBlock * p.value_dim : 0);
+    safe_keys = carver.take<T>(kKeyBlock * p.dim);
+    dense = carver.take<T>(queries * larger(p.dim, p.value_dim));
+    scale = carver.take<T>(queries);
+    const bool biased = p.bias.data != nullptr;
+    bias.value = carver.take<T>(biased ? kKeyBlock * queries : 0);
+    bias.dense = carver.take<T>(biased ? kKeyBlock * queries : 0);
+    for (BackwardTile<T>& t : tile) {
+      t.query = carver.take<T>(p.dim * queries);
+      t.query_rows = carver.take<T>(queries * whole_vectors<T>(p.dim));
+      t.d_output = carver.take<T>(p.value_dim * queries);
+      t.d_output_rows = carver.take<T>(queries * whole_vectors<T>(p.value_dim));
+      t.d_query = carver.take<T>(p.dim * queries);
+      t.maximum = carver.take<T>(queries);
+      t.reciprocal_sum = carver.take<T>(queries);
+      t.delta = carver.take<T>(queries);
+    }
+  }
+  void take_key_gradients(const AttentionProblem& p, Carver& carver) {
+    d_key = carver.take<T>(p.key_length * whole_vectors<T>(p.dim));
+    d_value = carver.take<T>(p.key_length * whole_vectors<T>(p.value_dim));
+  }
+};
+
+template <class T>
+Index bias_gradient_workspace(const AttentionProblem& p) {
+  Carver carver(nullptr);
+  BackwardWorkspace<T>(p, carver);
+  return carver.used();
+}
+
+template <class T>
+Index backward_workspace(const AttentionProblem& p) {
+  Carver carver(nullptr);
+  BackwardWorkspace<T>(p, carver).take_key_gradients(p, carver);
+  return carver.used();
+}
+
+// The rows of a tile, dense and padded with zeros to whole vectors, times factor; unused and unsafe rows are zero. Returns the unsafe
+// ones, one bit each.
+template <class T>
+std::uint32_t pack_rows(const AttentionOperand& x, const QueryTile<T>& tile, Index columns, T factor, T* out) {
+  const Index start = x.offset(tile.batch, tile.head), width = whole_vectors<T>(columns);
+  std::uint32_t unsafe = 0;
+  for (Index l = 0; l < kTileQueries<T>; ++l) {
+    T* row = out + l * width;
+    for (Index c = 0; c < width; ++c) row[c] = T(0);
+    if (l >= tile.count) continue;
+    copy_rows(x, start + tile.row[l] * x.row_stride, 1, columns, row, width);
+    for (Index c = 0; c < columns; ++c) row[c] *= factor;
+    if (is_finite_row(row, columns, 1)) continue;
+    unsafe |= 1u << l;
+    for (Index c = 0; c < columns; ++c) row[c] = T(0);
+  }
+  return unsafe;
+}
+
+template <class T>
+void start_backward_tile(const AttentionProblem& p, const BackwardInputs<T>& inputs, BackwardWorkspace<T>& work, BackwardTile<T>& tile) {
+  constexpr Index queries = kTileQueries<T>;
+  pack_queries(p.query, tile.queries, p.dim, static_cast<T>(query_factor(p)), work.dense, tile.query);
+  pack_queries(inputs.d_output, tile.queries, p.value_dim, T(1), work.dense, tile.d_output);
+  tile.unsafe_query = pack_rows(p.query, tile.queries, p.dim, static_cast<T>(p.scale), tile.query_rows);
+  tile.unsafe_d_output = pack_rows(inputs.d_output, tile.queries, p.value_dim, T(1), tile.d_output_rows);
+  load_statistics(p, tile.queries, inputs.maximum, inputs.reciprocal_sum, tile.maximum, tile.reciprocal_sum);
+  const Index start = (tile.queries.batch * p.query_heads + tile.queries.head) * p.query_length;
+  for (Index l = 0; l < queries; ++l) tile.delta[l] = inputs.delta[start + tile.queries.row[l]];
+  for (Index i = 0; i < p.dim * queries; ++i) tile.d_query[i] = T(0);
+}
+
+// Which queries see which keys of a block; lanes that repeat the last query see nothing here.
+template <class T>
+void find_visible_for_gradients(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count, BiasTile<T>& bias,
+                                VisibleQueries& visible) {
+  find_visible(p, tile, first, count, visible);
+  if (visible.seen != 0 && p.bias.data != nullptr) load_bias(p, tile, first, count, bias, visible);
+  if (visible.seen == 0 || tile.count == kTileQueries<T>) return;
+  const std::uint32_t used = (1u << tile.count) - 1u;
+  for (Index k = 0; k < count; ++k) visible.bits[k] = (visible.all ? kAllQueries<T> : visible.bits[k]) & used;
+  visible.all = false;
+  visible.seen &= used;
+}
+
+// scores: becomes P Z; d_scores: comes as d_output value^T, becomes dS.
+template <class T>
+void score_gradients(Index count, const VisibleQueries& visible, const std::uint32_t* keep, T keep_scale, const BackwardTile<T>& tile,
+                     T* scores, T* d_scores) {
+  using S = Simd<T>;
+  constexpr Index queries = kTileQueries<T>;
+  const auto kept_scale = S::broadcast(keep_scale);
+  for (Index v = 0; v < kTileVectors; ++v) {
+    const auto top = S::load(tile.maximum + v * S::lanes), scale = S::load(tile.reciprocal_sum + v * S::lanes);
+    const auto delta = S::load(tile.delta + v * S::lanes);
+    for (Index k = 0; k < count; ++k) {
+      T* score = scores + k * queries + v * S::lanes;
+      T* d_score = d_scores + k * queries + v * S::lanes;
+      const auto weight = exp2_nonpositive<T>(S::load(score) - top) * scale;
+      auto used = weight, d_weight = S::load(d_score);
+      if (keep != nullptr) {
+        const auto kept = S::from_bits(keep[k] >> (v * S::lanes));
+        used = S::select(kept, weight * kept_scale, S::zero());
+        d_weight = S::select(kept, d_weight * kept_scale, S::zero());
+      }
+      auto gradient = weight * (d_weight - delta);
+      if (!visible.all) {
+        const auto seen = S::from_bits(visible.bits[k] >> (v * S::lanes));
+        used = S::select(seen, used, S::zero());
+        gradient = S::select(seen, gradient, S::zero());
+      }
+      S::store(score, used);
+      S::store(d_score, gradient);
+    }
+  }
+}
+
+// The scores of a tile and their gradients: leaves P Z in work.scores and dS in work.d_scores (before the softcap).
+template <class T>
+void recompute(const AttentionProblem& p, Index first, Index count, const KeyBlock<T>& keys, const KeyBlock<T>& values,
+               const VisibleQueries& visible, BackwardWorkspace<T>& work, const BackwardTile<T>& tile) {
+  using S = Simd<T>;
+  constexpr Index queries = kTileQueries<T>;
+  block_product<T, Finish::store>(count, kTileVectors, p.dim, {keys.data, keys.row_stride, keys.column_stride}, tile.query, queries,
+                                  work.scores, queries);
+  if (p.softcap > 0) {
+    for (Index i = 0; i < count * queries; i += S::lanes) {
+      const auto t = tanh<T>(S::load(work.scores + i));
+      S::store(work.cap + i, S::fma(t * S::broadcast(T(-1)), t, S::broadcast(T(1))));
+    }
+  }
+  finish_scores(p, tile.queries, first, count, work.bias, work.scores);
+  if (!visible.all) hide<T>(count, visible, kMinusInfinity<T>, work.scores);
+  block_product<T, Finish::store>(count, kTileVectors, p.value_dim, {values.data, values.row_stride, values.column_stride},
+                                  tile.d_output, queries, work.d_scores, queries);
+  std::uint32_t keep[kKeyBlock];
+  if (p.dropout_p > 0) find_kept(p, tile.queries, first, count, keep);
+  score_gradients(count, visible, p.dropout_p > 0 ? keep : nullptr, static_cast<T>(keep_factor(p)), tile, work.scores,
+                  work.d_scores);
+}
+
+// gradient[key] += sum over queries of weight[key][query] * rows[query]; the share of unsafe queries goes only to keys they see.
+template <class T>
+void add_to_keys(Index count, const T* weights, const T* rows, Index columns, const AttentionOperand& source, T factor,
+                 const VisibleQueries& visible, const QueryTile<T>& tile, std::uint32_t unsafe, T* gradient) {
+  constexpr Index queries = kTileQueries<T>;
+  const Index width = whole_vectors<T>(columns);
+  block_product<T, Finish::add>(count, width / Simd<T>::lanes, queries, {weights, queries, 1}, rows, width, gradient, width);
+  if (unsafe == 0) return;
+  const Index start = source.offset(tile.batch, tile.head);
+  for (Index l = 0; l < tile.count; ++l) {
+    if ((unsafe >> l & 1u) == 0) continue;
+    const Index row = start + tile.row[l] * source.row_stride;
+    for (Index k = 0; k < count; ++k) {
+      if (!visible.all && (visible.bits[k] >> l & 1u) == 0) continue;
+      for (Index c = 0; c < columns; ++c) {
+        const T x = read_element<T>(source.data, source.dtype, row + c * source.column_stride) * factor;
+        gradient[k * width + c] += weights[k * queries + l] * x;
+      }
+    }
+  }
+}
+
+template <class T>
+void backward_block(const AttentionProblem& p, const BackwardInputs<T>& inputs, Index first, Index count, const KeyBlock<T>& keys,
+                    const KeyBlock<T>& values, BackwardWorkspace<T>& work, BackwardTile<T>& tile) {
+  using S = Simd<T>;
+  constexpr Index queries = kTileQueries<T>;
+  VisibleQueries visible;
+  find_visible_for_gradients(p, tile.queries, first, count, work.bias, visible);
+  if (visible.seen == 0) return;
+  recompute(p, first, count, keys, values, visible, work, tile);
+  add_to_keys(count, work.scores, tile.d_output_rows, p.value_dim, inputs.d_output, T(1), visible, tile.queries,
+              tile.unsafe_d_output, work.d_value + first * whole_vectors<T>(p.value_dim));
+  if (p.softcap > 0) {
+    for (Index i = 0; i < count * queries; i += S::lanes) {
+      S::store(work.d_scores + i, S::load(work.d_scores + i) * S::load(work.cap + i));
+    }
+    if (!visible.all) hide<T>(count, visible, T(0), work.d_scores);
+  }
+  add_to_keys(count, work.d_scores, tile.query_rows, p.dim, p.query, static_cast<T>(p.scale), visible, tile.queries,
+              tile.unsafe_query, work.d_key + first * whole_vectors<T>(p.dim));
+  UnsafeRows unsafe;
+  const KeyBlock<T> safe = visible.all ? keys : replace_unsafe_rows(keys, count, p.dim, work.safe_keys, unsafe);
+  block_product<T, Finish::add>(p.dim, kTileVectors, count, {safe.data, safe.column_stride, safe.row_stride}, work.d_scores, queries,
+                                tile.d_query, queries);
+  if (unsafe.count > 0) add_unsafe_rows<T>(keys, p.dim, unsafe, visible, work.d_scores, tile.d_query);
+}
+
+template <class T>
+void backward(const AttentionProblem& p, const BackwardTask& task, const BackwardInputs<T>& inputs, void* memory,
+              const MutableAttentionOperand& d_query, T* d_key, T* d_value) {
+  constexpr Index queries = kTileQueries<T>;
+  Carver carver(memory);
+  BackwardWorkspace<T> work(p, carver);
+  work.take_key_gradients(p, carver);
+  for (Index l = 0; l < queries; ++l) work.scale[l] = static_cast<T>(p.scale);
+  const Index key_width = whole_vectors<T>(p.dim), value_width = whole_vectors<T>(p.value_dim);
+  for (Index i = 0; i < p.key_length * key_width; ++i) work.d_key[i] = T(0);
+  for (Index i = 0; i < p.key_length * value_width; ++i) work.d_value[i] = T(0);
+
+  for (Index head = task.key_head * p.group(); head < (task.key_head + 1) * p.group(); ++head) {
+    for (Index block = 0; block < task.rows; block += kBackwardTiles * queries) {
+      const Index tiles = smaller(kBackwardTiles, ceil_div(task.rows - block, queries));
+      Index lowest = p.key_length, highest = 0;
+      for (Index t = 0; t < tiles; ++t) {
+        BackwardTile<T>& tile = work.tile[t];
+        const Index first_row = task.first_row + block + t * queries;
+        place_run(p, task.batch, head, first_row, smaller(queries, task.first_row + task.rows - first_row), tile.queries);
+        start_backward_tile(p, inputs, work, tile);
+        lowest = smaller(lowest, tile.queries.lowest_first);
+        highest = larger(highest, tile.queries.highest_last);
+      }
+      for (Index first = lowest / kKeyBlock * kKeyBlock; first < highest; first += kKeyBlock) {
+        const Index count = smaller(kKeyBlock, p.key_length - first);
+        const KeyBlock<T> keys = key_block(p.key, task.batch, task.key_head, first, count, p.dim, work.keys);
+        const KeyBlock<T> values = key_block(p.value, task.batch, task.key_head, first, count, p.value_dim, work.values);
+        for (Index t = 0; t < tiles; ++t) {
+          const QueryTile<T>& place = work.tile[t].queries;
+          const Index begin = larger(first, place.lowest_first), end = smaller(first + count, place.highest_last);
+          if (begin >= end) continue;
+          backward_block(p, inputs, begin, end - begin, keys.from(begin - first), values.from(begin - first), work, work.tile[t]);
+        }
+      }
+      for (Index t = 0; t < tiles; ++t) {
+        write_queries(work.tile[t].queries, p.dim, work.tile[t].d_query, work.scale, work.dense, d_query);
+      }
+    }
+  }
+  for (Index k = 0; k < p.key_length; ++k) {
+    for (Index c = 0; c < p.dim; ++c) d_key[k * p.dim + c] = work.d_key[k * key_width + c];
+    for (Index c = 0; c < p.value_dim; ++c) d_value[k * p.value_dim + c] = work.d_value[k * value_width + c];
+  }
+}
+
+// delta = rowsum(d_output * output), for rows of one head; output is dense (batch, heads, query_length, value_dim).
+template <class T>
+void delta(const AttentionProblem& p, const AttentionTask& task, const T* output, const AttentionOperand& d_output, T* delta) {
+  using S = Simd<T>;
+  const Index first = (task.batch * p.query_heads + task.head) * p.query_length + task.first_row;
+  const Index start = d_output.offset(task.batch, task.head) + task.first_row * d_output.row_stride;
+  for (Index r = 0; r < task.rows; ++r) {
+    const T* row = output + (first + r) * p.value_dim;
+    const Index gradient = start + r * d_output.row_stride;
+    if (d_output.dtype == dtype_of<T>() && d_output.column_stride == 1) {
+      const T* d_row = static_cast<const T*>(d_output.data) + gradient;
+      auto sum = S::zero();
+      Index c = 0;
+      for (; c + S::lanes <= p.value_dim; c += S::lanes) sum = S::fma(S::load(row + c), S::load(d_row + c), sum);
+      if (c < p.value_dim) sum = S::fma(S::load_first(row + c, p.value_dim - c), S::load_first(d_row + c, p.value_dim - c), sum);
+      delta[first + r] = S::sum(sum);
+    } else {
+      T sum = 0;
+      for (Index c = 0; c < p.value_dim; ++c) {
+        sum += row[c] * read_element<T>(d_output.data, d_output.dtype, gradient + c * d_output.column_stride);
+      }
+      delta[first + r] = sum;
+    }
+  }
+}
+
+// out[r][key] += dS for queries [first_row, first_row + count) of one head: the gradient of the bias before it is summed to the
+// bias's own shape. count <= query_tile; keys [first_key, last_key).
+template <class T>
+void bias_gradient(const AttentionProblem& p, Index batch, Index head, Index first_row, Index count, Index first_key, Index last_key,
+                   const BackwardInputs<T>& inputs, void* memory, T* out) {
+  Carver carver(memory);
+  BackwardWorkspace<T> work(p, carver);
+  BackwardTile<T>& tile = work.tile[0];
+  place_run(p, batch, head, first_row, count, tile.queries);
+  start_backward_tile(p, inputs, work, tile);
+  const Index lowest = larger(first_key, tile.queries.lowest_first), highest = smaller(last_key, tile.queries.highest_last);
+  for (Index first = lowest; first < highest; first += kKeyBlock) {
+    const Index block = smaller(kKeyBlock, highest - first);
+    VisibleQueries visible;
+    find_visible_for_gradients(p, tile.queries, first, block, work.bias, visible);
+    if (visible.seen == 0) continue;
+    const KeyBlock<T> keys = key_block(p.key, batch, p.key_head(head), first, block, p.dim, work.keys);
+    const KeyBlock<T> values = key_block(p.value, batch, p.key_head(head), first, block, p.value_dim, work.values);
+    recompute(p, first, block, keys, values, visible, work, tile);
+    for (Index l = 0; l < count; ++l) {
+      T* row = out + l * (last_key - first_key) + (first - first_key);
+      for (Index k = 0; k < block; ++k) row[k] += work.d_scores[k * kTileQueries<T> + l];
+    }
+  }
+}
+
+}  // namespace
+}  // namespace blasformer::BLASFORMER_ISA
