@@ -1,0 +1,265 @@
+"""Times this package beside PyTorch and NumPy, and compares the errors of all; prints Markdown tables.
+
+    python benchmarks/against.py --quick
+    python benchmarks/against.py --groups models,backward --threads 1 --torch-python ~/venv-torch/bin/python
+
+benchmarks/README.md tells what is measured and how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import json
+import os
+import platform
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# The truth is computed here; NumPy's own threads would spin on into the next measurement.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+import numpy as np
+from cases import CASES, Attention
+from libraries import LIBRARIES
+
+HERE = Path(__file__).parent
+THREAD_VARIABLES = ("BLASFORMER_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# What each library is told so that it behaves as on a machine with nothing newer.
+ISA_VARIABLES = {
+    "avx512": {},
+    "avx2": {
+        "BLASFORMER_ISA": "avx2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "OPENBLAS_CORETYPE": "Haswell",
+        "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long each library is measured on a case: `rounds` turns of `seconds` each, of at least `least_samples` calls."""
+
+    rounds: int
+    seconds: float
+    least_samples: int
+
+
+QUICK = Effort(rounds=3, seconds=0.03, least_samples=1)
+THOROUGH = Effort(rounds=8, seconds=0.15, least_samples=4)
+
+
+class Process:
+    """A worker.py. It is stopped (SIGSTOP) except while it answers: its idle threads cannot spin on a core that another
+    library is being measured on, and no library needs settings that a user would not make."""
+
+    def __init__(self, library: str, python: str, environment: dict[str, str]) -> None:
+        self.library = library
+        self.process = subprocess.Popen(
+            [python, str(HERE / "worker.py"), library],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        )
+        self.version = self.ask("describe")["version"]
+
+    def ask(self, request: str, **arguments: object) -> dict:
+        self.process.send_signal(signal.SIGCONT)
+        print(json.dumps({"request": request, **arguments}), file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the worker of {self.library} has ended with status {self.process.wait()}")
+        self.process.send_signal(signal.SIGSTOP)
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(f"{self.library}: {answer['error']}")
+        return answer
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@dataclass
+class Timing:
+    """Of one library on one case; times are seconds per call."""
+
+    samples: list[float] = field(default_factory=list)
+    first_call: float | None = None
+    error: float | None = None
+    unsupported: str | None = None
+
+    @property
+    def least(self) -> float:
+        return min(self.samples)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+
+def relative_error(actual: np.ndarray, exact: np.ndarray) -> float:
+    """Largest difference relative to the largest magnitude."""
+    return float(np.abs(actual - exact).max() / np.abs(exact).max())
+
+
+def run_case(case: Attention, processes: list[Process], effort: Effort, clock: str) -> dict[str, Timing]:
+    timings = {process.library: Timing() for process in processes}
+    truth = case.truth() if case.comparable() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        for process in processes:
+            timing = timings[process.library]
+            file = str(Path(folder, f"{process.library}.npz"))
+            answer = process.ask("prepare", name=case.name, results=file)
+            timing.unsupported = answer.get("unsupported")
+            timing.first_call = answer.get("first_call")
+            if truth and not timing.unsupported:
+                with np.load(file) as results:
+                    timing.error = max(relative_error(results[name], exact) for name, exact in truth.items())
+    running = [process for process in processes if not timings[process.library].unsupported]
+    for _ in range(effort.rounds):
+        for process in running:
+            answer = process.ask("measure", seconds=effort.seconds, least_samples=effort.least_samples, clock=clock)
+            timings[process.library].samples += answer["samples"]
+    return timings
+
+
+# ---- Tables
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
+
+
+def row_of(case: Attention, timings: dict[str, Timing], libraries: list[str]) -> list[str]:
+    ours = timings[libraries[0]]
+    cells = [case.name]
+    for library in libraries:
+        timing = timings[library]
+        if timing.unsupported:
+            cells += ["–", "–"] if library != libraries[0] else ["–"]
+            continue
+        cells.append(f"{milliseconds(timing.least)} / {milliseconds(timing.median)}")
+        if library != libraries[0]:
+            cells.append("–" if ours.unsupported else f"{timing.least / ours.least:.2f}")
+    cells.append("–" if ours.unsupported else f"{case.flops / ours.least * 1e-9:.3g}")
+    errors = (timings[library].error for library in libraries)
+    return [*cells, *("–" if error is None else f"{error:.1e}" for error in errors)]
+
+
+def header_of(libraries: list[str]) -> list[str]:
+    ours, *others = libraries
+    cells = ["case", f"{ours} ms"]
+    for other in others:
+        cells += [f"{other} ms", f"{other} / ours"]
+    return [*cells, "ours GF/s", *(f"error {library}" for library in libraries)]
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+
+    return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, rows)])
+
+
+# ---- The machine
+
+
+def cpu_name() -> str:
+    match = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
+    return match[1] if match else platform.processor()
+
+
+def conditions(arguments: argparse.Namespace, processes: list[Process]) -> dict[str, str]:
+    return {
+        "CPU": cpu_name(),
+        "instruction sets": arguments.isa or "all the CPU has",
+        "threads": str(arguments.threads),
+        "versions": ", ".join(process.version for process in processes) + f", Python {platform.python_version()}",
+        "clock": arguments.clock,
+        "load before": f"{os.getloadavg()[0]:.2f}",
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+@contextmanager
+def started(arguments: argparse.Namespace) -> Iterator[list[Process]]:
+    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(arguments.threads))
+    if arguments.isa:
+        environment |= ISA_VARIABLES[arguments.isa]
+    processes: list[Process] = []
+    try:
+        for library in arguments.libraries:
+            python = arguments.torch_python if library == "pytorch" else sys.executable
+            processes.append(Process(library, python, environment))
+        yield processes
+    finally:
+        for process in processes:
+            process.end()
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    groups = list(dict.fromkeys(case.group for case in CASES))
+    parser.add_argument("--quick", action="store_true", help="the whole table in a few minutes, less exactly")
+    parser.add_argument("--groups", type=lambda text: text.split(","), default=groups, help=", ".join(groups))
+    parser.add_argument("--filter", default="", help="only cases whose name contains this regular expression")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--isa", choices=list(ISA_VARIABLES), help="for all libraries")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall",
+                        help="cpu: time on the CPU, for one thread on a machine that is not idle")
+    parser.add_argument("--libraries", type=lambda text: text.split(","), default=list(LIBRARIES))
+    parser.add_argument("--torch-python", default=sys.executable, help="an interpreter with PyTorch")
+    parser.add_argument("--json", type=Path, help="also write everything, every sample included, to this file")
+    arguments = parser.parse_args()
+    for name in arguments.groups:
+        if name not in groups:
+            parser.error(f"--groups must be of {', '.join(groups)}, got {name}")
+    for name in arguments.libraries:
+        if name not in LIBRARIES:
+            parser.error(f"--libraries must be of {', '.join(LIBRARIES)}, got {name}")
+    if arguments.clock == "cpu" and arguments.threads != 1:
+        parser.error("--clock cpu needs --threads 1: it adds up the time of all threads")
+    if arguments.torch_python == sys.executable and importlib.util.find_spec("torch") is None:
+        if "pytorch" in arguments.libraries:
+            print("no PyTorch here (see --torch-python): left out", file=sys.stderr)
+            arguments.libraries.remove("pytorch")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    cases = [case for case in CASES if case.group in arguments.groups and re.search(arguments.filter, case.name)]
+    results = []
+    with started(arguments) as processes:
+        machine = conditions(arguments, processes)
+        print("\n".join(f"- {name}: {value}" for name, value in machine.items()), flush=True)
+        libraries = [process.library for process in processes]
+        for group in dict.fromkeys(case.group for case in cases):
+            rows = []
+            members = [case for case in cases if case.group == group]
+            for number, case in enumerate(members, 1):
+                print(f"{group} {number}/{len(members)}: {case.name}", file=sys.stderr, flush=True)
+                timings = run_case(case, processes, QUICK if arguments.quick else THOROUGH, arguments.clock)
+                rows.append(row_of(case, timings, libraries))
+                results.append({"case": case.name, "group": group, "flops": case.flops,
+                                "timings": {library: vars(timing) for library, timing in timings.items()}})
+            print(f"\n### {group}\n\n{table(header_of(libraries), rows)}", flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""What is timed: every case, its inputs, and the float64 truth its results are judged by.
+
+A case is a value. It makes the same inputs in every process (the seed is its name), so that only names and results
+travel between them. Errors are taken on a sample of the result, since the truth is slow.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+# Queries of one head that the truth is computed for at a time: bounds its memory.
+ROWS_AT_A_TIME = 512
+# Queries of one head whose output is compared.
+SAMPLED_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Attention:
+    """scaled_dot_product_attention of random normal inputs, forward or forward and backward."""
+
+    name: str
+    group: str
+    batch: int
+    heads: int
+    length: int
+    dim: int
+    key_heads: int | None = None
+    key_length: int | None = None
+    causal: bool = False
+    window: tuple[int, int] | None = None
+    # "key lengths": each sequence ends early; "bool" and "bias": (1, 1, length, length); "bias per head": of full shape
+    mask: str | None = None
+    dropout_p: float = 0.0
+    backward: bool = False
+    dtype: str = "float32"
+    # "heads first" is (batch, heads, length, dim), dense; "length first" a view of a dense (batch, length, heads, dim)
+    layout: str = "heads first"
+
+    @property
+    def query_shape(self) -> tuple[int, int, int, int]:
+        return self.batch, self.heads, self.length, self.dim
+
+    @property
+    def key_shape(self) -> tuple[int, int, int, int]:
+        return self.batch, self.key_heads or self.heads, self.key_length or self.length, self.dim
+
+    @property
+    def flops(self) -> float:
+        """Of the pairs that may attend; a backward pass forms five products of them where forward forms two."""
+        keys = self.key_shape[2]
+        if self.window:
+            pairs = np.minimum(self.window[0] + 1 + (0 if self.causal else self.window[1]), keys)
+        else:
+            pairs = keys / 2 if self.causal else keys
+        products = 7 if self.backward else 2
+        return float(2 * products * self.batch * self.heads * self.length * pairs * self.dim)
+
+    def key_lengths(self) -> np.ndarray:
+        """A batch of sequences that end between 60 % and 100 % of the full length; a single one ends at 80 %."""
+        fractions = np.linspace(0.6, 1.0, self.batch) if self.batch > 1 else np.array([0.8])
+        return np.ceil(fractions * self.key_shape[2]).astype(np.int64)
+
+    def inputs(self) -> Arrays:
+        rng = np.random.default_rng(zlib.crc32(self.name.encode()))
+
+        def normal(*shape: int) -> np.ndarray:
+            return rng.standard_normal(shape, dtype=self.dtype)
+
+        def operand(shape: tuple[int, int, int, int]) -> np.ndarray:
+            batch, heads, length, dim = shape
+            if self.layout == "length first":
+                return normal(batch, length, heads, dim).swapaxes(1, 2)
+            return normal(*shape)
+
+        arrays = {
+            "query": operand(self.query_shape),
+            "key": operand(self.key_shape),
+            "value": operand(self.key_shape),
+        }
+        keys = self.key_shape[2]
+        if self.mask == "bool":
+            # Four of five keys, and always the query's own, so that no query is left with nothing.
+            arrays["mask"] = (rng.random((1, 1, self.length, keys)) < 0.8) | np.eye(self.length, keys, dtype=bool)
+        elif self.mask == "bias":
+            arrays["bias"] = normal(1, 1, self.length, keys)
+        elif self.mask == "bias per head":
+            arrays["bias"] = normal(self.batch, self.heads, self.length, keys)
+        if self.backward:
+            arrays["d_output"] = normal(*self.query_shape)
+        return arrays
+
+    def allowed(self) -> np.ndarray | None:
+        """Every mask but the caller's own array as one bool array (batch or 1, 1, length or 1, keys), for libraries
+        and formulas that have no other way to say it."""
+        keys = np.arange(self.key_shape[2])
+        rows = np.arange(self.length)[:, None]
+        parts = []
+        if self.causal:
+            parts.append((keys <= rows)[None, None])
+        if self.window:
+            parts.append(((keys >= rows - self.window[0]) & (keys <= rows + self.window[1]))[None, None])
+        if self.mask == "key lengths":
+            parts.append((keys < self.key_lengths()[:, None])[:, None, None])
+        if not parts:
+            return None
+        result = parts[0]
+        for part in parts[1:]:
+            result = result & part
+        return result
+
+    def comparable(self) -> bool:
+        return self.dropout_p == 0  # every library draws its own random numbers
+
+    def sample(self, results: Arrays) -> Arrays:
+        """What of the results is compared: for forward some queries of the first and the last head, for backward
+        the last key head's gradients and those of its queries, all of them."""
+        if not self.backward:
+            return {"output": results["output"][:1, [0, -1]][:, :, self._sampled_rows()]}
+        group = self.heads // self.key_shape[1]
+        return {
+            "query": results["query"][-1:, -group:],
+            "key": results["key"][-1:, -1:],
+            "value": results["value"][-1:, -1:],
+        }
+
+    def _sampled_rows(self) -> np.ndarray:
+        return np.unique(np.linspace(0, self.length - 1, SAMPLED_ROWS).astype(int))
+
+    def truth(self) -> Arrays:
+        """The sample, by the formula in float64 (longdouble for float64)."""
+        exact = np.longdouble if self.dtype == "float64" else np.float64
+        arrays = self.inputs()
+        group = self.heads // self.key_shape[1]
+        if not self.backward:
+            rows = self._sampled_rows()
+            outputs = []
+            for head in (0, self.heads - 1):
+                weights = self._weights(arrays, exact, 0, head, rows)
+                outputs.append(weights @ arrays["value"][0, head // group].astype(exact))
+            return {"output": np.stack(outputs)[None]}
+        return self._true_gradients(arrays, exact, group)
+
+    def _weights(self, arrays: Arrays, exact: type, batch: int, head: int, rows: np.ndarray) -> np.ndarray:
+        key_head = head // (self.heads // self.key_shape[1])
+        query = arrays["query"][batch, head, rows].astype(exact) / np.sqrt(exact(self.dim))
+        scores = query @ arrays["key"][batch, key_head].astype(exact).T
+
+        def of_rows(array: np.ndarray) -> np.ndarray:
+            shape = (self.batch, self.heads, self.length, self.key_shape[2])
+            return np.broadcast_to(array, shape)[batch, head, rows]
+
+        if "bias" in arrays:
+            scores += of_rows(arrays["bias"])
+        for allowed in (arrays.get("mask"), self.allowed()):
+            if allowed is not None:
+                scores = np.where(of_rows(allowed), scores, -np.inf)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        return weights / weights.sum(axis=-1, keepdims=True)
+
+    def _true_gradients(self, arrays: Arrays, exact: type, group: int) -> Arrays:
+        key, value = (arrays[name][-1, -1].astype(exact) for name in ("key", "value"))
+        scale = 1 / np.sqrt(exact(self.dim))
+        d_query = np.zeros((group, self.length, self.dim), exact)
+        d_key, d_value = np.zeros_like(key), np.zeros_like(value)
+        for i in range(group):
+            head = self.heads - group + i
+            for first in range(0, self.length, ROWS_AT_A_TIME):
+                rows = np.arange(first, min(first + ROWS_AT_A_TIME, self.length))
+                query, d_output = (arrays[name][-1, head, rows].astype(exact) for name in ("query", "d_output"))
+                weights = self._weights(arrays, exact, self.batch - 1, head, rows)
+                d_value += weights.T @ d_output
+                d_weights = d_output @ value.T
+                d_scores = weights * (d_weights - (d_weights * weights).sum(axis=-1, keepdims=True)) * scale
+                d_query[i, rows] = d_scores @ key
+                d_key += d_scores.T @ query
+        return {"query": d_query[None], "key": d_key[None, None], "value": d_value[None, None]}
+
+
+def _attention_cases() -> list[Attention]:
+    gpt2, llama = (1, 12, 1024, 64), (1, 32, 512, 128)
+    models = [
+        ("BERT B1 L128", (1, 12, 128, 64), {}),
+        ("BERT B1 L384", (1, 12, 384, 64), {}),
+        ("BERT B1 L512", (1, 12, 512, 64), {}),
+        ("BERT B8 L128", (8, 12, 128, 64), {}),
+        ("GPT-2 L1024 causal", gpt2, {"causal": True}),
+        ("B1 H25 L1024", (1, 25, 1024, 64), {}),
+        ("ViT B1 L197", (1, 12, 197, 64), {}),
+        ("ViT B32 L197", (32, 12, 197, 64), {}),
+        ("Whisper H8 L1500", (1, 8, 1500, 64), {}),
+        ("Llama L512 causal", llama, {"causal": True}),
+        ("Llama L2048 causal", (1, 32, 2048, 128), {"causal": True}),
+    ]
+    masks = [
+        ("BERT B8 L128, key lengths", (8, 12, 128, 64), {"mask": "key lengths"}),
+        ("BERT B1 L512, key lengths", (1, 12, 512, 64), {"mask": "key lengths"}),
+        ("BERT B1 L512, bool mask", (1, 12, 512, 64), {"mask": "bool"}),
+        ("BERT B1 L512, bias (1, 1, L, L)", (1, 12, 512, 64), {"mask": "bias"}),
+        ("BERT B1 L512, bias (B, H, L, L)", (1, 12, 512, 64), {"mask": "bias per head"}),
+        ("GPT-2 L1024, window 256", gpt2, {"causal": True, "window": (255, 0)}),
+        ("H8 L4096, window 256", (1, 8, 4096, 64), {"causal": True, "window": (255, 0)}),
+        ("BERT B1 L512, dropout", (1, 12, 512, 64), {"dropout_p": 0.1}),
+        ("GPT-2 L1024 causal, dropout", gpt2, {"causal": True, "dropout_p": 0.1}),
+    ]
+    shapes = [
+        ("SD L4096 H8 d40", (1, 8, 4096, 40), {}),
+        ("L4096 H8 d80", (1, 8, 4096, 80), {}),
+        ("SD L4096 H8 d160", (1, 8, 4096, 160), {}),
+        ("SD cross 4096 x 77 d40", (1, 8, 4096, 40), {"key_length": 77}),
+        ("Whisper cross 1 x 1500", (1, 8, 1, 64), {"key_length": 1500}),
+        ("ViT B1 L197, length first", (1, 12, 197, 64), {"layout": "length first"}),
+        ("BERT B8 L128, length first", (8, 12, 128, 64), {"layout": "length first"}),
+        ("GPT-2 L1024 causal, length first", gpt2, {"causal": True, "layout": "length first"}),
+        *((f"H8 L512 d{dim}", (1, 8, 512, dim), {}) for dim in (32, 72, 96, 112, 160, 256)),
+    ]
+    grouped = [
+        ("Llama L512 causal, 8 key heads", llama, {"causal": True, "key_heads": 8}),
+        ("Llama L512 causal, 1 key head", llama, {"causal": True, "key_heads": 1}),
+        ("Llama L512, 8 key heads", llama, {"key_heads": 8}),
+    ]
+    decode = [
+        (f"decode {heads}/{key_heads} heads, {keys} keys", (1, heads, 1, 128), {"key_heads": key_heads, "key_length": keys})
+        for key_heads in (32, 8, 1)
+        for keys in (512, 2048, 8192)
+        for heads in (32,)
+    ]
+    tiny = [
+        ("H2 L8 d16", (1, 2, 8, 16), {}),
+        ("H2 L1 d64", (1, 2, 1, 64), {}),
+        ("H4 L6 d32", (1, 4, 6, 32), {}),
+        ("H8 L16 d64", (1, 8, 16, 64), {}),
+        ("H12 L32 d64", (1, 12, 32, 64), {}),
+        ("H2 L8 d16 causal", (1, 2, 8, 16), {"causal": True}),
+    ]
+    long = [
+        ("H8 L4096", (1, 8, 4096, 64), {}),
+        ("H8 L4096 causal", (1, 8, 4096, 64), {"causal": True}),
+        ("H8 L16384", (1, 8, 16384, 64), {}),
+    ]
+    double = [
+        ("BERT B1 L128, float64", (1, 12, 128, 64), {}),
+        ("BERT B8 L128, float64", (8, 12, 128, 64), {}),
+        ("BERT B1 L512, float64", (1, 12, 512, 64), {}),
+        ("ViT B1 L197, float64", (1, 12, 197, 64), {}),
+        ("GPT-2 L1024 causal, float64", gpt2, {"causal": True}),
+        ("Llama L512 causal, float64", llama, {"causal": True}),
+        ("decode 32/8 heads, 2048 keys, float64", (1, 32, 1, 128), {"key_heads": 8, "key_length": 2048}),
+    ]
+    forward = {
+        "models": models, "masks": masks, "shapes": shapes, "grouped": grouped, "decode": decode, "tiny": tiny, "long": long,
+    }
+    cases = [
+        Attention(name, group, *shape, **options)
+        for group, entries in forward.items()
+        for name, shape, options in entries
+    ]
+    cases += [Attention(name, "float64", *shape, **options, dtype="float64") for name, shape, options in double]
+    # Forward and backward of all but the inference cases and the slowest.
+    backward = [*models[:-1], *masks, shapes[0], shapes[3], *shapes[5:], *grouped, tiny[0], tiny[3], *long[:2]]
+    cases += [
+        Attention(f"{name}, fwd+bwd", "backward", *shape, **options, backward=True) for name, shape, options in backward
+    ]
+    cases += [
+        Attention(f"{name}, fwd+bwd", "backward float64", *shape, **options, dtype="float64", backward=True)
+        for name, shape, options in double[:-1]
+    ]
+    return cases
+
+
+CASES = _attention_cases()
+BY_NAME = {case.name: case for case in CASES}
+assert len(BY_NAME) == len(CASES), "every case has a name of its own"

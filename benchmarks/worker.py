@@ -1,0 +1,80 @@
+"""One library in a process of its own: answers the requests of against.py, one JSON object per line."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+import numpy as np
+from cases import BY_NAME
+from libraries import LIBRARIES, Unsupported
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+# A sample spans at least this long, so that reading the clock does not count: several calls of a tiny case.
+SHORTEST_SAMPLE = 50e-6
+
+
+class Worker:
+    def __init__(self, library: str) -> None:
+        self.library = LIBRARIES[library]()
+        self.case = None
+        self.call: Callable[[], tuple] = lambda: ()
+
+    def describe(self) -> dict:
+        return {"version": self.library.version()}
+
+    def prepare(self, name: str, results: str) -> dict:
+        """Makes the inputs, calls once, and writes the compared sample of the results into a file."""
+        self.case = BY_NAME[name]
+        try:
+            inputs = self.case.inputs()
+            self.call = self.library.prepare(self.case, inputs)
+            with self.library.context(self.case):
+                start = time.perf_counter()
+                arrays = self.call()
+                seconds = time.perf_counter() - start
+        except Unsupported as reason:
+            return {"unsupported": str(reason)}
+        if self.case.comparable():
+            names = ("query", "key", "value") if self.case.backward else ("output",)
+            np.savez(results, **self.case.sample({n: np.asarray(a) for n, a in zip(names, arrays, strict=True)}))
+        return {"first_call": seconds}
+
+    def measure(self, seconds: float, least_samples: int, clock: str) -> dict:
+        """Calls for that long after one untimed call; returns the seconds per call of each sample."""
+        now = CLOCKS[clock]
+        samples = []
+        with self.library.context(self.case):
+            self.call()
+            start = time.perf_counter()
+            self.call()
+            repeats = max(1, int(SHORTEST_SAMPLE / max(time.perf_counter() - start, 1e-7)))
+            end = time.perf_counter() + seconds
+            while len(samples) < least_samples or time.perf_counter() < end:
+                start = now()
+                for _ in range(repeats):
+                    self.call()
+                samples.append((now() - start) / repeats)
+        return {"samples": samples}
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    sys.stdout = sys.stderr  # whatever a library prints is not an answer
+    worker = Worker(sys.argv[1])
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = getattr(worker, request.pop("request"))(**request)
+        except Exception:
+            answer = {"error": traceback.format_exc()}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
