@@ -140,7 +140,7 @@ def test_gradients_are_as_accurate_as_numpy(call, isa):
 @given(call=calls())
 def test_explain_mask_is_the_conjunction_of_all_masks(call):
     sizes, _, _, _, _, arguments = call
-    for name in ("alibi_slopes", "sinks", "softcap", "scale", "dropout_p", "rng"):
+    for name in ("bias", "alibi_slopes", "sinks", "softcap", "scale", "dropout_p", "rng"):
         arguments.pop(name, None)
     if "window" in arguments and arguments["causal"] is False and "query_offset" not in arguments:
         assert sizes.query_length == sizes.key_length
