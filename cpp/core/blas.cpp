@@ -8,7 +8,6 @@
 #include <stdexcept>
 
 #include "core/blas_chunks.h"
-#include "core/cpu.h"
 #include "core/require.h"
 
 namespace blasformer::blas {
@@ -61,12 +60,6 @@ class Library {
     // Work is divided by our own pool. OpenBLAS reads this variable once, while it is being loaded, and then starts no
     // thread; openblas_set_num_threads alone would leave one sleeping thread per core behind.
     const TemporaryEnvironment one_thread("OPENBLAS_NUM_THREADS", "1");
-    // OpenBLAS chooses its kernels by CPU model and gives models it does not know AVX2 ones: on a Zen 5 that halves the
-    // speed. Feature bits know better; the user's own choice stands.
-    std::optional<TemporaryEnvironment> kernels;
-    if (detected_isas().back() == Isa::avx512 && std::getenv("OPENBLAS_CORETYPE") == nullptr) {
-      kernels.emplace("OPENBLAS_CORETYPE", "SkylakeX");
-    }
     open();
     find(sgemm, "cblas_sgemm");
     find(dgemm, "cblas_dgemm");
