@@ -24,7 +24,8 @@ int affinity_count() {
 }
 
 int cores_of(double quota, double period) {
-  return quota > 0 && period > 0 ? std::max(1, static_cast<int>(std::ceil(std::min(quota / period, 1e6)))) : 0;
+  return quota > 0 && period > 0 ? std::max(1, static_cast<int>(std::ceil(std::min(quota / period, 1e6))))
+                                 : 0;
 }
 
 // 0 is "no limit" in what follows.
@@ -43,8 +44,8 @@ int quota_of_group_v1(const std::string& group) {
   return quota_file >> quota && period_file >> period ? cores_of(quota, period) : 0;
 }
 
-// The least quota of a group and of all above it. In a container the path may be the host's and not exist here: the walk
-// then ends at the root, where the container's own group is mounted.
+// The least quota of a group and of all above it. In a container the path may be the host's and not exist
+// here: the walk then ends at the root, where the container's own group is mounted.
 template <class QuotaOfGroup>
 int least_quota(const std::string& mount, std::string path, QuotaOfGroup quota_of_group) {
   int least = 0;

@@ -6,12 +6,14 @@
 
 namespace blasformer::blas {
 
-// Cuts c = op(a) op(b) + beta c into products whose sizes and leading dimensions are at most limit, the largest number
-// the BLAS can be told, and hands each to multiply(m, n, k, a, lda, b, ldb, beta, c, ldc). A matrix whose rows are further
-// apart than that is taken row by row. The parts of k are added up in rising order.
+// Cuts c = op(a) op(b) + beta c into products whose sizes and leading dimensions are at most limit, the
+// largest number the BLAS can be told, and hands each to multiply(m, n, k, a, lda, b, ldb, beta, c, ldc). A
+// matrix whose rows are further apart than that is taken row by row. The parts of k are added up in rising
+// order.
 template <class T, class Multiply>
-void for_each_chunk(Index limit, Transpose transpose_a, Transpose transpose_b, Index m, Index n, Index k, const T* a,
-                    Index lda, const T* b, Index ldb, T beta, T* c, Index ldc, Multiply multiply) {
+void for_each_chunk(Index limit, Transpose transpose_a, Transpose transpose_b, Index m, Index n, Index k,
+                    const T* a, Index lda, const T* b, Index ldb, T beta, T* c, Index ldc,
+                    Multiply multiply) {
   const bool a_transposed = transpose_a == Transpose::yes;
   const bool b_transposed = transpose_b == Transpose::yes;
   const bool far_a = lda > limit, far_b = ldb > limit, far_c = ldc > limit;

@@ -20,10 +20,13 @@ constexpr Isa kIsas[] = {Isa::baseline, Isa::avx2, Isa::avx512};
 
 struct CpuId {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  explicit CpuId(unsigned leaf) { __get_cpuid_count(leaf, 0, &eax, &ebx, &ecx, &edx); }  // all zero if there is no such leaf
+  explicit CpuId(unsigned leaf) {
+    __get_cpuid_count(leaf, 0, &eax, &ebx, &ecx, &edx);
+  }  // all zero if there is no such leaf
 };
 
-// The register states that the operating system saves when it switches threads. Without OSXSAVE the instruction is missing.
+// The register states that the operating system saves when it switches threads. Without OSXSAVE the
+// instruction is missing.
 std::uint64_t saved_states(const CpuId& features) {
   if ((features.ecx & bit_OSXSAVE) == 0) return 0;
   unsigned low = 0, high = 0;
@@ -66,8 +69,8 @@ std::string names(const std::vector<Isa>& isas) {
 }
 
 void require_detected(Isa isa, const char* source) {
-  require(isa <= newest_isa(), source, " must be an instruction set of this CPU (", names(detected_isas()), "), got ",
-          isa_name(isa));
+  require(isa <= newest_isa(), source, " must be an instruction set of this CPU (", names(detected_isas()),
+          "), got ", isa_name(isa));
 }
 
 Isa initial_isa() {

@@ -1,8 +1,8 @@
 #pragma once
 
-// IEEE 754 binary16 and bfloat16, to float32 (exact) and back (round to nearest, ties to even). NaN stays a quiet NaN with
-// the leading bits of its payload, as the conversion instructions of CPUs do it. The functions are static, because files
-// that are compiled for different instruction sets include them.
+// IEEE 754 binary16 and bfloat16, to float32 (exact) and back (round to nearest, ties to even). NaN stays a
+// quiet NaN with the leading bits of its payload, as the conversion instructions of CPUs do it. The functions
+// are static, because files that are compiled for different instruction sets include them.
 
 #include <cstdint>
 

@@ -1,8 +1,8 @@
 #pragma once
 
-// Philox4x32-10 (Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"): a counter and a key
-// give four 32-bit random numbers, whoever asks and in whatever order. The functions are static, because files that are
-// compiled for different instruction sets include them.
+// Philox4x32-10 (Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"): a
+// counter and a key give four 32-bit random numbers, whoever asks and in whatever order. The functions are
+// static, because files that are compiled for different instruction sets include them.
 
 #include <cstdint>
 
@@ -18,7 +18,8 @@ struct PhiloxBlock {
 
 constexpr int kPhiloxRounds = 10;
 constexpr std::uint32_t kPhiloxMultiplier[2] = {0xd2511f53u, 0xcd9e8d57u};
-constexpr std::uint32_t kPhiloxKeyStep[2] = {0x9e3779b9u, 0xbb67ae85u};  // golden ratio and sqrt(3) - 1, times 2^32
+constexpr std::uint32_t kPhiloxKeyStep[2] = {0x9e3779b9u,
+                                             0xbb67ae85u};  // golden ratio and sqrt(3) - 1, times 2^32
 
 static inline PhiloxBlock philox(PhiloxBlock counter, PhiloxKey key) {
   for (int round = 0; round < kPhiloxRounds; ++round) {

@@ -26,12 +26,12 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Waking a sleeping worker takes about 10 us until it runs its first task, a spinning one about 1 us. Work that one core
-// does in less than this would not be finished earlier by two.
+// Waking a sleeping worker takes about 10 us until it runs its first task, a spinning one about 1 us. Work
+// that one core does in less than this would not be finished earlier by two.
 constexpr double kLeastParallelWork = 20e3;  // ns
 
-// How long a worker without work spins before it sleeps: long enough to bridge the gap between the loops of one call,
-// far too short to be seen as load or to take a core from another library.
+// How long a worker without work spins before it sleeps: long enough to bridge the gap between the loops of
+// one call, far too short to be seen as load or to take a core from another library.
 constexpr auto kSpinTime = std::chrono::microseconds(50);
 
 constexpr auto kInterruptPeriod = std::chrono::milliseconds(10);
@@ -132,9 +132,9 @@ class Job {
   std::exception_ptr error_;
 };
 
-// A thread of the pool and the word through which it is given work. The word holds a job that the worker has not taken
-// yet, or one of the states below; either side changes it in one atomic step, so that neither ever waits for the other
-// to be scheduled before there is something to wait for.
+// A thread of the pool and the word through which it is given work. The word holds a job that the worker has
+// not taken yet, or one of the states below; either side changes it in one atomic step, so that neither ever
+// waits for the other to be scheduled before there is something to wait for.
 class Worker {
  public:
   explicit Worker(int number) : number_(number) {
@@ -170,7 +170,9 @@ class Worker {
   static constexpr std::uintptr_t kAsleep = 1;   // must be woken when given work
   static constexpr std::uintptr_t kBusy = 2;     // running a job
   static constexpr std::uintptr_t kAwaited = 3;  // running a job whose caller sleeps until it is done
-  static std::uintptr_t address(Job* job) { return reinterpret_cast<std::uintptr_t>(job); }  // aligned: never a state
+  static std::uintptr_t address(Job* job) {
+    return reinterpret_cast<std::uintptr_t>(job);
+  }  // aligned: never a state
 
   void work() {
     inside_task = false;
@@ -223,14 +225,15 @@ class Pool {
   Clock::time_point next_creation_{};
 };
 
-// Never destroyed: its threads may still be at work when the process ends, and after a fork they do not exist in the
-// child, which makes a pool of its own.
+// Never destroyed: its threads may still be at work when the process ends, and after a fork they do not exist
+// in the child, which makes a pool of its own.
 std::atomic<Pool*> current_pool{nullptr};
 
 Pool& pool() {
   Pool* existing = current_pool.load(std::memory_order_acquire);
   if (existing != nullptr) return *existing;
-  [[maybe_unused]] static const int registered = pthread_atfork(nullptr, nullptr, [] { current_pool.store(nullptr); });
+  [[maybe_unused]] static const int registered =
+      pthread_atfork(nullptr, nullptr, [] { current_pool.store(nullptr); });
   auto created = std::make_unique<Pool>();
   if (current_pool.compare_exchange_strong(existing, created.get())) return *created.release();
   return *existing;
@@ -249,7 +252,9 @@ int positive_number(const char* text) {
   if (text == nullptr) return 0;
   char* end = nullptr;
   const long number = std::strtol(text, &end, 10);
-  return end != text && (*end == '\0' || *end == ',') && number > 0 ? static_cast<int>(std::min(number, long{kMaxThreads})) : 0;
+  return end != text && (*end == '\0' || *end == ',') && number > 0
+             ? static_cast<int>(std::min(number, long{kMaxThreads}))
+             : 0;
 }
 
 int default_num_threads() {

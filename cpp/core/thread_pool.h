@@ -4,13 +4,15 @@
 
 namespace blasformer {
 
-// A borrowed callable void(Index task, int worker): two words, no allocation. It must outlive the call it is passed to.
+// A borrowed callable void(Index task, int worker): two words, no allocation. It must outlive the call it is
+// passed to.
 class TaskFunction {
  public:
   template <class Callable>
   TaskFunction(const Callable& callable)  // NOLINT(google-explicit-constructor): made to be converted to
-      : object_(&callable),
-        call_([](const void* object, Index task, int worker) { (*static_cast<const Callable*>(object))(task, worker); }) {}
+      : object_(&callable), call_([](const void* object, Index task, int worker) {
+          (*static_cast<const Callable*>(object))(task, worker);
+        }) {}
   void operator()(Index task, int worker) const { call_(object_, task, worker); }
 
  private:
@@ -18,10 +20,10 @@ class TaskFunction {
   void (*call_)(const void*, Index, int);
 };
 
-// How many threads a parallel_for may use from here: at least 1, and 1 inside a task. It is what set_num_threads or
-// override_num_threads gave; before that BLASFORMER_NUM_THREADS, then OMP_NUM_THREADS (the first of a list), then the
-// cores this process may use, which also limit the variables: a container is not oversubscribed by accident, only by
-// set_num_threads.
+// How many threads a parallel_for may use from here: at least 1, and 1 inside a task. It is what
+// set_num_threads or override_num_threads gave; before that BLASFORMER_NUM_THREADS, then OMP_NUM_THREADS (the
+// first of a list), then the cores this process may use, which also limit the variables: a container is not
+// oversubscribed by accident, only by set_num_threads.
 int num_threads();
 // For the whole process. Throws std::invalid_argument unless 1 <= count <= kMaxThreads.
 void set_num_threads(int count);
@@ -29,13 +31,14 @@ void set_num_threads(int count);
 int override_num_threads(int count);
 constexpr int kMaxThreads = 256;
 
-// Calls function(task, worker) for every task in [0, tasks), on up to `threads` threads, and returns when all are done.
-// worker is in [0, threads) and is held by one thread at a time: it selects a workspace. (Whoever makes workspaces asks
-// num_threads() once and passes it on: another thread may change it in between.) Tasks are handed out one by one in rising
-// order; which worker runs one must not influence its result. Serial when tasks <= 1, when the estimated work is too small
-// to pay for waking a worker, when called from inside a task, or while another thread is using the pool. The first
-// exception of a task stops the handing out and is rethrown here; so is that of the interrupt check, which the calling
-// thread asks every few milliseconds between tasks.
+// Calls function(task, worker) for every task in [0, tasks), on up to `threads` threads, and returns when all
+// are done. worker is in [0, threads) and is held by one thread at a time: it selects a workspace. (Whoever
+// makes workspaces asks num_threads() once and passes it on: another thread may change it in between.) Tasks
+// are handed out one by one in rising order; which worker runs one must not influence its result. Serial when
+// tasks <= 1, when the estimated work is too small to pay for waking a worker, when called from inside a
+// task, or while another thread is using the pool. The first exception of a task stops the handing out and is
+// rethrown here; so is that of the interrupt check, which the calling thread asks every few milliseconds
+// between tasks.
 // work: estimated duration of all tasks on one core, in nanoseconds.
 void parallel_for(Index tasks, double work, TaskFunction function, int threads = num_threads());
 

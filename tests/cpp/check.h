@@ -1,7 +1,7 @@
 #pragma once
 
-// A test is TEST(name_of_the_property) { CHECK(...); }. blasformer_tests runs all of them, or those whose names contain
-// its argument.
+// A test is TEST(name_of_the_property) { CHECK(...); }. blasformer_tests runs all of them, or those whose
+// names contain its argument.
 
 #include <stdexcept>
 #include <string>
@@ -29,8 +29,8 @@ std::string message_of(const Action& action) {
 
 }  // namespace blasformer::tests
 
-#define TEST(name)                                                              \
-  static void name();                                                           \
+#define TEST(name)                                                                     \
+  static void name();                                                                  \
   static const ::blasformer::tests::Registration registration_of_##name(#name, &name); \
   static void name()
 

@@ -31,10 +31,11 @@ T element(const Matrix<T>& matrix, Transpose transpose, Index i, Index j) {
   return transpose == Transpose::yes ? matrix(j, i) : matrix(i, j);
 }
 
-// c = alpha op(a) op(b) + beta c, by the definition. The elements are small multiples of 1/64, so that every sum is exact.
+// c = alpha op(a) op(b) + beta c, by the definition. The elements are small multiples of 1/64, so that every
+// sum is exact.
 template <class T>
-void reference_gemm(Transpose transpose_a, Transpose transpose_b, Index m, Index n, Index k, T alpha, const Matrix<T>& a,
-                    const Matrix<T>& b, T beta, Matrix<T>& c) {
+void reference_gemm(Transpose transpose_a, Transpose transpose_b, Index m, Index n, Index k, T alpha,
+                    const Matrix<T>& a, const Matrix<T>& b, T beta, Matrix<T>& c) {
   for (Index i = 0; i < m; ++i) {
     for (Index j = 0; j < n; ++j) {
       T sum = 0;
@@ -68,8 +69,8 @@ bool gemm_is_the_matrix_product() {
             for (T beta : {T(0), T(1), T(-2)}) {
               Product<T> p(ta, tb, m, n, k);
               reference_gemm(ta, tb, m, n, k, T(0.5), p.a, p.b, beta, p.expected);
-              gemm(ta, tb, m, n, k, T(0.5), p.a.values.data(), p.a.row_stride, p.b.values.data(), p.b.row_stride, beta,
-                   p.c.values.data(), p.c.row_stride);
+              gemm(ta, tb, m, n, k, T(0.5), p.a.values.data(), p.a.row_stride, p.b.values.data(),
+                   p.b.row_stride, beta, p.c.values.data(), p.c.row_stride);
               if (!p.agrees()) return false;
             }
           }
@@ -111,16 +112,16 @@ TEST(products_too_large_for_the_blas_are_cut) {
           for (Index k : {1, 4, 13}) {
             Product<double> p(ta, tb, m, n, k);
             reference_gemm(ta, tb, m, n, k, 1.0, p.a, p.b, 3.0, p.expected);
-            const auto multiply = [&](Index rows, Index columns, Index depth, const double* a, Index lda, const double* b,
-                                      Index ldb, double beta, double* c, Index ldc) {
+            const auto multiply = [&](Index rows, Index columns, Index depth, const double* a, Index lda,
+                                      const double* b, Index ldb, double beta, double* c, Index ldc) {
               for (Index size : {rows, columns, depth, lda, ldb, ldc}) CHECK(size >= 1 && size <= kLimit);
               CHECK(lda >= (ta == Transpose::yes ? rows : depth));
               CHECK(ldb >= (tb == Transpose::yes ? depth : columns));
               CHECK(ldc >= columns);
               gemm(ta, tb, rows, columns, depth, 1.0, a, lda, b, ldb, beta, c, ldc);
             };
-            for_each_chunk(kLimit, ta, tb, m, n, k, p.a.values.data(), p.a.row_stride, p.b.values.data(), p.b.row_stride,
-                           3.0, p.c.values.data(), p.c.row_stride, multiply);
+            for_each_chunk(kLimit, ta, tb, m, n, k, p.a.values.data(), p.a.row_stride, p.b.values.data(),
+                           p.b.row_stride, 3.0, p.c.values.data(), p.c.row_stride, multiply);
             CHECK(p.agrees());
           }
         }
@@ -147,8 +148,8 @@ TEST(threads_may_multiply_at_once) {
       Product<float> p(Transpose::no, Transpose::yes, n, n, 300);
       reference_gemm(Transpose::no, Transpose::yes, n, n, Index{300}, 1.0f, p.a, p.b, 0.0f, p.expected);
       for (int repeat = 0; repeat < 20; ++repeat) {
-        gemm(Transpose::no, Transpose::yes, n, n, 300, 1.0f, p.a.values.data(), p.a.row_stride, p.b.values.data(),
-             p.b.row_stride, 0.0f, p.c.values.data(), p.c.row_stride);
+        gemm(Transpose::no, Transpose::yes, n, n, 300, 1.0f, p.a.values.data(), p.a.row_stride,
+             p.b.values.data(), p.b.row_stride, 0.0f, p.c.values.data(), p.c.row_stride);
       }
       agrees[t] = p.agrees();
     });

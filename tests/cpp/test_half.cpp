@@ -11,33 +11,40 @@ namespace {
 
 constexpr std::uint32_t kHalves = 0x10000;
 
-// What the bits of a float16 (10 bits of fraction, 5 of exponent) or bfloat16 (7 and 8) mean, by the definition.
+// What the bits of a float16 (10 bits of fraction, 5 of exponent) or bfloat16 (7 and 8) mean, by the
+// definition.
 double value(std::uint32_t half, int fraction_bits, int bias) {
   const double sign = half & 0x8000u ? -1.0 : 1.0;
   const int exponent = static_cast<int>((half & 0x7fffu) >> fraction_bits);
   const int fraction = static_cast<int>(half & ((1u << fraction_bits) - 1u));
   if (exponent == 0) return sign * std::ldexp(fraction, 1 - bias - fraction_bits);
-  if (exponent == 2 * bias + 1) return fraction == 0 ? sign * std::numeric_limits<double>::infinity() : std::nan("");
+  if (exponent == 2 * bias + 1)
+    return fraction == 0 ? sign * std::numeric_limits<double>::infinity() : std::nan("");
   return sign * std::ldexp((1 << fraction_bits) + fraction, exponent - bias - fraction_bits);
 }
 
-bool same(double a, double b) { return std::isnan(a) ? std::isnan(b) : a == b && std::signbit(a) == std::signbit(b); }
+bool same(double a, double b) {
+  return std::isnan(a) ? std::isnan(b) : a == b && std::signbit(a) == std::signbit(b);
+}
 
-// Between each finite half and the next: the middle goes to the even one, either side of it to the nearer one.
+// Between each finite half and the next: the middle goes to the even one, either side of it to the nearer
+// one.
 template <class Widen, class Narrow>
 bool rounds_to_nearest_even(Widen widen, Narrow narrow, std::uint16_t infinity) {
   for (std::uint16_t lower = 0; lower < infinity; ++lower) {
     const auto upper = static_cast<std::uint16_t>(lower + 1);
     const double low = widen(lower);
     // What follows the largest half, if the exponent had no end.
-    const double high = upper == infinity ? 2 * low - widen(static_cast<std::uint16_t>(lower - 1)) : widen(upper);
+    const double high =
+        upper == infinity ? 2 * low - widen(static_cast<std::uint16_t>(lower - 1)) : widen(upper);
     const auto middle = static_cast<float>((low + high) / 2);
     const std::uint16_t even = lower % 2 == 0 ? lower : upper;
     for (float sign : {1.0f, -1.0f}) {
       const auto sign_bit = static_cast<std::uint16_t>(sign < 0 ? 0x8000 : 0);
       if (narrow(sign * middle) != (even | sign_bit)) return false;
       if (narrow(sign * std::nextafter(middle, 0.0f)) != (lower | sign_bit)) return false;
-      if (narrow(sign * std::nextafter(middle, std::numeric_limits<float>::infinity())) != (upper | sign_bit)) return false;
+      if (narrow(sign * std::nextafter(middle, std::numeric_limits<float>::infinity())) != (upper | sign_bit))
+        return false;
     }
   }
   return true;

@@ -21,13 +21,14 @@ bool every_task_runs_once(Index tasks, int threads, double work = kLargeWork) {
   std::vector<std::atomic<int>> runs(static_cast<std::size_t>(tasks));
   std::vector<std::atomic<int>> held(static_cast<std::size_t>(threads));
   std::atomic<bool> ok = true;
-  parallel_for(tasks, work,
-               [&](Index task, int worker) {
-                 if (worker < 0 || worker >= threads || held[static_cast<std::size_t>(worker)]++ != 0) ok = false;
-                 ++runs[static_cast<std::size_t>(task)];
-                 --held[static_cast<std::size_t>(worker)];
-               },
-               threads);
+  parallel_for(
+      tasks, work,
+      [&](Index task, int worker) {
+        if (worker < 0 || worker >= threads || held[static_cast<std::size_t>(worker)]++ != 0) ok = false;
+        ++runs[static_cast<std::size_t>(task)];
+        --held[static_cast<std::size_t>(worker)];
+      },
+      threads);
   for (const std::atomic<int>& count : runs) ok = ok && count == 1;
   return ok;
 }
@@ -53,36 +54,46 @@ TEST(calls_after_the_workers_have_fallen_asleep_wake_them) {
 
 TEST(three_threads_work_at_once_when_asked_to) {
   std::atomic<int> arrived = 0;
-  parallel_for(3, kLargeWork,
-               [&](Index, int) {
-                 ++arrived;
-                 const auto deadline = std::chrono::steady_clock::now() + milliseconds(10000);
-                 while (arrived < 3 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
-               },
-               3);
+  parallel_for(
+      3, kLargeWork,
+      [&](Index, int) {
+        ++arrived;
+        const auto deadline = std::chrono::steady_clock::now() + milliseconds(10000);
+        while (arrived < 3 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+      },
+      3);
   CHECK(arrived == 3);
 }
 
 TEST(small_work_is_done_by_the_calling_thread_in_order) {
   const std::thread::id caller = std::this_thread::get_id();
   Index next = 0;
-  parallel_for(100, 1000.0, [&](Index task, int worker) {
-    CHECK(std::this_thread::get_id() == caller && worker == 0 && task == next);
-    ++next;
-  }, 4);
+  parallel_for(
+      100, 1000.0,
+      [&](Index task, int worker) {
+        CHECK(std::this_thread::get_id() == caller && worker == 0 && task == next);
+        ++next;
+      },
+      4);
   CHECK(next == 100);
 }
 
 TEST(a_nested_call_is_serial_and_sees_one_thread) {
   std::atomic<int> inner = 0;
-  parallel_for(4, kLargeWork, [&](Index, int) {
-    CHECK(num_threads() == 1);
-    const std::thread::id outer = std::this_thread::get_id();
-    parallel_for(8, kLargeWork, [&](Index, int worker) {
-      CHECK(std::this_thread::get_id() == outer && worker == 0);
-      ++inner;
-    }, 4);
-  }, 4);
+  parallel_for(
+      4, kLargeWork,
+      [&](Index, int) {
+        CHECK(num_threads() == 1);
+        const std::thread::id outer = std::this_thread::get_id();
+        parallel_for(
+            8, kLargeWork,
+            [&](Index, int worker) {
+              CHECK(std::this_thread::get_id() == outer && worker == 0);
+              ++inner;
+            },
+            4);
+      },
+      4);
   CHECK(inner == 32);
 }
 
@@ -91,11 +102,14 @@ TEST(the_first_exception_of_a_task_reaches_the_caller_and_stops_the_rest) {
     for (Index thrower : {0, 3}) {
       std::atomic<Index> runs = 0;
       const std::string message = tests::message_of<std::out_of_range>([&] {
-        parallel_for(100000, kLargeWork, [&](Index task, int) {
-          ++runs;
-          if (task == thrower) throw std::out_of_range("task failed");
-          std::this_thread::sleep_for(std::chrono::microseconds(10));
-        }, threads);
+        parallel_for(
+            100000, kLargeWork,
+            [&](Index task, int) {
+              ++runs;
+              if (task == thrower) throw std::out_of_range("task failed");
+              std::this_thread::sleep_for(std::chrono::microseconds(10));
+            },
+            threads);
       });
       CHECK(message == "task failed");
       CHECK(runs < 100000);
@@ -129,10 +143,13 @@ TEST(an_interrupt_stops_the_tasks_and_reaches_the_caller) {
     std::atomic<Index> runs = 0;
     asked_from = {};
     tests::message_of<Interrupted>([&] {
-      parallel_for(10000, kLargeWork, [&](Index, int) {
-        ++runs;
-        std::this_thread::sleep_for(milliseconds(1));
-      }, threads);
+      parallel_for(
+          10000, kLargeWork,
+          [&](Index, int) {
+            ++runs;
+            std::this_thread::sleep_for(milliseconds(1));
+          },
+          threads);
     });
     CHECK(asked_from == std::this_thread::get_id());
     CHECK(runs < 1000);
