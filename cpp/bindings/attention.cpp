@@ -277,7 +277,7 @@ py::dict plan(const std::vector<Index>& query_shape, const std::vector<Index>& k
   result["isa"] = plan.isa;
   result["query_tile"] = plan.query_tile;
   result["key_block"] = plan.key_block;
-  result["rows_per_task"] = plan.rows_per_task;
+  result["queries_per_task"] = plan.queries_per_task;
   result["tasks"] = plan.tasks;
   result["threads"] = plan.threads;
   result["workspace_bytes"] = plan.workspace_bytes;

@@ -50,6 +50,13 @@ struct AttentionProblem {
 
   Index group() const { return query_heads / key_heads; }
   Index key_head(Index head) const { return head / group(); }
+  // Whether a tile of so many queries may hold queries of several heads.
+  bool shares_tiles(Index tile) const { return query_length < 2 * tile; }
+};
+
+// Queries that read one key head, counted through the heads of its group: query i is row i % query_length of head i / query_length.
+struct QueryRun {
+  Index batch, key_head, first, count;
 };
 
 }  // namespace blasformer

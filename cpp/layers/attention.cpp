@@ -19,12 +19,33 @@ namespace blasformer {
 
 namespace {
 
-// Queries per task: several tiles, so that a block of keys is read from the outer caches once for all of them, but few enough that
-// short sequences still give every core something to do. By shape alone, as the order of the sums depends on nothing else.
-Index rows_per_task(const AttentionProblem& p, Index tile) {
-  const Index tiles = p.query_length >= 768 ? 8 : p.query_length >= 192 ? 4 : 2;
-  return std::min(tiles * tile, round_up(std::max<Index>(p.query_length, 1), tile));
-}
+// How forward cuts the queries that read one key head into runs. By shape alone, as the order of the sums depends on nothing else.
+struct QueryCut {
+  Index per_run;         // queries of a run: whole tiles
+  Index runs_per_head;   // when runs end with heads; else 0, and they go through the heads of the group
+  Index runs_per_group;
+
+  // Several tiles, so that a block of keys is read from the outer caches once for all of them, but few enough that short sequences
+  // still give every core something to do.
+  QueryCut(const AttentionProblem& p, Index tile) {
+    const Index tiles = p.query_length >= 768 ? 8 : p.query_length >= 192 ? 4 : 2;
+    const bool through = p.shares_tiles(tile);
+    const Index queries = through ? p.group() * p.query_length : p.query_length;
+    per_run = std::min(tiles * tile, round_up(std::max<Index>(queries, 1), tile));
+    runs_per_head = through ? 0 : ceil_div(queries, per_run);
+    runs_per_group = through ? ceil_div(queries, per_run) : runs_per_head * p.group();
+  }
+
+  Index tasks(const AttentionProblem& p) const { return p.batch * p.key_heads * runs_per_group; }
+
+  QueryRun run(const AttentionProblem& p, Index task) const {
+    const Index group = task / runs_per_group, index = task % runs_per_group;
+    const Index head = runs_per_head == 0 ? 0 : index / runs_per_head, run = runs_per_head == 0 ? index : index % runs_per_head;
+    const Index end = runs_per_head == 0 ? p.group() * p.query_length : (head + 1) * p.query_length;
+    const Index first = head * p.query_length + run * per_run;
+    return {group / p.key_heads, group % p.key_heads, first, std::min(per_run, end - first)};
+  }
+};
 
 }  // namespace
 
@@ -41,15 +62,13 @@ void attention_forward(const AttentionArguments& arguments, const MutableArrayVi
     statistics->reciprocal_sum = Tensor<T>(checked.statistics_shape());
   }
   const AttentionKernels<T>& kernels = attention_kernels<T>();
-  const Index rows = rows_per_task(p, kernels.query_tile);
-  const Index parts = ceil_div(p.query_length, rows);
-  const Index workspace = kernels.forward_workspace(p, rows);
-  parallel_for(p.batch * p.query_heads * parts, attention_work(p), [&](Index task, int) {
+  const QueryCut cut(p, kernels.query_tile);
+  const Index workspace = kernels.forward_workspace(p, cut.per_run);
+  T* const maximum = statistics != nullptr ? statistics->maximum.data() : nullptr;
+  T* const reciprocal_sum = statistics != nullptr ? statistics->reciprocal_sum.data() : nullptr;
+  parallel_for(cut.tasks(p), attention_work(p), [&](Index task, int) {
     const FlushDenormals flush;
-    const Index first = task % parts * rows, head = task / parts;
-    kernels.forward(p, {head / p.query_heads, head % p.query_heads, first, std::min(rows, p.query_length - first)},
-                    thread_workspace(workspace), target, statistics != nullptr ? statistics->maximum.data() : nullptr,
-                    statistics != nullptr ? statistics->reciprocal_sum.data() : nullptr);
+    kernels.forward(p, cut.run(p, task), thread_workspace(workspace), target, maximum, reciprocal_sum);
   });
 }
 
@@ -113,11 +132,15 @@ AttentionPlan attention_plan(const AttentionArguments& arguments) {
   const CheckedAttention checked(arguments);
   const AttentionProblem& p = checked.problem();
   const auto plan = [&](const auto& kernels) {
-    const Index rows = rows_per_task(p, kernels.query_tile);
-    const Index tasks = p.batch * p.query_heads * ceil_div(p.query_length, rows);
-    const int threads = planned_threads(tasks, attention_work(p));
-    return AttentionPlan{isa_name(active_isa()), kernels.query_tile, kernels.key_block, rows, tasks, threads,
-                         kernels.forward_workspace(p, rows)};
+    const QueryCut cut(p, kernels.query_tile);
+    const Index tasks = cut.tasks(p);
+    return AttentionPlan{isa_name(active_isa()),
+                         kernels.query_tile,
+                         kernels.key_block,
+                         cut.per_run,
+                         tasks,
+                         planned_threads(tasks, attention_work(p)),
+                         kernels.forward_workspace(p, cut.per_run)};
   };
   return arguments.query.dtype == DType::float64 ? plan(attention_kernels<double>()) : plan(attention_kernels<float>());
 }

@@ -39,7 +39,7 @@ MutableArrayView view_of(Tensor<T>& tensor) {
 Index query_runs(const AttentionProblem& p) {
   constexpr Index enough = 4, least_rows = 256;
   const Index heads = std::max<Index>(p.batch * p.key_heads, 1);
-  return std::clamp<Index>(std::min(ceil_div(enough, heads), p.query_length / least_rows), 1, enough);
+  return std::clamp<Index>(std::min(ceil_div(enough, heads), p.group() * p.query_length / least_rows), 1, enough);
 }
 
 template <class T>
@@ -74,8 +74,8 @@ template <class T>
 void operand_gradients(const AttentionProblem& p, const BackwardInputs<T>& inputs, const MutableAttentionOperand& d_query,
                        const AttentionGradientViews& gradients) {
   const AttentionKernels<T>& kernels = attention_kernels<T>();
-  const Index heads = p.batch * p.key_heads;
-  const Index runs = query_runs(p), rows = round_up(ceil_div(p.query_length, runs), kernels.query_tile);
+  const Index heads = p.batch * p.key_heads, queries = p.group() * p.query_length;
+  const Index runs = query_runs(p), per_run = round_up(ceil_div(queries, runs), kernels.query_tile);
   const Index key_size = p.key_length * p.dim, value_size = p.key_length * p.value_dim;
   // One share of the type computed in can be the gradient itself.
   const bool direct = runs == 1 && gradients.key.dtype == dtype_of<T>();
@@ -89,8 +89,8 @@ void operand_gradients(const AttentionProblem& p, const BackwardInputs<T>& input
   const Index workspace = kernels.backward_workspace(p);
   parallel_for(heads * runs, 2.5 * attention_work(p), [&](Index task, int) {
     const FlushDenormals flush;
-    const Index run = task / heads, head = task % heads, first = run * rows;
-    kernels.backward(p, {head / p.key_heads, head % p.key_heads, first, std::clamp<Index>(p.query_length - first, 0, rows)}, inputs,
+    const Index run = task / heads, head = task % heads, first = run * per_run;
+    kernels.backward(p, {head / p.key_heads, head % p.key_heads, first, std::clamp<Index>(queries - first, 0, per_run)}, inputs,
                      thread_workspace(workspace), d_query, d_key + (run * heads + head) * key_size,
                      d_value + (run * heads + head) * value_size);
   });
@@ -175,8 +175,8 @@ class BiasGradient {
   void add_heads(Index group, Index first_row, Index rows, Index first_key, Index last_key, void* memory, T* tile) const {
     for (Index i = group_start_[static_cast<std::size_t>(group)]; i < group_start_[static_cast<std::size_t>(group) + 1]; ++i) {
       const Index member = members_[static_cast<std::size_t>(i)];
-      kernels_.bias_gradient(p_, member / p_.query_heads, member % p_.query_heads, first_row, rows, first_key, last_key, inputs_, memory,
-                             tile);
+      kernels_.bias_gradient(p_, {member / p_.query_heads, member % p_.query_heads, first_row, rows}, first_key, last_key, inputs_,
+                             memory, tile);
     }
   }
 

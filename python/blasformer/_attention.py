@@ -368,7 +368,7 @@ def attention_plan(
         kernel=plan["isa"],
         query_tile=plan["query_tile"],
         key_block=plan["key_block"],
-        queries_per_task=plan["rows_per_task"],
+        queries_per_task=plan["queries_per_task"],
         tasks=plan["tasks"],
         threads=plan["threads"],
         peak_bytes=output_bytes + plan["threads"] * plan["workspace_bytes"],

@@ -93,13 +93,13 @@ Index backward_workspace(const AttentionProblem& p) {
 // ones, one bit each.
 template <class T>
 std::uint32_t pack_rows(const AttentionOperand& x, const QueryTile<T>& tile, Index columns, T factor, T* out) {
-  const Index start = x.offset(tile.batch, tile.head), width = whole_vectors<T>(columns);
+  const Index width = whole_vectors<T>(columns);
   std::uint32_t unsafe = 0;
-  for (Index l = 0; l < kTileQueries<T>; ++l) {
+  for (Index l = 0; l < tile.width; ++l) {
     T* row = out + l * width;
     for (Index c = 0; c < width; ++c) row[c] = T(0);
     if (l >= tile.count) continue;
-    copy_rows(x, start + tile.row[l] * x.row_stride, 1, columns, row, width);
+    copy_rows(x, tile.offset(x, l), 1, columns, row, width);
     for (Index c = 0; c < columns; ++c) row[c] *= factor;
     if (is_finite_row(row, columns, 1)) continue;
     unsafe |= 1u << l;
@@ -110,15 +110,13 @@ std::uint32_t pack_rows(const AttentionOperand& x, const QueryTile<T>& tile, Ind
 
 template <class T>
 void start_backward_tile(const AttentionProblem& p, const BackwardInputs<T>& inputs, BackwardWorkspace<T>& work, BackwardTile<T>& tile) {
-  constexpr Index queries = kTileQueries<T>;
   pack_queries(p.query, tile.queries, p.dim, static_cast<T>(query_factor(p)), work.dense, tile.query);
   pack_queries(inputs.d_output, tile.queries, p.value_dim, T(1), work.dense, tile.d_output);
   tile.unsafe_query = pack_rows(p.query, tile.queries, p.dim, static_cast<T>(p.scale), tile.query_rows);
   tile.unsafe_d_output = pack_rows(inputs.d_output, tile.queries, p.value_dim, T(1), tile.d_output_rows);
   load_statistics(p, tile.queries, inputs.maximum, inputs.reciprocal_sum, tile.maximum, tile.reciprocal_sum);
-  const Index start = (tile.queries.batch * p.query_heads + tile.queries.head) * p.query_length;
-  for (Index l = 0; l < queries; ++l) tile.delta[l] = inputs.delta[start + tile.queries.row[l]];
-  for (Index i = 0; i < p.dim * queries; ++i) tile.d_query[i] = T(0);
+  for (Index l = 0; l < tile.queries.width; ++l) tile.delta[l] = inputs.delta[tile.queries.statistic(p, l)];
+  for (Index i = 0; i < p.dim * tile.queries.width; ++i) tile.d_query[i] = T(0);
 }
 
 // Which queries see which keys of a block; lanes that repeat the last query see nothing here.
@@ -127,9 +125,9 @@ void find_visible_for_gradients(const AttentionProblem& p, const QueryTile<T>& t
                                 VisibleQueries& visible) {
   find_visible(p, tile, first, count, visible);
   if (visible.seen != 0 && p.bias.data != nullptr) load_bias(p, tile, first, count, bias, visible);
-  if (visible.seen == 0 || tile.count == kTileQueries<T>) return;
+  if (visible.seen == 0 || tile.count == tile.width) return;
   const std::uint32_t used = (1u << tile.count) - 1u;
-  for (Index k = 0; k < count; ++k) visible.bits[k] = (visible.all ? kAllQueries<T> : visible.bits[k]) & used;
+  for (Index k = 0; k < count; ++k) visible.bits[k] = (visible.all ? tile.every() : visible.bits[k]) & used;
   visible.all = false;
   visible.seen &= used;
 }
@@ -139,14 +137,14 @@ template <class T>
 void score_gradients(Index count, const VisibleQueries& visible, const std::uint32_t* keep, T keep_scale, const BackwardTile<T>& tile,
                      T* scores, T* d_scores) {
   using S = Simd<T>;
-  constexpr Index queries = kTileQueries<T>;
+  const Index width = tile.queries.width;
   const auto kept_scale = S::broadcast(keep_scale);
-  for (Index v = 0; v < kTileVectors; ++v) {
+  for (Index v = 0; v < tile.queries.vectors; ++v) {
     const auto top = S::load(tile.maximum + v * S::lanes), scale = S::load(tile.reciprocal_sum + v * S::lanes);
     const auto delta = S::load(tile.delta + v * S::lanes);
     for (Index k = 0; k < count; ++k) {
-      T* score = scores + k * queries + v * S::lanes;
-      T* d_score = d_scores + k * queries + v * S::lanes;
+      T* score = scores + k * width + v * S::lanes;
+      T* d_score = d_scores + k * width + v * S::lanes;
       const auto weight = exp2_nonpositive<T>(S::load(score) - top) * scale;
       auto used = weight, d_weight = S::load(d_score);
       if (keep != nullptr) {
@@ -171,19 +169,19 @@ template <class T>
 void recompute(const AttentionProblem& p, Index first, Index count, const KeyBlock<T>& keys, const KeyBlock<T>& values,
                const VisibleQueries& visible, BackwardWorkspace<T>& work, const BackwardTile<T>& tile) {
   using S = Simd<T>;
-  constexpr Index queries = kTileQueries<T>;
-  block_product<T, Finish::store>(count, kTileVectors, p.dim, {keys.data, keys.row_stride, keys.column_stride}, tile.query, queries,
-                                  work.scores, queries);
+  const Index vectors = tile.queries.vectors, width = tile.queries.width;
+  block_product<T, Finish::store>(count, vectors, p.dim, {keys.data, keys.row_stride, keys.column_stride}, tile.query, width,
+                                  work.scores, width);
   if (p.softcap > 0) {
-    for (Index i = 0; i < count * queries; i += S::lanes) {
+    for (Index i = 0; i < count * width; i += S::lanes) {
       const auto t = tanh<T>(S::load(work.scores + i));
       S::store(work.cap + i, S::fma(t * S::broadcast(T(-1)), t, S::broadcast(T(1))));
     }
   }
   finish_scores(p, tile.queries, first, count, work.bias, work.scores);
-  if (!visible.all) hide<T>(count, visible, kMinusInfinity<T>, work.scores);
-  block_product<T, Finish::store>(count, kTileVectors, p.value_dim, {values.data, values.row_stride, values.column_stride},
-                                  tile.d_output, queries, work.d_scores, queries);
+  if (!visible.all) hide(tile.queries, count, visible, kMinusInfinity<T>, work.scores);
+  block_product<T, Finish::store>(count, vectors, p.value_dim, {values.data, values.row_stride, values.column_stride}, tile.d_output,
+                                  width, work.d_scores, width);
   std::uint32_t keep[kKeyBlock];
   if (p.dropout_p > 0) find_kept(p, tile.queries, first, count, keep);
   score_gradients(count, visible, p.dropout_p > 0 ? keep : nullptr, static_cast<T>(keep_factor(p)), tile, work.scores,
@@ -194,14 +192,12 @@ void recompute(const AttentionProblem& p, Index first, Index count, const KeyBlo
 template <class T>
 void add_to_keys(Index count, const T* weights, const T* rows, Index columns, const AttentionOperand& source, T factor,
                  const VisibleQueries& visible, const QueryTile<T>& tile, std::uint32_t unsafe, T* gradient) {
-  constexpr Index queries = kTileQueries<T>;
-  const Index width = whole_vectors<T>(columns);
+  const Index width = whole_vectors<T>(columns), queries = tile.width;
   block_product<T, Finish::add>(count, width / Simd<T>::lanes, queries, {weights, queries, 1}, rows, width, gradient, width);
   if (unsafe == 0) return;
-  const Index start = source.offset(tile.batch, tile.head);
   for (Index l = 0; l < tile.count; ++l) {
     if ((unsafe >> l & 1u) == 0) continue;
-    const Index row = start + tile.row[l] * source.row_stride;
+    const Index row = tile.offset(source, l);
     for (Index k = 0; k < count; ++k) {
       if (!visible.all && (visible.bits[k] >> l & 1u) == 0) continue;
       for (Index c = 0; c < columns; ++c) {
@@ -216,7 +212,7 @@ template <class T>
 void backward_block(const AttentionProblem& p, const BackwardInputs<T>& inputs, Index first, Index count, const KeyBlock<T>& keys,
                     const KeyBlock<T>& values, BackwardWorkspace<T>& work, BackwardTile<T>& tile) {
   using S = Simd<T>;
-  constexpr Index queries = kTileQueries<T>;
+  const Index width = tile.queries.width;
   VisibleQueries visible;
   find_visible_for_gradients(p, tile.queries, first, count, work.bias, visible);
   if (visible.seen == 0) return;
@@ -224,58 +220,53 @@ void backward_block(const AttentionProblem& p, const BackwardInputs<T>& inputs, 
   add_to_keys(count, work.scores, tile.d_output_rows, p.value_dim, inputs.d_output, T(1), visible, tile.queries,
               tile.unsafe_d_output, work.d_value + first * whole_vectors<T>(p.value_dim));
   if (p.softcap > 0) {
-    for (Index i = 0; i < count * queries; i += S::lanes) {
+    for (Index i = 0; i < count * width; i += S::lanes) {
       S::store(work.d_scores + i, S::load(work.d_scores + i) * S::load(work.cap + i));
     }
-    if (!visible.all) hide<T>(count, visible, T(0), work.d_scores);
+    if (!visible.all) hide(tile.queries, count, visible, T(0), work.d_scores);
   }
   add_to_keys(count, work.d_scores, tile.query_rows, p.dim, p.query, static_cast<T>(p.scale), visible, tile.queries,
               tile.unsafe_query, work.d_key + first * whole_vectors<T>(p.dim));
   UnsafeRows unsafe;
   const KeyBlock<T> safe = visible.all ? keys : replace_unsafe_rows(keys, count, p.dim, work.safe_keys, unsafe);
-  block_product<T, Finish::add>(p.dim, kTileVectors, count, {safe.data, safe.column_stride, safe.row_stride}, work.d_scores, queries,
-                                tile.d_query, queries);
-  if (unsafe.count > 0) add_unsafe_rows<T>(keys, p.dim, unsafe, visible, work.d_scores, tile.d_query);
+  block_product<T, Finish::add>(p.dim, tile.queries.vectors, count, {safe.data, safe.column_stride, safe.row_stride}, work.d_scores,
+                                width, tile.d_query, width);
+  if (unsafe.count > 0) add_unsafe_rows(tile.queries, keys, p.dim, unsafe, visible, work.d_scores, tile.d_query);
 }
 
 template <class T>
-void backward(const AttentionProblem& p, const BackwardTask& task, const BackwardInputs<T>& inputs, void* memory,
+void backward(const AttentionProblem& p, const QueryRun& run, const BackwardInputs<T>& inputs, void* memory,
               const MutableAttentionOperand& d_query, T* d_key, T* d_value) {
-  constexpr Index queries = kTileQueries<T>;
   Carver carver(memory);
   BackwardWorkspace<T> work(p, carver);
   work.take_key_gradients(p, carver);
-  for (Index l = 0; l < queries; ++l) work.scale[l] = static_cast<T>(p.scale);
+  for (Index l = 0; l < kTileQueries<T>; ++l) work.scale[l] = static_cast<T>(p.scale);
   const Index key_width = whole_vectors<T>(p.dim), value_width = whole_vectors<T>(p.value_dim);
   for (Index i = 0; i < p.key_length * key_width; ++i) work.d_key[i] = T(0);
   for (Index i = 0; i < p.key_length * value_width; ++i) work.d_value[i] = T(0);
 
-  for (Index head = task.key_head * p.group(); head < (task.key_head + 1) * p.group(); ++head) {
-    for (Index block = 0; block < task.rows; block += kBackwardTiles * queries) {
-      const Index tiles = smaller(kBackwardTiles, ceil_div(task.rows - block, queries));
-      Index lowest = p.key_length, highest = 0;
+  for (Index done = 0; done < run.count;) {
+    Index tiles = 0, lowest = p.key_length, highest = 0;
+    for (; tiles < kBackwardTiles && done < run.count; ++tiles) {
+      BackwardTile<T>& tile = work.tile[tiles];
+      done += place_run(p, run, done, tile.queries);
+      start_backward_tile(p, inputs, work, tile);
+      lowest = smaller(lowest, tile.queries.lowest_first);
+      highest = larger(highest, tile.queries.highest_last);
+    }
+    for (Index first = lowest / kKeyBlock * kKeyBlock; first < highest; first += kKeyBlock) {
+      const Index count = smaller(kKeyBlock, p.key_length - first);
+      const KeyBlock<T> keys = key_block(p.key, run.batch, run.key_head, first, count, p.dim, work.keys);
+      const KeyBlock<T> values = key_block(p.value, run.batch, run.key_head, first, count, p.value_dim, work.values);
       for (Index t = 0; t < tiles; ++t) {
-        BackwardTile<T>& tile = work.tile[t];
-        const Index first_row = task.first_row + block + t * queries;
-        place_run(p, task.batch, head, first_row, smaller(queries, task.first_row + task.rows - first_row), tile.queries);
-        start_backward_tile(p, inputs, work, tile);
-        lowest = smaller(lowest, tile.queries.lowest_first);
-        highest = larger(highest, tile.queries.highest_last);
+        const QueryTile<T>& place = work.tile[t].queries;
+        const Index begin = larger(first, place.lowest_first), end = smaller(first + count, place.highest_last);
+        if (begin >= end) continue;
+        backward_block(p, inputs, begin, end - begin, keys.from(begin - first), values.from(begin - first), work, work.tile[t]);
       }
-      for (Index first = lowest / kKeyBlock * kKeyBlock; first < highest; first += kKeyBlock) {
-        const Index count = smaller(kKeyBlock, p.key_length - first);
-        const KeyBlock<T> keys = key_block(p.key, task.batch, task.key_head, first, count, p.dim, work.keys);
-        const KeyBlock<T> values = key_block(p.value, task.batch, task.key_head, first, count, p.value_dim, work.values);
-        for (Index t = 0; t < tiles; ++t) {
-          const QueryTile<T>& place = work.tile[t].queries;
-          const Index begin = larger(first, place.lowest_first), end = smaller(first + count, place.highest_last);
-          if (begin >= end) continue;
-          backward_block(p, inputs, begin, end - begin, keys.from(begin - first), values.from(begin - first), work, work.tile[t]);
-        }
-      }
-      for (Index t = 0; t < tiles; ++t) {
-        write_queries(work.tile[t].queries, p.dim, work.tile[t].d_query, work.scale, work.dense, d_query);
-      }
+    }
+    for (Index t = 0; t < tiles; ++t) {
+      write_queries(work.tile[t].queries, p.dim, work.tile[t].d_query, work.scale, work.dense, d_query);
     }
   }
   for (Index k = 0; k < p.key_length; ++k) {
@@ -286,11 +277,11 @@ void backward(const AttentionProblem& p, const BackwardTask& task, const Backwar
 
 // delta = rowsum(d_output * output), for rows of one head; output is dense (batch, heads, query_length, value_dim).
 template <class T>
-void delta(const AttentionProblem& p, const AttentionTask& task, const T* output, const AttentionOperand& d_output, T* delta) {
+void delta(const AttentionProblem& p, const HeadRows& rows, const T* output, const AttentionOperand& d_output, T* delta) {
   using S = Simd<T>;
-  const Index first = (task.batch * p.query_heads + task.head) * p.query_length + task.first_row;
-  const Index start = d_output.offset(task.batch, task.head) + task.first_row * d_output.row_stride;
-  for (Index r = 0; r < task.rows; ++r) {
+  const Index first = (rows.batch * p.query_heads + rows.head) * p.query_length + rows.first;
+  const Index start = d_output.offset(rows.batch, rows.head) + rows.first * d_output.row_stride;
+  for (Index r = 0; r < rows.count; ++r) {
     const T* row = output + (first + r) * p.value_dim;
     const Index gradient = start + r * d_output.row_stride;
     if (d_output.dtype == dtype_of<T>() && d_output.column_stride == 1) {
@@ -310,28 +301,31 @@ void delta(const AttentionProblem& p, const AttentionTask& task, const T* output
   }
 }
 
-// out[r][key] += dS for queries [first_row, first_row + count) of one head: the gradient of the bias before it is summed to the
-// bias's own shape. count <= query_tile; keys [first_key, last_key).
+// out[r][key] += dS for rows of one head and keys [first_key, last_key): the gradient of the bias before it is summed to the bias's own
+// shape.
 template <class T>
-void bias_gradient(const AttentionProblem& p, Index batch, Index head, Index first_row, Index count, Index first_key, Index last_key,
-                   const BackwardInputs<T>& inputs, void* memory, T* out) {
+void bias_gradient(const AttentionProblem& p, const HeadRows& rows, Index first_key, Index last_key, const BackwardInputs<T>& inputs,
+                   void* memory, T* out) {
   Carver carver(memory);
   BackwardWorkspace<T> work(p, carver);
   BackwardTile<T>& tile = work.tile[0];
-  place_run(p, batch, head, first_row, count, tile.queries);
+  Index row[kTileQueries<T>];
+  for (Index r = 0; r < rows.count; ++r) row[r] = rows.first + r;
+  place_rows(p, rows.batch, rows.head, row, rows.count, tile.queries);
   start_backward_tile(p, inputs, work, tile);
+  const Index key_head = tile.queries.key_head;
   const Index lowest = larger(first_key, tile.queries.lowest_first), highest = smaller(last_key, tile.queries.highest_last);
   for (Index first = lowest; first < highest; first += kKeyBlock) {
     const Index block = smaller(kKeyBlock, highest - first);
     VisibleQueries visible;
     find_visible_for_gradients(p, tile.queries, first, block, work.bias, visible);
     if (visible.seen == 0) continue;
-    const KeyBlock<T> keys = key_block(p.key, batch, p.key_head(head), first, block, p.dim, work.keys);
-    const KeyBlock<T> values = key_block(p.value, batch, p.key_head(head), first, block, p.value_dim, work.values);
+    const KeyBlock<T> keys = key_block(p.key, rows.batch, key_head, first, block, p.dim, work.keys);
+    const KeyBlock<T> values = key_block(p.value, rows.batch, key_head, first, block, p.value_dim, work.values);
     recompute(p, first, block, keys, values, visible, work, tile);
-    for (Index l = 0; l < count; ++l) {
-      T* row = out + l * (last_key - first_key) + (first - first_key);
-      for (Index k = 0; k < block; ++k) row[k] += work.d_scores[k * kTileQueries<T> + l];
+    for (Index r = 0; r < rows.count; ++r) {
+      T* sum = out + r * (last_key - first_key) + (first - first_key);
+      for (Index k = 0; k < block; ++k) sum[k] += work.d_scores[k * tile.queries.width + r];
     }
   }
 }

@@ -2,7 +2,7 @@
 
 // Attention forward: one pass over the keys with an online softmax (Milakov and Gimelshein 2018; Dao 2023, algorithm 1).
 //
-// A task is a run of queries of one head, cut into tiles. The loop over key blocks is outside, the one over tiles inside, so that a
+// A task is a run of queries that read one key head, cut into tiles. The loop over key blocks is outside, the one over tiles inside, so that a
 // block of keys and values is read from the outer caches once for all tiles. For every tile and block:
 //
 //   scores = keys queries^T                      (key, query)
@@ -72,66 +72,58 @@ Index forward_workspace(const AttentionProblem& p, Index rows) {
 }
 
 template <class T>
-void start_tile(const AttentionProblem& p, const AttentionTask& task, Index first_row, T* dense, ForwardTile<T>& tile) {
-  using S = Simd<T>;
-  place_run(p, task.batch, task.head, first_row, smaller(kTileQueries<T>, task.first_row + task.rows - first_row), tile.queries);
-  pack_queries(p.query, tile.queries, p.dim, static_cast<T>(query_factor(p)), dense, tile.query);
+void start_tile(const AttentionProblem& p, T* dense, ForwardTile<T>& tile) {
+  const QueryTile<T>& place = tile.queries;
+  pack_queries(p.query, place, p.dim, static_cast<T>(query_factor(p)), dense, tile.query);
   // A sink is a key with this score and the value zero.
-  const bool sunk = p.sinks != nullptr;
-  const auto maximum = S::broadcast(sunk ? static_cast<T>(p.sinks[task.head] * kLog2E) : kMinusInfinity<T>);
-  for (Index v = 0; v < kTileVectors; ++v) {
-    S::store(tile.maximum + v * S::lanes, maximum);
-    S::store(tile.sum + v * S::lanes, S::broadcast(sunk ? T(1) : T(0)));
+  for (Index l = 0; l < place.width; ++l) {
+    tile.maximum[l] = p.sinks != nullptr ? static_cast<T>(p.sinks[place.head[l]] * kLog2E) : kMinusInfinity<T>;
+    tile.sum[l] = tile.maximum[l] == kMinusInfinity<T> ? T(0) : T(1);
   }
   tile.seen = 0;
   tile.started = false;
 }
 
 // scores become weights relative to the running maximum; factor receives what earlier results are to be multiplied by.
-template <class T>
+template <class T, Index vectors>
 void online_softmax(Index count, T* scores, T* maximum, T* sum, T* factor) {
   using S = Simd<T>;
   using Vector = typename S::Vector;
-  constexpr Index queries = kTileQueries<T>;
-  Vector top[kTileVectors];
-  for (Index v = 0; v < kTileVectors; ++v) {
+  constexpr Index width = vectors * S::lanes;
+  Vector top[vectors];
+  for (Index v = 0; v < vectors; ++v) {
     // max(x, y) is y when either is NaN: a NaN score does not become the maximum, but its weight is NaN below.
     Vector even = S::load(maximum + v * S::lanes), odd = even;
     const T* score = scores + v * S::lanes;
     Index k = 0;
     for (; k + 2 <= count; k += 2) {
-      even = S::max(S::load(score + k * queries), even);
-      odd = S::max(S::load(score + (k + 1) * queries), odd);
+      even = S::max(S::load(score + k * width), even);
+      odd = S::max(S::load(score + (k + 1) * width), odd);
     }
-    if (k < count) even = S::max(S::load(score + k * queries), even);
+    if (k < count) even = S::max(S::load(score + k * width), even);
     top[v] = S::max(even, odd);
     // Nothing seen so far: subtract 0 instead of -inf, whose difference with itself is NaN.
     const Vector safe = S::select(S::equal(top[v], S::broadcast(kMinusInfinity<T>)), S::zero(), top[v]);
-    const Vector scale = exp2_nonpositive<T>(S::load(maximum + v * S::lanes) - safe);
-    S::store(factor + v * S::lanes, scale);
+    S::store(factor + v * S::lanes, exp2_nonpositive<T>(S::load(maximum + v * S::lanes) - safe));
     S::store(maximum + v * S::lanes, top[v]);
     top[v] = safe;
   }
-  Vector total[kTileVectors][2];
-  for (Index v = 0; v < kTileVectors; ++v) total[v][0] = total[v][1] = S::zero();
+  Vector total[vectors][2];
+  for (Index v = 0; v < vectors; ++v) total[v][0] = total[v][1] = S::zero();
+  const auto weigh = [&](Index k, Index v, Vector& partial) {
+    T* score = scores + k * width + v * S::lanes;
+    const Vector weight = exp2_nonpositive<T>(S::load(score) - top[v]);
+    partial += weight;
+    S::store(score, weight);
+  };
   Index k = 0;
   for (; k + 2 <= count; k += 2) {
     for (Index u = 0; u < 2; ++u) {
-      for (Index v = 0; v < kTileVectors; ++v) {
-        T* score = scores + (k + u) * queries + v * S::lanes;
-        const Vector weight = exp2_nonpositive<T>(S::load(score) - top[v]);
-        total[v][u] += weight;
-        S::store(score, weight);
-      }
+      for (Index v = 0; v < vectors; ++v) weigh(k + u, v, total[v][u]);
     }
   }
-  for (Index v = 0; v < kTileVectors; ++v) {
-    if (k < count) {
-      T* score = scores + k * queries + v * S::lanes;
-      const Vector weight = exp2_nonpositive<T>(S::load(score) - top[v]);
-      total[v][0] += weight;
-      S::store(score, weight);
-    }
+  for (Index v = 0; v < vectors; ++v) {
+    if (k < count) weigh(k, v, total[v][0]);
     T* running = sum + v * S::lanes;
     S::store(running, S::fma(S::load(running), S::load(factor + v * S::lanes), total[v][0] + total[v][1]));
   }
@@ -140,18 +132,14 @@ void online_softmax(Index count, T* scores, T* maximum, T* sum, T* factor) {
 template <class T>
 void finish_tile(const AttentionProblem& p, ForwardTile<T>& tile, T* dense, T* factor, const MutableAttentionOperand& output,
                  T* maximum, T* reciprocal_sum) {
-  constexpr Index queries = kTileQueries<T>;
   const QueryTile<T>& place = tile.queries;
-  for (Index l = 0; l < queries; ++l) factor[l] = (tile.seen >> l & 1u) != 0 ? T(1) / tile.sum[l] : T(0);
-  if (maximum != nullptr) {
-    const Index start = (place.batch * p.query_heads + place.head) * p.query_length;
-    for (Index l = 0; l < place.count; ++l) {
-      maximum[start + place.row[l]] = tile.maximum[l];
-      reciprocal_sum[start + place.row[l]] = factor[l];
-    }
+  for (Index l = 0; l < place.width; ++l) factor[l] = (tile.seen >> l & 1u) != 0 ? T(1) / tile.sum[l] : T(0);
+  for (Index l = 0; l < place.count && maximum != nullptr; ++l) {
+    maximum[place.statistic(p, l)] = tile.maximum[l];
+    reciprocal_sum[place.statistic(p, l)] = factor[l];
   }
   if (!tile.started) {
-    for (Index i = 0; i < p.value_dim * queries; ++i) tile.output[i] = T(0);
+    for (Index i = 0; i < p.value_dim * place.width; ++i) tile.output[i] = T(0);
   }
   write_queries(place, p.value_dim, tile.output, factor, dense, output);
 }
@@ -159,56 +147,57 @@ void finish_tile(const AttentionProblem& p, ForwardTile<T>& tile, T* dense, T* f
 template <class T>
 void attend_to_block(const AttentionProblem& p, Index first, Index count, const KeyBlock<T>& keys, const KeyBlock<T>& values,
                      ForwardWorkspace<T>& work, ForwardTile<T>& tile) {
-  constexpr Index queries = kTileQueries<T>;
+  const QueryTile<T>& place = tile.queries;
+  const Index width = place.width;
   VisibleQueries visible;
-  find_visible(p, tile.queries, first, count, visible);
+  find_visible(p, place, first, count, visible);
   if (visible.seen == 0) return;
-  if (p.bias.data != nullptr) load_bias(p, tile.queries, first, count, work.bias, visible);
+  if (p.bias.data != nullptr) load_bias(p, place, first, count, work.bias, visible);
   if (visible.seen == 0) return;
   tile.seen |= visible.seen;
 
-  const Broadcast<T> key_rows{keys.data, keys.row_stride, keys.column_stride};
-  block_product<T, Finish::store>(count, kTileVectors, p.dim, key_rows, tile.query, queries, work.scores, queries);
-  finish_scores(p, tile.queries, first, count, work.bias, work.scores);
-  if (!visible.all) hide<T>(count, visible, kMinusInfinity<T>, work.scores);
-  online_softmax(count, work.scores, tile.maximum, tile.sum, work.factor);
+  block_product<T, Finish::store>(count, place.vectors, p.dim, {keys.data, keys.row_stride, keys.column_stride}, tile.query, width,
+                                  work.scores, width);
+  finish_scores(p, place, first, count, work.bias, work.scores);
+  if (!visible.all) hide(place, count, visible, kMinusInfinity<T>, work.scores);
+  const auto softmax = place.vectors == 1 ? online_softmax<T, 1> : online_softmax<T, kTileVectors>;
+  softmax(count, work.scores, tile.maximum, tile.sum, work.factor);
   if (p.dropout_p > 0) {
     std::uint32_t keep[kKeyBlock];
-    find_kept(p, tile.queries, first, count, keep);
-    drop<T>(count, keep, static_cast<T>(keep_factor(p)), work.scores);
+    find_kept(p, place, first, count, keep);
+    drop(place, count, keep, static_cast<T>(keep_factor(p)), work.scores);
   }
 
   UnsafeRows unsafe;
   const KeyBlock<T> safe = visible.all ? values : replace_unsafe_rows(values, count, p.value_dim, work.safe_values, unsafe);
   const Broadcast<T> value_columns{safe.data, safe.column_stride, safe.row_stride};
   if (tile.started) {
-    block_product<T, Finish::scale_add>(p.value_dim, kTileVectors, count, value_columns, work.scores, queries, tile.output,
-                                        queries, work.factor);
+    block_product<T, Finish::scale_add>(p.value_dim, place.vectors, count, value_columns, work.scores, width, tile.output, width,
+                                        work.factor);
   } else {
-    block_product<T, Finish::store>(p.value_dim, kTileVectors, count, value_columns, work.scores, queries, tile.output,
-                                    queries);
+    block_product<T, Finish::store>(p.value_dim, place.vectors, count, value_columns, work.scores, width, tile.output, width);
     tile.started = true;
   }
-  if (unsafe.count > 0) add_unsafe_rows<T>(values, p.value_dim, unsafe, visible, work.scores, tile.output);
+  if (unsafe.count > 0) add_unsafe_rows(place, values, p.value_dim, unsafe, visible, work.scores, tile.output);
 }
 
 template <class T>
-void forward(const AttentionProblem& p, const AttentionTask& task, void* memory, const MutableAttentionOperand& output,
-             T* maximum, T* reciprocal_sum) {
-  constexpr Index queries = kTileQueries<T>;
+void forward(const AttentionProblem& p, const QueryRun& run, void* memory, const MutableAttentionOperand& output, T* maximum,
+             T* reciprocal_sum) {
   Carver carver(memory);
-  ForwardWorkspace<T> work(p, task.rows, carver);
+  ForwardWorkspace<T> work(p, run.count, carver);
   Index lowest = p.key_length, highest = 0;
-  for (Index t = 0; t < work.tiles; ++t) {
-    start_tile(p, task, task.first_row + t * queries, work.dense, work.tile[t]);
-    lowest = smaller(lowest, work.tile[t].queries.lowest_first);
-    highest = larger(highest, work.tile[t].queries.highest_last);
+  for (Index t = 0, done = 0; t < work.tiles; ++t) {
+    ForwardTile<T>& tile = work.tile[t];
+    done += place_run(p, run, done, tile.queries);
+    start_tile(p, work.dense, tile);
+    lowest = smaller(lowest, tile.queries.lowest_first);
+    highest = larger(highest, tile.queries.highest_last);
   }
-  const Index key_head = p.key_head(task.head);
   for (Index first = lowest / kKeyBlock * kKeyBlock; first < highest; first += kKeyBlock) {
     const Index count = smaller(kKeyBlock, p.key_length - first);
-    const KeyBlock<T> keys = key_block(p.key, task.batch, key_head, first, count, p.dim, work.keys);
-    const KeyBlock<T> values = key_block(p.value, task.batch, key_head, first, count, p.value_dim, work.values);
+    const KeyBlock<T> keys = key_block(p.key, run.batch, run.key_head, first, count, p.dim, work.keys);
+    const KeyBlock<T> values = key_block(p.value, run.batch, run.key_head, first, count, p.value_dim, work.values);
     for (Index t = 0; t < work.tiles; ++t) {
       const QueryTile<T>& place = work.tile[t].queries;
       const Index begin = larger(first, place.lowest_first), end = smaller(first + count, place.highest_last);

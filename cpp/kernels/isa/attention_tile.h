@@ -138,36 +138,51 @@ inline void untranspose_rows(const double* x, Index lanes, Index columns, const 
 
 // ---- Queries and keys
 
-// The queries of a tile. Lanes beyond `count` repeat the last query, so that they compute what is thrown away and disturb nothing.
+// The queries of a tile: rows of one query head, or of all that read one key head. Lanes beyond `count` repeat the last query, so that
+// they compute what is thrown away and disturb nothing.
 template <class T>
 struct QueryTile {
-  Index batch, head;
-  Index count;                   // queries in use
-  Index row[kTileQueries<T>];    // their positions
+  Index batch, key_head;
+  Index count;    // queries in use
+  Index vectors;  // that hold them: 1 or kTileVectors
+  Index width;    // vectors * lanes: from one key to the next in an array (key, query)
+  Index head[kTileQueries<T>], row[kTileQueries<T>];
   Index first[kTileQueries<T>];  // keys [first, last) are those that window, causality and lengths leave to each query
   Index last[kTileQueries<T>];
   Index lowest_first, highest_first, lowest_last, highest_last;  // over all lanes; nothing to attend to: lowest_first >= highest_last
+  bool one_head;
+
+  std::uint32_t every() const { return width == 32 ? ~0u : (1u << width) - 1u; }
+  Index offset(const AttentionOperand& x, Index l) const { return x.offset(batch, head[l]) + row[l] * x.row_stride; }
+  Index offset(const MutableAttentionOperand& x, Index l) const { return x.offset(batch, head[l]) + row[l] * x.row_stride; }
+  // Index into (batch, query_heads, query_length).
+  Index statistic(const AttentionProblem& p, Index l) const {
+    return (batch * p.query_heads + head[l]) * p.query_length + row[l];
+  }
 };
 
+// Fills in the rest of a tile whose batch, key_head, count and first `count` heads and rows are set.
 template <class T>
-void place_queries(const AttentionProblem& p, Index batch, Index head, const Index* rows, Index count, QueryTile<T>& tile) {
-  tile.batch = batch;
-  tile.head = head;
-  tile.count = count;
+void place_tile(const AttentionProblem& p, QueryTile<T>& tile) {
+  tile.vectors = ceil_div(tile.count, Simd<T>::lanes);
+  tile.width = tile.vectors * Simd<T>::lanes;
   const AttentionMasks& masks = p.masks;
-  const Index offset = masks.offset == nullptr ? 0 : masks.offset[batch];
-  const Index keys = masks.key_lengths == nullptr ? p.key_length : smaller(p.key_length, masks.key_lengths[batch]);
-  const Index queries = masks.query_lengths == nullptr ? p.query_length : masks.query_lengths[batch];
+  const Index offset = masks.offset == nullptr ? 0 : masks.offset[tile.batch];
+  const Index keys = masks.key_lengths == nullptr ? p.key_length : smaller(p.key_length, masks.key_lengths[tile.batch]);
+  const Index queries = masks.query_lengths == nullptr ? p.query_length : masks.query_lengths[tile.batch];
   tile.lowest_first = tile.lowest_last = p.key_length;
   tile.highest_first = tile.highest_last = 0;
-  for (Index l = 0; l < kTileQueries<T>; ++l) {
-    const Index row = rows[smaller(l, count - 1)];
-    const Index position = row + offset;
+  tile.one_head = true;
+  for (Index l = 0; l < tile.width; ++l) {
+    if (l >= tile.count) {
+      tile.head[l] = tile.head[tile.count - 1];
+      tile.row[l] = tile.row[tile.count - 1];
+    }
+    const Index position = tile.row[l] + offset;
     Index first = larger(0, position - masks.left);
     Index last = smaller(keys, position + masks.right + 1);
-    const bool blind = row >= queries || first >= last;
+    const bool blind = tile.row[l] >= queries || first >= last;
     if (blind) first = last = 0;
-    tile.row[l] = row;
     tile.first[l] = first;
     tile.last[l] = last;
     if (!blind) {
@@ -176,45 +191,70 @@ void place_queries(const AttentionProblem& p, Index batch, Index head, const Ind
     }
     tile.highest_first = larger(tile.highest_first, first);
     tile.lowest_last = smaller(tile.lowest_last, last);
+    tile.one_head = tile.one_head && tile.head[l] == tile.head[0];
   }
 }
 
+// The next tile of a run of queries, counted through the heads of a group: query i is row i % query_length of head i / query_length.
+// Where heads are long, tiles end with them, so that causal tiles stay short; where they are short, a tile holds several.
 template <class T>
-void place_run(const AttentionProblem& p, Index batch, Index head, Index first_row, Index count, QueryTile<T>& tile) {
-  Index row[kTileQueries<T>];
-  for (Index l = 0; l < count; ++l) row[l] = first_row + l;
-  place_queries(p, batch, head, row, count, tile);
+Index place_run(const AttentionProblem& p, const QueryRun& run, Index done, QueryTile<T>& tile) {
+  const Index next = run.first + done;
+  const Index head_left = p.query_length - next % p.query_length;
+  tile.batch = run.batch;
+  tile.key_head = run.key_head;
+  tile.count = smaller(kTileQueries<T>, run.count - done);
+  if (!p.shares_tiles(kTileQueries<T>)) tile.count = smaller(tile.count, head_left);
+  for (Index l = 0; l < tile.count; ++l) {
+    tile.head[l] = run.key_head * p.group() + (next + l) / p.query_length;
+    tile.row[l] = (next + l) % p.query_length;
+  }
+  place_tile(p, tile);
+  return tile.count;
+}
+
+// Given rows of one head.
+template <class T>
+void place_rows(const AttentionProblem& p, Index batch, Index head, const Index* rows, Index count, QueryTile<T>& tile) {
+  tile.batch = batch;
+  tile.key_head = p.key_head(head);
+  tile.count = count;
+  for (Index l = 0; l < count; ++l) {
+    tile.head[l] = head;
+    tile.row[l] = rows[l];
+  }
+  place_tile(p, tile);
 }
 
 // Queries of a tile as q[c][lane] = factor * query[row[lane], c]; `dense` holds kTileQueries x columns when a copy is needed first.
 template <class T>
 void pack_queries(const AttentionOperand& x, const QueryTile<T>& tile, Index columns, T factor, T* dense, T* out) {
-  const Index start = x.offset(tile.batch, tile.head);
   const T* row[kTileQueries<T>];
-  if (x.dtype == dtype_of<T>() && x.column_stride == 1) {
-    for (Index l = 0; l < kTileQueries<T>; ++l) row[l] = static_cast<const T*>(x.data) + start + tile.row[l] * x.row_stride;
-  } else {
-    for (Index l = 0; l < kTileQueries<T>; ++l) {
+  const bool direct = x.dtype == dtype_of<T>() && x.column_stride == 1;
+  for (Index l = 0; l < tile.width; ++l) {
+    const Index start = tile.offset(x, l);
+    if (direct) {
+      row[l] = static_cast<const T*>(x.data) + start;
+    } else {
+      copy_rows(x, start, 1, columns, dense + l * columns, columns);
       row[l] = dense + l * columns;
-      copy_rows(x, start + tile.row[l] * x.row_stride, 1, columns, dense + l * columns, columns);
     }
   }
-  transpose_rows(row, kTileQueries<T>, columns, factor, out);
+  transpose_rows(row, tile.width, columns, factor, out);
 }
 
 // row[lane][c] = x[c][lane] * factor[lane] into the caller's array; `dense` as above.
 template <class T>
 void write_queries(const QueryTile<T>& tile, Index columns, const T* x, const T* factor, T* dense,
                    const MutableAttentionOperand& out) {
-  const Index start = out.offset(tile.batch, tile.head);
   const bool direct = out.dtype == dtype_of<T>() && out.column_stride == 1;
   T* row[kTileQueries<T>];
   for (Index l = 0; l < tile.count; ++l) {
-    row[l] = direct ? static_cast<T*>(out.data) + start + tile.row[l] * out.row_stride : dense + l * columns;
+    row[l] = direct ? static_cast<T*>(out.data) + tile.offset(out, l) : dense + l * columns;
   }
-  untranspose_rows(x, kTileQueries<T>, columns, factor, tile.count, row);
+  untranspose_rows(x, tile.width, columns, factor, tile.count, row);
   for (Index l = 0; l < tile.count && !direct; ++l) {
-    const Index target = start + tile.row[l] * out.row_stride;
+    const Index target = tile.offset(out, l);
     for (Index c = 0; c < columns; ++c) write_element<T>(out.data, out.dtype, target + c * out.column_stride, row[l][c]);
   }
 }
@@ -244,13 +284,16 @@ struct VisibleQueries {
   std::uint32_t seen;  // queries that see any key of the block
 };
 
+// Whether all queries of a tile read the same row of a mask or bias.
 template <class T>
-constexpr std::uint32_t kAllQueries = kTileQueries<T> == 32 ? ~0u : (1u << kTileQueries<T>) - 1u;
+bool is_shared(const AttentionOperand& x, const QueryTile<T>& tile) {
+  return x.row_stride == 0 && (tile.one_head || x.head_stride == 0);
+}
 
 template <class T>
 void visible_by_range(const QueryTile<T>& tile, Index first, Index count, std::uint32_t* bits) {
   std::uint32_t change[kKeyBlock + 1] = {};  // bit l flips where query l's range begins and ends
-  for (Index l = 0; l < kTileQueries<T>; ++l) {
+  for (Index l = 0; l < tile.width; ++l) {
     const Index begin = larger(tile.first[l] - first, 0), end = smaller(tile.last[l] - first, count);
     if (begin < end) {
       change[begin] ^= 1u << l;
@@ -267,7 +310,7 @@ void visible_by_segment(const AttentionProblem& p, const QueryTile<T>& tile, Ind
   const Index* key_segment = p.masks.key_segments + tile.batch * p.key_length + first;
   for (Index k = 0; k < count; ++k) {
     std::uint32_t same = 0;
-    for (Index l = 0; l < kTileQueries<T>; ++l) {
+    for (Index l = 0; l < tile.width; ++l) {
       same |= static_cast<std::uint32_t>(query_segment[tile.row[l]] == key_segment[k]) << l;
     }
     bits[k] &= same;
@@ -277,14 +320,15 @@ void visible_by_segment(const AttentionProblem& p, const QueryTile<T>& tile, Ind
 template <class T>
 void visible_by_mask(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count, std::uint32_t* bits) {
   const AttentionOperand& mask = p.masks.mask;
-  const auto* start = static_cast<const unsigned char*>(mask.data) + mask.offset(tile.batch, tile.head) + first * mask.column_stride;
-  if (mask.row_stride == 0) {
-    for (Index k = 0; k < count; ++k) bits[k] &= start[k * mask.column_stride] != 0 ? ~0u : 0u;
+  const auto* data = static_cast<const unsigned char*>(mask.data) + first * mask.column_stride;
+  if (is_shared(mask, tile)) {
+    const unsigned char* row = data + tile.offset(mask, 0);
+    for (Index k = 0; k < count; ++k) bits[k] &= row[k * mask.column_stride] != 0 ? ~0u : 0u;
     return;
   }
   std::uint32_t allowed[kKeyBlock] = {};
-  for (Index l = 0; l < kTileQueries<T>; ++l) {
-    const unsigned char* row = start + tile.row[l] * mask.row_stride;
+  for (Index l = 0; l < tile.width; ++l) {
+    const unsigned char* row = data + tile.offset(mask, l);
     if (mask.column_stride == 1) {
       for (Index k = 0; k < count; ++k) allowed[k] |= static_cast<std::uint32_t>(row[k] != 0) << l;
     } else {
@@ -310,12 +354,12 @@ void find_visible(const AttentionProblem& p, const QueryTile<T>& tile, Index fir
   const bool whole_range = first >= tile.highest_first && first + count <= tile.lowest_last;
   const bool by_segment = p.masks.query_segments != nullptr, by_mask = p.masks.mask.data != nullptr;
   visible.all = whole_range;
-  visible.seen = kAllQueries<T>;
+  visible.seen = tile.every();
   if (whole_range && !by_segment && !by_mask) return;
   visible_by_range(tile, first, count, visible.bits);
   if (by_segment) visible_by_segment(p, tile, first, count, visible.bits);
   if (by_mask) visible_by_mask(p, tile, first, count, visible.bits);
-  summarise(count, kAllQueries<T>, visible);
+  summarise(count, tile.every(), visible);
 }
 
 // ---- Scores
@@ -334,74 +378,77 @@ void load_bias(const AttentionProblem& p, const QueryTile<T>& tile, Index first,
                VisibleQueries& visible) {
   using S = Simd<T>;
   const AttentionOperand& x = p.bias;
-  const Index start = x.offset(tile.batch, tile.head) + first * x.column_stride;
+  const Index column = first * x.column_stride;
   if (visible.all) {
-    for (Index k = 0; k < count; ++k) visible.bits[k] = kAllQueries<T>;
+    for (Index k = 0; k < count; ++k) visible.bits[k] = tile.every();
   }
-  bias.shared = x.row_stride == 0;
+  bias.shared = is_shared(x, tile);
   if (bias.shared) {
+    const Index start = tile.offset(x, 0) + column;
     for (Index k = 0; k < count; ++k) {
       bias.value[k] = read_element<T>(x.data, x.dtype, start + k * x.column_stride);
       if (bias.value[k] == kMinusInfinity<T>) visible.bits[k] = 0;
     }
   } else {
     const T* row[kTileQueries<T>];
-    for (Index l = 0; l < kTileQueries<T>; ++l) {
-      const Index begin = start + tile.row[l] * x.row_stride;
+    for (Index l = 0; l < tile.width; ++l) {
+      const Index start = tile.offset(x, l) + column;
       if (x.dtype == dtype_of<T>() && x.column_stride == 1) {
-        row[l] = static_cast<const T*>(x.data) + begin;
+        row[l] = static_cast<const T*>(x.data) + start;
       } else {
-        copy_rows(x, begin, 1, count, bias.dense + l * kKeyBlock, kKeyBlock);
+        copy_rows(x, start, 1, count, bias.dense + l * kKeyBlock, kKeyBlock);
         row[l] = bias.dense + l * kKeyBlock;
       }
     }
-    transpose_rows(row, kTileQueries<T>, count, T(1), bias.value);
+    transpose_rows(row, tile.width, count, T(1), bias.value);
     const auto minus_infinity = S::broadcast(kMinusInfinity<T>);
     for (Index k = 0; k < count; ++k) {
-      for (Index v = 0; v < kTileVectors; ++v) {
-        const auto x_kv = S::load(bias.value + k * kTileQueries<T> + v * S::lanes);
+      for (Index v = 0; v < tile.vectors; ++v) {
+        const auto x_kv = S::load(bias.value + k * tile.width + v * S::lanes);
         visible.bits[k] &= ~(S::to_bits(S::equal(x_kv, minus_infinity)) << (v * S::lanes));
       }
     }
   }
-  summarise(count, kAllQueries<T>, visible);
+  summarise(count, tile.every(), visible);
 }
 
 // What the query is multiplied by while it is packed. Scores are in units of 1 / log2(e), so that exp2 needs no multiplication;
 // with a softcap they are first score / softcap.
 inline double query_factor(const AttentionProblem& p) { return p.softcap > 0 ? p.scale / p.softcap : p.scale * kLog2E; }
 
-// scores[key][query] *= ... : every function that turns q k^T into the logits of the softmax, times log2(e).
+// Every function that turns q k^T into the logits of the softmax, times log2(e).
 template <class T>
 void finish_scores(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count, const BiasTile<T>& bias,
                    T* scores) {
   using S = Simd<T>;
-  constexpr Index queries = kTileQueries<T>;
+  const Index width = tile.width;
   if (p.softcap > 0) {
     const auto cap = S::broadcast(static_cast<T>(p.softcap * kLog2E));
-    for (Index i = 0; i < count * queries; i += S::lanes) S::store(scores + i, cap * tanh<T>(S::load(scores + i)));
+    for (Index i = 0; i < count * width; i += S::lanes) S::store(scores + i, cap * tanh<T>(S::load(scores + i)));
   }
   if (p.bias.data != nullptr) {
     const auto log2_e = S::broadcast(static_cast<T>(kLog2E));
     for (Index k = 0; k < count; ++k) {
-      for (Index v = 0; v < kTileVectors; ++v) {
-        T* score = scores + k * queries + v * S::lanes;
-        const auto add = bias.shared ? S::broadcast(bias.value[k]) : S::load(bias.value + k * queries + v * S::lanes);
+      for (Index v = 0; v < tile.vectors; ++v) {
+        T* score = scores + k * width + v * S::lanes;
+        const auto add = bias.shared ? S::broadcast(bias.value[k]) : S::load(bias.value + k * width + v * S::lanes);
         S::store(score, S::fma(add, log2_e, S::load(score)));
       }
     }
   }
   if (p.alibi_slopes != nullptr) {
-    const double slope = p.alibi_slopes[tile.batch * p.query_heads + tile.head];
     const Index offset = p.masks.offset == nullptr ? 0 : p.masks.offset[tile.batch];
-    T position[queries];
-    for (Index l = 0; l < queries; ++l) position[l] = static_cast<T>(tile.row[l] + offset - first);
-    const auto minus_slope = S::broadcast(static_cast<T>(-slope * kLog2E));
+    T position[kTileQueries<T>], minus_slope[kTileQueries<T>];
+    for (Index l = 0; l < width; ++l) {
+      position[l] = static_cast<T>(tile.row[l] + offset - first);
+      minus_slope[l] = static_cast<T>(-p.alibi_slopes[tile.batch * p.query_heads + tile.head[l]] * kLog2E);
+    }
     for (Index k = 0; k < count; ++k) {
       const auto key = S::broadcast(static_cast<T>(k));
-      for (Index v = 0; v < kTileVectors; ++v) {
-        T* score = scores + k * queries + v * S::lanes;
-        S::store(score, S::fma(minus_slope, S::abs(S::load(position + v * S::lanes) - key), S::load(score)));
+      for (Index v = 0; v < tile.vectors; ++v) {
+        T* score = scores + k * width + v * S::lanes;
+        const auto distance = S::abs(S::load(position + v * S::lanes) - key);
+        S::store(score, S::fma(S::load(minus_slope + v * S::lanes), distance, S::load(score)));
       }
     }
   }
@@ -409,12 +456,12 @@ void finish_scores(const AttentionProblem& p, const QueryTile<T>& tile, Index fi
 
 // What a query may not see is set to a value: selected, never multiplied, so that NaN behind a mask vanishes.
 template <class T>
-void hide(Index count, const VisibleQueries& visible, T value, T* scores) {
+void hide(const QueryTile<T>& tile, Index count, const VisibleQueries& visible, T value, T* scores) {
   using S = Simd<T>;
   const auto hidden = S::broadcast(value);
   for (Index k = 0; k < count; ++k) {
-    for (Index v = 0; v < kTileVectors; ++v) {
-      T* score = scores + k * kTileQueries<T> + v * S::lanes;
+    for (Index v = 0; v < tile.vectors; ++v) {
+      T* score = scores + k * tile.width + v * S::lanes;
       S::store(score, S::select(S::from_bits(visible.bits[k] >> (v * S::lanes)), S::load(score), hidden));
     }
   }
@@ -427,16 +474,15 @@ void hide(Index count, const VisibleQueries& visible, T value, T* scores) {
 template <class T>
 void find_kept(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count, std::uint32_t* keep) {
   constexpr Index queries = kTileQueries<T>;
-  const double threshold = p.dropout_p * 4294967296.0;
-  const auto least = static_cast<std::uint64_t>(threshold);
+  const auto least = static_cast<std::uint64_t>(p.dropout_p * 4294967296.0);
   for (Index k = 0; k < count; ++k) keep[k] = 0;
   for (Index group = first / 64 * 64; group < first + count; group += 64) {
     for (Index c = 0; c < 16; ++c) {
       std::uint32_t x0[queries], x1[queries], x2[queries], x3[queries];
       for (Index l = 0; l < queries; ++l) {
         x0[l] = static_cast<std::uint32_t>(group / 64 * 16 + c);
-        x1[l] = static_cast<std::uint32_t>(tile.row[l]);
-        x2[l] = static_cast<std::uint32_t>(tile.head);
+        x1[l] = l < tile.width ? static_cast<std::uint32_t>(tile.row[l]) : 0u;
+        x2[l] = l < tile.width ? static_cast<std::uint32_t>(tile.head[l]) : 0u;
         x3[l] = static_cast<std::uint32_t>(tile.batch);
       }
       auto key0 = static_cast<std::uint32_t>(p.seed);
@@ -467,12 +513,12 @@ void find_kept(const AttentionProblem& p, const QueryTile<T>& tile, Index first,
 
 // weights[key][query] becomes weight / (1 - p) where kept and 0 where dropped.
 template <class T>
-void drop(Index count, const std::uint32_t* keep, T factor, T* weights) {
+void drop(const QueryTile<T>& tile, Index count, const std::uint32_t* keep, T factor, T* weights) {
   using S = Simd<T>;
   const auto scale = S::broadcast(factor);
   for (Index k = 0; k < count; ++k) {
-    for (Index v = 0; v < kTileVectors; ++v) {
-      T* weight = weights + k * kTileQueries<T> + v * S::lanes;
+    for (Index v = 0; v < tile.vectors; ++v) {
+      T* weight = weights + k * tile.width + v * S::lanes;
       S::store(weight, S::select(S::from_bits(keep[k] >> (v * S::lanes)), S::load(weight) * scale, S::zero()));
     }
   }
@@ -522,17 +568,17 @@ KeyBlock<T> replace_unsafe_rows(const KeyBlock<T>& rows, Index count, Index colu
 
 // out[c][query] += weights[key][query] * row[key][c] for the unsafe keys and the queries that see them.
 template <class T>
-void add_unsafe_rows(const KeyBlock<T>& rows, Index columns, const UnsafeRows& unsafe, const VisibleQueries& visible,
-                     const T* weights, T* out) {
+void add_unsafe_rows(const QueryTile<T>& tile, const KeyBlock<T>& rows, Index columns, const UnsafeRows& unsafe,
+                     const VisibleQueries& visible, const T* weights, T* out) {
   using S = Simd<T>;
   for (Index u = 0; u < unsafe.count; ++u) {
     const Index k = unsafe.key[u];
     for (Index c = 0; c < columns; ++c) {
       const auto x = S::broadcast(rows.data[k * rows.row_stride + c * rows.column_stride]);
-      for (Index v = 0; v < kTileVectors; ++v) {
-        T* target = out + c * kTileQueries<T> + v * S::lanes;
+      for (Index v = 0; v < tile.vectors; ++v) {
+        T* target = out + c * tile.width + v * S::lanes;
         const auto old = S::load(target);
-        const auto sum = S::fma(S::load(weights + k * kTileQueries<T> + v * S::lanes), x, old);
+        const auto sum = S::fma(S::load(weights + k * tile.width + v * S::lanes), x, old);
         S::store(target, S::select(S::from_bits(visible.bits[k] >> (v * S::lanes)), sum, old));
       }
     }

@@ -39,22 +39,21 @@ Index weights_workspace(const AttentionProblem& p) {
 template <class T>
 void load_statistics(const AttentionProblem& p, const QueryTile<T>& tile, const T* maximum, const T* reciprocal_sum, T* tile_maximum,
                      T* tile_reciprocal_sum) {
-  const Index start = (tile.batch * p.query_heads + tile.head) * p.query_length;
-  for (Index l = 0; l < kTileQueries<T>; ++l) {
-    const T top = maximum[start + tile.row[l]];
+  for (Index l = 0; l < tile.width; ++l) {
+    const T top = maximum[tile.statistic(p, l)];
     tile_maximum[l] = top == kMinusInfinity<T> ? T(0) : top;
-    tile_reciprocal_sum[l] = reciprocal_sum[start + tile.row[l]];
+    tile_reciprocal_sum[l] = reciprocal_sum[tile.statistic(p, l)];
   }
 }
 
 // weights[key][query] = exp2(scores - maximum) * reciprocal_sum.
 template <class T>
-void normalised_weights(Index count, const T* maximum, const T* reciprocal_sum, T* scores) {
+void normalised_weights(const QueryTile<T>& tile, Index count, const T* maximum, const T* reciprocal_sum, T* scores) {
   using S = Simd<T>;
-  for (Index v = 0; v < kTileVectors; ++v) {
+  for (Index v = 0; v < tile.vectors; ++v) {
     const auto top = S::load(maximum + v * S::lanes), scale = S::load(reciprocal_sum + v * S::lanes);
     for (Index k = 0; k < count; ++k) {
-      T* score = scores + k * kTileQueries<T> + v * S::lanes;
+      T* score = scores + k * tile.width + v * S::lanes;
       S::store(score, exp2_nonpositive<T>(S::load(score) - top) * scale);
     }
   }
@@ -64,11 +63,10 @@ void normalised_weights(Index count, const T* maximum, const T* reciprocal_sum, 
 template <class T>
 void weights(const AttentionProblem& p, Index batch, Index head, const Index* rows, Index count, const T* maximum,
              const T* reciprocal_sum, void* memory, bool add, T* out) {
-  constexpr Index queries = kTileQueries<T>;
   Carver carver(memory);
   WeightsWorkspace<T> work(p, carver);
   QueryTile<T> tile;
-  place_queries(p, batch, head, rows, count, tile);
+  place_rows(p, batch, head, rows, count, tile);
   pack_queries(p.query, tile, p.dim, static_cast<T>(query_factor(p)), work.dense, work.query);
   load_statistics(p, tile, maximum, reciprocal_sum, work.maximum, work.reciprocal_sum);
   if (!add) {
@@ -82,14 +80,14 @@ void weights(const AttentionProblem& p, Index batch, Index head, const Index* ro
     if (visible.seen != 0 && p.bias.data != nullptr) load_bias(p, tile, begin, block, work.bias, visible);
     if (visible.seen == 0) continue;
     const KeyBlock<T> keys = key_block(p.key, batch, p.key_head(head), begin, block, p.dim, work.keys);
-    block_product<T, Finish::store>(block, kTileVectors, p.dim, {keys.data, keys.row_stride, keys.column_stride}, work.query, queries,
-                                    work.scores, queries);
+    block_product<T, Finish::store>(block, tile.vectors, p.dim, {keys.data, keys.row_stride, keys.column_stride}, work.query,
+                                    tile.width, work.scores, tile.width);
     finish_scores(p, tile, begin, block, work.bias, work.scores);
-    if (!visible.all) hide<T>(block, visible, kMinusInfinity<T>, work.scores);
-    normalised_weights(block, work.maximum, work.reciprocal_sum, work.scores);
+    if (!visible.all) hide(tile, block, visible, kMinusInfinity<T>, work.scores);
+    normalised_weights(tile, block, work.maximum, work.reciprocal_sum, work.scores);
     for (Index l = 0; l < count; ++l) {
       for (Index k = 0; k < block; ++k) {
-        if (visible.all || (visible.bits[k] >> l & 1u) != 0) out[l * p.key_length + begin + k] += work.scores[k * queries + l];
+        if (visible.all || (visible.bits[k] >> l & 1u) != 0) out[l * p.key_length + begin + k] += work.scores[k * tile.width + l];
       }
     }
   }
@@ -99,7 +97,7 @@ void weights(const AttentionProblem& p, Index batch, Index head, const Index* ro
 template <class T>
 void explain(const AttentionProblem& p, Index batch, Index head, const Index* rows, Index count, bool* out) {
   QueryTile<T> tile;
-  place_queries(p, batch, head, rows, count, tile);
+  place_rows(p, batch, head, rows, count, tile);
   for (Index i = 0; i < count * p.key_length; ++i) out[i] = false;
   for (Index begin = tile.lowest_first; begin < tile.highest_last; begin += kKeyBlock) {
     const Index block = smaller(kKeyBlock, tile.highest_last - begin);
