@@ -19,11 +19,11 @@ import numpy as np
 # ----------------------------------------------------------------------------------------------------------
 
 
-def error(actual, exact):
+def error(actual, exact, terms=0.0):
     """Largest difference relative to the largest magnitude, over the finite entries of `exact`.
 
-    Inf and NaN must agree, or the error is infinite. Zeros have no magnitude: there the difference itself
-    counts.
+    Inf and NaN must agree, or the error is infinite. Where sums of terms of size `terms` cancel to less than
+    a thousandth, the terms are the magnitude. Zeros have none: there the difference itself counts.
     """
     actual, exact = np.asarray(actual), np.asarray(exact)
     assert actual.shape == exact.shape, f"shape {actual.shape} instead of {exact.shape}"
@@ -38,10 +38,12 @@ def error(actual, exact):
     if not finite.any():
         return 0.0
     magnitude = np.abs(exact[finite]).max()
+    if magnitude < terms / 1000:
+        magnitude = terms
     return float(np.abs(actual[finite] - exact[finite]).max() / (magnitude if magnitude > 0 else 1))
 
 
-def assert_as_accurate_as_numpy(actual, formula, *arguments, factor=2.0, orders=1, **keywords):
+def assert_as_accurate_as_numpy(actual, formula, *arguments, factor=2.0, orders=1, terms=None, **keywords):
     """error(actual) <= factor * error(the same formula in plain NumPy of actual's dtype) + 1e-6 (8 eps).
 
     `formula(*arguments, dtype=..., **keywords)` returns one array, or a tuple of them as `actual` does; what
@@ -51,6 +53,7 @@ def assert_as_accurate_as_numpy(actual, formula, *arguments, factor=2.0, orders=
     orders: take NumPy's largest error over so many orders of the features of the first two arguments, query
     and key. With scores in the hundreds, the error of a single run hangs on whether two keys happen to be
     nearly tied and on how the roundings of their scores happen to fall: luck that must decide nothing.
+    terms: for each part the size of the terms it is a sum of, which counts where they cancel.
     """
     results = actual if isinstance(actual, tuple) else (actual,)
     dtype = next(result.dtype.type for result in results if result is not None)
@@ -63,6 +66,7 @@ def assert_as_accurate_as_numpy(actual, formula, *arguments, factor=2.0, orders=
 
     exact = parts(arguments, np.float64 if dtype == np.float32 else np.longdouble)
     names = getattr(exact, "_fields", range(len(exact)))
+    terms = dict(zip(names, (0.0,) * len(exact) if terms is None else terms, strict=True))
     allowed_errors = dict.fromkeys(names, 8 * float(np.finfo(dtype).eps))
     random = np.random.default_rng(0)
     for turn in range(orders):
@@ -71,12 +75,12 @@ def assert_as_accurate_as_numpy(actual, formula, *arguments, factor=2.0, orders=
         for name, truth, numpys in zip(names, exact, parts(reordered, dtype), strict=True):
             if truth is not None:
                 same_order = truth[..., order] if name in ("query", "key") else truth
-                bound = factor * error(numpys, same_order) + 8 * float(np.finfo(dtype).eps)
+                bound = factor * error(numpys, same_order, terms[name]) + 8 * float(np.finfo(dtype).eps)
                 allowed_errors[name] = max(allowed_errors[name], bound)
     for name, ours, truth in zip(names, results, exact, strict=True):
         if ours is not None:
             assert ours.dtype == dtype, f"{name}: dtype {ours.dtype} instead of {np.dtype(dtype)}"
-            off = error(ours, truth)
+            off = error(ours, truth, terms[name])
             assert off <= allowed_errors[name], f"{name}: error {off:.3g}, allowed {allowed_errors[name]:.3g}"
 
 
@@ -482,6 +486,22 @@ def attention_gradients(
         value=_sum_groups(d_value, kv_heads),
         bias=None if bias is None else reduce_to(d_scores, np.shape(bias)),
         sinks=d_sinks,
+    )
+
+
+def attention_gradient_terms(query, key, value, d_output, *, dtype=np.float64, **arguments):
+    """How large the terms are that each gradient is a sum of. Where a softmax has one key, they cancel to 0."""
+    query, key, value, d_output = (np.asarray(x, dtype) for x in (query, key, value, d_output))
+    weights = attention(query, key, value, dtype=dtype, **{**arguments, "rng": None}).weights
+    values = np.repeat(value, query.shape[-3] // value.shape[-3], axis=-3)
+    keep = 1 / (1 - arguments.get("dropout_p", 0)) if arguments.get("rng") is not None else 1
+    d_weights = keep * np.abs(d_output @ np.swapaxes(values, -1, -2))
+    d_scores = (weights * (d_weights + (weights * d_weights).sum(-1, keepdims=True))).max(initial=0)
+    scale = arguments.get("scale")
+    d_products = d_scores * abs(1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    largest_query, largest_key, largest_d = (np.abs(x).max(initial=0) for x in (query, key, d_output))
+    return AttentionGradients(
+        d_products * largest_key, d_products * largest_query, largest_d, d_scores, d_scores
     )
 
 

@@ -16,6 +16,18 @@ def gradients(query, key, value, d_output, **arguments):
     return blasformer.attention_backward(saved, d_output)
 
 
+def assert_accurate(grads, *inputs, orders=1, **arguments):
+    assert_as_accurate_as_numpy(
+        tuple(grads),
+        reference.attention_gradients,
+        *inputs,
+        **arguments,
+        factor=3,
+        orders=orders,
+        terms=reference.attention_gradient_terms(*inputs, **arguments),
+    )
+
+
 def same_bits(a, b):
     if a is None or b is None:
         return a is b
@@ -66,17 +78,19 @@ def test_gradients_are_as_accurate_as_numpy_for_all_arguments(kind, sizes, isa):
     assert grads._fields == reference.AttentionGradients._fields
     assert (grads.bias is None) == ("bias" not in arguments)
     assert (grads.sinks is None) == ("sinks" not in arguments)
-    assert_as_accurate_as_numpy(tuple(grads), reference.attention_gradients, *inputs, **arguments, factor=3)
+    assert_accurate(grads, *inputs, **arguments)
 
 
 @pytest.mark.parametrize("kind", ARGUMENTS)
 def test_float64_gradients_are_the_formula_to_twelve_digits(kind, isa):
     inputs, arguments = case(kind, Sizes(35, 99, 11, 6), np.float64)
     grads = gradients(*inputs, **arguments)
-    for gradient, exact in zip(grads, reference.attention_gradients(*inputs, **arguments), strict=True):
-        if exact is not None:
+    exact = reference.attention_gradients(*inputs, **arguments)
+    terms = reference.attention_gradient_terms(*inputs, **arguments)
+    for gradient, truth, size in zip(grads, exact, terms, strict=True):
+        if truth is not None:
             assert gradient.dtype == np.float64
-            assert reference.error(gradient, exact) < 1e-12
+            assert reference.error(gradient, truth, size) < 1e-12
 
 
 @pytest.mark.parametrize(
@@ -134,7 +148,7 @@ def test_the_gradient_of_a_broadcast_bias_has_its_own_shape(shape, isa):
     arguments["bias"] = normal(np.random.default_rng(3), shape, np.float32)
     grads = gradients(*inputs, **arguments)
     assert grads.bias.shape == shape
-    assert_as_accurate_as_numpy(tuple(grads), reference.attention_gradients, *inputs, **arguments, factor=3)
+    assert_accurate(grads, *inputs, **arguments)
 
 
 def test_a_bias_broadcast_by_strides_has_a_gradient_per_entry(isa):
@@ -143,14 +157,14 @@ def test_a_bias_broadcast_by_strides_has_a_gradient_per_entry(isa):
     inputs, _ = case("none", sizes, np.float32)
     bias = np.broadcast_to(normal(np.random.default_rng(3), (99,), np.float32), sizes.scores)
     grads = gradients(*inputs, bias=bias)
-    assert_as_accurate_as_numpy(tuple(grads), reference.attention_gradients, *inputs, bias=bias, factor=3)
+    assert_accurate(grads, *inputs, bias=bias)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (6, 6), (6, 3), (6, 1), (13, 1)])
 def test_shared_heads_add_up_their_gradients(heads, kv_heads, isa):
     inputs, arguments = case("causal lower right", Sizes(37, 101, 20, 12, heads, kv_heads), np.float32)
     grads = gradients(*inputs, **arguments)
-    assert_as_accurate_as_numpy(tuple(grads), reference.attention_gradients, *inputs, **arguments, factor=3)
+    assert_accurate(grads, *inputs, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +184,7 @@ def test_half_precision_gradients_are_rounded_once(kind, dtype, isa):
 def test_any_number_of_leading_axes(batch):
     inputs, arguments = case("bias ij", Sizes(9, 14, 6, 4, batch=batch), np.float32)
     grads = gradients(*inputs, **arguments)
-    assert_as_accurate_as_numpy(tuple(grads), reference.attention_gradients, *inputs, **arguments, factor=3)
+    assert_accurate(grads, *inputs, **arguments)
 
 
 def test_rank_two_is_one_head():
@@ -361,16 +375,14 @@ def test_gradients_of_hard_numbers_are_as_accurate_as_numpy(factors, dtype, isa)
     inputs, arguments = case("causal lower right", Sizes(33, 197, 40, 24), dtype)
     inputs = [x * dtype(factor) for x, factor in zip(inputs, factors, strict=True)]
     grads = gradients(*inputs, **arguments)
-    assert_as_accurate_as_numpy(
-        tuple(grads), reference.attention_gradients, *inputs, **arguments, factor=3, orders=8
-    )
+    assert_accurate(grads, *inputs, **arguments, orders=8)
 
 
 def test_gradients_of_shifted_values_are_as_accurate_as_numpy(isa):
     """d_weights is large and nearly constant along a row: its mean must cancel."""
     (query, key, value, d_output), _ = case("none", Sizes(33, 197, 40, 24), np.float32)
     inputs = (query, key, value + 100, d_output)
-    assert_as_accurate_as_numpy(tuple(gradients(*inputs)), reference.attention_gradients, *inputs, factor=3)
+    assert_accurate(gradients(*inputs), *inputs)
 
 
 # ----------------------------------------------------------------------------------------------------------
