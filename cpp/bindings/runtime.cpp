@@ -1,6 +1,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
+#include <chrono>
+#include <thread>
+
+#include "core/available_cores.h"
 #include "core/blas.h"
 #include "core/cpu.h"
 #include "core/interrupt.h"
@@ -8,20 +13,59 @@
 
 namespace py = pybind11;
 
+// What threadpoolctl recognises this library by.
+extern "C" __attribute__((visibility("default"))) int blasformer_num_threads() {
+  return blasformer::num_threads();
+}
+
 namespace blasformer::bindings {
 
-void bind_runtime(py::module_& module) {
-  set_interrupt_check([] {
-    const py::gil_scoped_acquire gil;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+namespace {
+
+// Runs Python's signal handlers, Ctrl-C's above all, and throws if one raised. Only the main thread runs
+// them; the others need not wait for the GIL to find out that they have nothing to do.
+void check_signals() {
+  if (::gettid() != ::getpid()) return;
+  const py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+std::vector<std::string> isa_names(const std::vector<Isa>& isas) {
+  std::vector<std::string> names;
+  for (Isa isa : isas) names.emplace_back(isa_name(isa));
+  return names;
+}
+
+// For tests of the pool: tasks that sleep. Returns which worker ran each.
+std::vector<int> sleep_in_tasks(Index tasks, double seconds) {
+  std::vector<int> workers(static_cast<std::size_t>(tasks));
+  const py::gil_scoped_release released;
+  parallel_for(tasks, 1e9 * seconds * static_cast<double>(tasks), [&](Index task, int worker) {
+    std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
+    workers[static_cast<std::size_t>(task)] = worker;
   });
-  module.def("set_num_threads", &set_num_threads);
+  return workers;
+}
+
+}  // namespace
+
+void bind_runtime(py::module_& module) {
+  set_interrupt_check(&check_signals);
+
+  module.def("available_cores", &available_cores);
   module.def("num_threads", &num_threads);
-  module.def("override_num_threads", &override_num_threads);
+  module.def("set_num_threads", &set_num_threads, py::arg("count"));
+  module.def("override_num_threads", &override_num_threads, py::arg("count"));
+  module.def("sleep_in_tasks", &sleep_in_tasks, py::arg("tasks"), py::arg("seconds"));
+
+  module.def("built_isas", [] { return isa_names(built_isas()); });
+  module.def("detected_isas", [] { return isa_names(detected_isas()); });
   module.def("active_isa", [] { return isa_name(active_isa()); });
-  module.def("use_isa", [](const std::string& name) { use_isa(isa_from_name(name)); });
+  module.def("use_isa", [](const std::string& name) { use_isa(isa_from_name(name)); }, py::arg("name"));
+
   module.def("blas_config", &blas::config);
   module.def("blas_core_name", &blas::core_name);
+  module.def("blas_path", &blas::path);
 }
 
 }  // namespace blasformer::bindings

@@ -99,6 +99,8 @@ const char* isa_name(Isa isa) {
   return "";
 }
 
+std::vector<Isa> built_isas() { return {std::begin(kIsas), std::end(kIsas)}; }
+
 std::vector<Isa> detected_isas() {
   std::vector<Isa> isas;
   for (Isa isa : kIsas) {
@@ -126,7 +128,7 @@ Isa isa_from_name(const std::string& name) {
   for (Isa isa : kIsas) {
     if (name == isa_name(isa)) return isa;
   }
-  fail("isa must be one of ", names({std::begin(kIsas), std::end(kIsas)}), ", got ", name);
+  fail("isa must be one of ", names(built_isas()), ", got ", name);
 }
 
 }  // namespace blasformer

@@ -9,9 +9,11 @@ namespace blasformer {
 enum class Isa { baseline, avx2, avx512 };
 
 const char* isa_name(Isa isa);
-std::vector<Isa> detected_isas();  // those this CPU and operating system can run, by CPUID and XCR0, ascending
-Isa active_isa();                  // the one kernels are taken from: the newest, or BLASFORMER_ISA, or use_isa
-void use_isa(Isa isa);             // throws std::invalid_argument when the CPU lacks it
+std::vector<Isa> built_isas();  // those this library has kernels for, ascending
+std::vector<Isa>
+detected_isas();        // those this CPU and operating system can run, by CPUID and XCR0, ascending
+Isa active_isa();       // the one kernels are taken from: the newest, or BLASFORMER_ISA, or use_isa
+void use_isa(Isa isa);  // throws std::invalid_argument when the CPU lacks it
 Isa isa_from_name(const std::string& name);  // throws std::invalid_argument that lists the names
 
 }  // namespace blasformer

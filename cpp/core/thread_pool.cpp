@@ -266,13 +266,18 @@ int default_num_threads() {
 }
 
 std::atomic<int> process_num_threads{0};  // 0: not decided yet
-thread_local int overridden_num_threads = 0;
+thread_local std::optional<int> overridden_num_threads;
+
+void require_sane(int count) {
+  require(count >= 1 && count <= kMaxThreads, "the number of threads must be from 1 to ", kMaxThreads,
+          ", got ", count);
+}
 
 }  // namespace
 
 int num_threads() {
   if (inside_task) return 1;
-  if (overridden_num_threads != 0) return overridden_num_threads;
+  if (overridden_num_threads) return *overridden_num_threads;
   int count = process_num_threads.load(std::memory_order_relaxed);
   if (count == 0) {
     const int decided = default_num_threads();
@@ -282,12 +287,12 @@ int num_threads() {
 }
 
 void set_num_threads(int count) {
-  require(count >= 1 && count <= kMaxThreads, "num_threads must be from 1 to ", kMaxThreads, ", got ", count);
+  require_sane(count);
   process_num_threads.store(count, std::memory_order_relaxed);
 }
 
-int override_num_threads(int count) {
-  require(count >= 0 && count <= kMaxThreads, "num_threads must be from 1 to ", kMaxThreads, ", got ", count);
+std::optional<int> override_num_threads(std::optional<int> count) {
+  if (count) require_sane(*count);
   return std::exchange(overridden_num_threads, count);
 }
 

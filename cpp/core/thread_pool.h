@@ -1,5 +1,7 @@
 #pragma once
 
+#include <optional>
+
 #include "core/index.h"
 
 namespace blasformer {
@@ -21,15 +23,15 @@ class TaskFunction {
 };
 
 // How many threads a parallel_for may use from here: at least 1, and 1 inside a task. It is what
-// set_num_threads or override_num_threads gave; before that BLASFORMER_NUM_THREADS, then OMP_NUM_THREADS (the
-// first of a list), then the cores this process may use, which also limit the variables: a container is not
-// oversubscribed by accident, only by set_num_threads.
+// override_num_threads or set_num_threads gave; before that BLASFORMER_NUM_THREADS, then OMP_NUM_THREADS (the
+// first of a list), then the cores this process may use. Those cores also limit the variables, which are
+// often set for another machine; what a call asks for is done.
 int num_threads();
+constexpr int kMaxThreads = 256;
 // For the whole process. Throws std::invalid_argument unless 1 <= count <= kMaxThreads.
 void set_num_threads(int count);
-// For calls from this thread, until it is put back to what it was; 0 is no override. Returns what it was.
-int override_num_threads(int count);
-constexpr int kMaxThreads = 256;
+// For calls from this thread, until it is put back to what it was, which is returned.
+std::optional<int> override_num_threads(std::optional<int> count);
 
 // Calls function(task, worker) for every task in [0, tasks), on up to `threads` threads, and returns when all
 // are done. worker is in [0, threads) and is held by one thread at a time: it selects a workspace. (Whoever

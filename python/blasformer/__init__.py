@@ -12,6 +12,9 @@ from ._attention import (
     scaled_dot_product_attention,
 )
 from ._core import __version__
+from ._machine import show_config, use_isa
+from ._precision import precision
+from ._threads import get_num_threads, num_threads, set_num_threads
 
 __all__ = [
     "AttentionGrads",
@@ -23,5 +26,11 @@ __all__ = [
     "attention_forward",
     "attention_plan",
     "explain_mask",
+    "get_num_threads",
+    "num_threads",
+    "precision",
     "scaled_dot_product_attention",
+    "set_num_threads",
+    "show_config",
+    "use_isa",
 ]

@@ -167,7 +167,7 @@ TEST(the_interrupt_check_may_itself_call_parallel_for) {
 
 TEST(an_override_holds_for_its_own_thread_only) {
   set_num_threads(5);
-  const int previous = override_num_threads(3);
+  const std::optional<int> previous = override_num_threads(3);
   CHECK(num_threads() == 3);
   int elsewhere = 0;
   std::thread([&] { elsewhere = num_threads(); }).join();
@@ -179,7 +179,7 @@ TEST(an_override_holds_for_its_own_thread_only) {
 TEST(the_number_of_threads_must_be_positive_and_sane) {
   for (int count : {0, -1, kMaxThreads + 1}) {
     const std::string message = tests::message_of<std::invalid_argument>([&] { set_num_threads(count); });
-    CHECK(message == "num_threads must be from 1 to 256, got " + std::to_string(count));
+    CHECK(message == "the number of threads must be from 1 to 256, got " + std::to_string(count));
   }
 }
 
