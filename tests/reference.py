@@ -490,7 +490,7 @@ def attention_gradients(
 
 
 def attention_gradient_terms(query, key, value, d_output, *, dtype=np.float64, **arguments):
-    """How large the terms are that each gradient is a sum of. Where a softmax has one key, they cancel to 0."""
+    """How large the terms are that each gradient is a sum of. With one key they cancel to zero."""
     query, key, value, d_output = (np.asarray(x, dtype) for x in (query, key, value, d_output))
     weights = attention(query, key, value, dtype=dtype, **{**arguments, "rng": None}).weights
     values = np.repeat(value, query.shape[-3] // value.shape[-3], axis=-3)
