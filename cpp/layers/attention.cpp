@@ -21,7 +21,7 @@ namespace {
 
 // How forward cuts the queries that read one key head into runs. By shape alone, as the order of the sums depends on nothing else.
 struct QueryCut {
-  Index per_run;         // queries of a run: whole tiles
+  Index per_run;         // queries of a run: whole tiles, or all
   Index runs_per_head;   // when runs end with heads; else 0, and they go through the heads of the group
   Index runs_per_group;
 
@@ -31,7 +31,7 @@ struct QueryCut {
     const Index tiles = p.query_length >= 768 ? 8 : p.query_length >= 192 ? 4 : 2;
     const bool through = p.shares_tiles(tile);
     const Index queries = through ? p.group() * p.query_length : p.query_length;
-    per_run = std::min(tiles * tile, round_up(std::max<Index>(queries, 1), tile));
+    per_run = std::min(tiles * tile, std::max<Index>(queries, 1));
     runs_per_head = through ? 0 : ceil_div(queries, per_run);
     runs_per_group = through ? ceil_div(queries, per_run) : runs_per_head * p.group();
   }

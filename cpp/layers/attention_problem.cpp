@@ -235,15 +235,20 @@ const Index* CheckedAttention::segments(const ArrayView& view, const char* name,
 // Numbers (heads,) or, where allowed, (batch, heads).
 const double* CheckedAttention::per_head(const ArrayView& view, const char* name, bool per_batch) {
   const Index heads = problem_.query_heads, batch = problem_.batch;
+  const int leading = static_cast<int>(batch_shape_.size());
   const bool one_row = view.rank == 1 && view.shape[0] == heads;
-  const bool rows = per_batch && view.rank == 2 && view.shape[0] == batch && view.shape[1] == heads;
-  require(one_row || rows, name, " must have the shape (heads,) = (", heads, ",)", per_batch ? " or (batch, heads)" : "",
+  const bool flat = per_batch && view.rank == 2 && view.shape[0] == batch && view.shape[1] == heads;
+  const bool nested = per_batch && view.rank == leading + 1 && view.shape[leading] == heads &&
+                      std::equal(batch_shape_.begin(), batch_shape_.end(), view.shape);
+  require(one_row || flat || nested, name, " must have the shape (heads,) = (", heads, ",)", per_batch ? " or (batch, heads)" : "",
           ", got ", shape_text(view));
   numbers_.push_back(std::make_unique<double[]>(static_cast<std::size_t>(per_batch ? batch * heads : heads)));
   double* out = numbers_.back().get();
+  const Index* row = one_row || flat ? nullptr : batch_offsets(view.shape, view.stride, leading);
   for (Index b = 0; b < (per_batch ? batch : 1); ++b) {
+    const Index start = row != nullptr ? row[b] : flat && !one_row ? b * view.stride[0] : 0;
     for (Index h = 0; h < heads; ++h) {
-      out[b * heads + h] = number_at(view, one_row ? h * view.stride[0] : b * view.stride[0] + h * view.stride[1]);
+      out[b * heads + h] = number_at(view, start + h * view.stride[view.rank - 1]);
       require(!std::isnan(out[b * heads + h]), name, " must not be NaN");
     }
   }

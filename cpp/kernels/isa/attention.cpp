@@ -1,11 +1,24 @@
 #include "kernels/attention_kernels.h"
 #include "kernels/isa/attention_backward.h"
+#include "kernels/isa/attention_few.h"
 #include "kernels/isa/attention_forward.h"
 #include "kernels/isa/attention_weights.h"
 
 namespace blasformer::BLASFORMER_ISA {
 
 namespace {
+
+template <class T>
+Index forward_workspace(const AttentionProblem& p, Index queries) {
+  return queries <= kFewQueries ? few_workspace<T>(p) : larger(few_workspace<T>(p), tiles_workspace<T>(p, queries));
+}
+
+template <class T>
+void forward(const AttentionProblem& p, const QueryRun& run, void* workspace, const MutableAttentionOperand& output, T* maximum,
+             T* reciprocal_sum) {
+  const auto kernel = run.count <= kFewQueries ? forward_few<T> : forward_tiles<T>;
+  kernel(p, run, workspace, output, maximum, reciprocal_sum);
+}
 
 template <class T>
 constexpr AttentionKernels<T> kTable = {

@@ -281,23 +281,26 @@ void delta(const AttentionProblem& p, const HeadRows& rows, const T* output, con
   using S = Simd<T>;
   const Index first = (rows.batch * p.query_heads + rows.head) * p.query_length + rows.first;
   const Index start = d_output.offset(rows.batch, rows.head) + rows.first * d_output.row_stride;
+  constexpr Index chunk = 64;
+  T copied[chunk];
   for (Index r = 0; r < rows.count; ++r) {
     const T* row = output + (first + r) * p.value_dim;
     const Index gradient = start + r * d_output.row_stride;
-    if (d_output.dtype == dtype_of<T>() && d_output.column_stride == 1) {
-      const T* d_row = static_cast<const T*>(d_output.data) + gradient;
-      auto sum = S::zero();
-      Index c = 0;
-      for (; c + S::lanes <= p.value_dim; c += S::lanes) sum = S::fma(S::load(row + c), S::load(d_row + c), sum);
-      if (c < p.value_dim) sum = S::fma(S::load_first(row + c, p.value_dim - c), S::load_first(d_row + c, p.value_dim - c), sum);
-      delta[first + r] = S::sum(sum);
-    } else {
-      T sum = 0;
-      for (Index c = 0; c < p.value_dim; ++c) {
-        sum += row[c] * read_element<T>(d_output.data, d_output.dtype, gradient + c * d_output.column_stride);
+    auto sum = S::zero();
+    for (Index c = 0; c < p.value_dim; c += chunk) {  // one order of the sum, whatever the strides
+      const Index columns = smaller(chunk, p.value_dim - c);
+      const T* d_row = copied;
+      if (d_output.dtype == dtype_of<T>() && d_output.column_stride == 1) {
+        d_row = static_cast<const T*>(d_output.data) + gradient + c;
+      } else {
+        copy_rows(d_output, gradient + c * d_output.column_stride, 1, columns, copied, chunk);
       }
-      delta[first + r] = sum;
+      for (Index v = 0; v < columns; v += S::lanes) {
+        const Index left = smaller(S::lanes, columns - v);
+        sum = S::fma(S::load_first(row + c + v, left), S::load_first(d_row + v, left), sum);
+      }
     }
+    delta[first + r] = S::sum(sum);
   }
 }
 

@@ -65,19 +65,17 @@ struct ForwardWorkspace {
 };
 
 template <class T>
-Index forward_workspace(const AttentionProblem& p, Index rows) {
+Index tiles_workspace(const AttentionProblem& p, Index rows) {
   Carver carver(nullptr);
   ForwardWorkspace<T>(p, rows, carver);
   return carver.used();
 }
 
 template <class T>
-void start_tile(const AttentionProblem& p, T* dense, ForwardTile<T>& tile) {
-  const QueryTile<T>& place = tile.queries;
-  pack_queries(p.query, place, p.dim, static_cast<T>(query_factor(p)), dense, tile.query);
+void start_statistics(const AttentionProblem& p, ForwardTile<T>& tile) {
   // A sink is a key with this score and the value zero.
-  for (Index l = 0; l < place.width; ++l) {
-    tile.maximum[l] = p.sinks != nullptr ? static_cast<T>(p.sinks[place.head[l]] * kLog2E) : kMinusInfinity<T>;
+  for (Index l = 0; l < tile.queries.width; ++l) {
+    tile.maximum[l] = p.sinks != nullptr ? static_cast<T>(p.sinks[tile.queries.head[l]] * kLog2E) : kMinusInfinity<T>;
     tile.sum[l] = tile.maximum[l] == kMinusInfinity<T> ? T(0) : T(1);
   }
   tile.seen = 0;
@@ -129,19 +127,15 @@ void online_softmax(Index count, T* scores, T* maximum, T* sum, T* factor) {
   }
 }
 
+// factor becomes 1 / sum, and 0 for queries that have attended to nothing.
 template <class T>
-void finish_tile(const AttentionProblem& p, ForwardTile<T>& tile, T* dense, T* factor, const MutableAttentionOperand& output,
-                 T* maximum, T* reciprocal_sum) {
+void finish_statistics(const AttentionProblem& p, const ForwardTile<T>& tile, T* factor, T* maximum, T* reciprocal_sum) {
   const QueryTile<T>& place = tile.queries;
   for (Index l = 0; l < place.width; ++l) factor[l] = (tile.seen >> l & 1u) != 0 ? T(1) / tile.sum[l] : T(0);
   for (Index l = 0; l < place.count && maximum != nullptr; ++l) {
     maximum[place.statistic(p, l)] = tile.maximum[l];
     reciprocal_sum[place.statistic(p, l)] = factor[l];
   }
-  if (!tile.started) {
-    for (Index i = 0; i < p.value_dim * place.width; ++i) tile.output[i] = T(0);
-  }
-  write_queries(place, p.value_dim, tile.output, factor, dense, output);
 }
 
 template <class T>
@@ -182,7 +176,7 @@ void attend_to_block(const AttentionProblem& p, Index first, Index count, const 
 }
 
 template <class T>
-void forward(const AttentionProblem& p, const QueryRun& run, void* memory, const MutableAttentionOperand& output, T* maximum,
+void forward_tiles(const AttentionProblem& p, const QueryRun& run, void* memory, const MutableAttentionOperand& output, T* maximum,
              T* reciprocal_sum) {
   Carver carver(memory);
   ForwardWorkspace<T> work(p, run.count, carver);
@@ -190,7 +184,8 @@ void forward(const AttentionProblem& p, const QueryRun& run, void* memory, const
   for (Index t = 0, done = 0; t < work.tiles; ++t) {
     ForwardTile<T>& tile = work.tile[t];
     done += place_run(p, run, done, tile.queries);
-    start_tile(p, work.dense, tile);
+    pack_queries(p.query, tile.queries, p.dim, static_cast<T>(query_factor(p)), work.dense, tile.query);
+    start_statistics(p, tile);
     lowest = smaller(lowest, tile.queries.lowest_first);
     highest = larger(highest, tile.queries.highest_last);
   }
@@ -206,7 +201,10 @@ void forward(const AttentionProblem& p, const QueryRun& run, void* memory, const
     }
   }
   for (Index t = 0; t < work.tiles; ++t) {
-    finish_tile(p, work.tile[t], work.dense, work.factor, output, maximum, reciprocal_sum);
+    ForwardTile<T>& tile = work.tile[t];
+    finish_statistics(p, tile, work.factor, maximum, reciprocal_sum);
+    for (Index i = 0; i < p.value_dim * tile.queries.width && !tile.started; ++i) tile.output[i] = T(0);
+    write_queries(tile.queries, p.value_dim, tile.output, work.factor, work.dense, output);
   }
 }
 

@@ -372,6 +372,15 @@ struct BiasTile {
   bool shared;
 };
 
+// Finite biases are kept finite when they are multiplied by log2(e): finfo.min pushes a key away, but only -inf masks it.
+template <class T>
+inline typename Simd<T>::Vector bounded_bias(typename Simd<T>::Vector x) {
+  using S = Simd<T>;
+  const auto bound = S::broadcast(std::numeric_limits<T>::max() / 2);
+  const auto infinite = S::equal(S::abs(x), S::broadcast(std::numeric_limits<T>::infinity()));
+  return S::select(infinite, x, S::max(S::zero() - bound, S::min(bound, x)));
+}
+
 // Loads the bias; -inf masks.
 template <class T>
 void load_bias(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count, BiasTile<T>& bias,
@@ -389,6 +398,10 @@ void load_bias(const AttentionProblem& p, const QueryTile<T>& tile, Index first,
       bias.value[k] = read_element<T>(x.data, x.dtype, start + k * x.column_stride);
       if (bias.value[k] == kMinusInfinity<T>) visible.bits[k] = 0;
     }
+    for (Index k = 0; k < count; k += S::lanes) {
+      const Index left = smaller(S::lanes, count - k);
+      S::store_first(bias.value + k, bounded_bias<T>(S::load_first(bias.value + k, left)), left);
+    }
   } else {
     const T* row[kTileQueries<T>];
     for (Index l = 0; l < tile.width; ++l) {
@@ -404,8 +417,10 @@ void load_bias(const AttentionProblem& p, const QueryTile<T>& tile, Index first,
     const auto minus_infinity = S::broadcast(kMinusInfinity<T>);
     for (Index k = 0; k < count; ++k) {
       for (Index v = 0; v < tile.vectors; ++v) {
-        const auto x_kv = S::load(bias.value + k * tile.width + v * S::lanes);
-        visible.bits[k] &= ~(S::to_bits(S::equal(x_kv, minus_infinity)) << (v * S::lanes));
+        T* value = bias.value + k * tile.width + v * S::lanes;
+        const auto loaded = S::load(value);
+        visible.bits[k] &= ~(S::to_bits(S::equal(loaded, minus_infinity)) << (v * S::lanes));
+        S::store(value, bounded_bias<T>(loaded));
       }
     }
   }

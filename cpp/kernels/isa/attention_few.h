@@ -1,0 +1,193 @@
+#pragma once
+
+// Attention forward for one to four queries that read the same keys (decoding): lanes along the head instead of along the queries.
+//
+// A tile of queries would use few of its lanes, and reading keys by broadcasting loads runs at 4 bytes per load: slower than memory
+// delivers. Here keys and values are read once, row after row, in whole vectors, which is as fast as memory is (34 GB/s of one core
+// where the tile reached 9):
+//
+//   scores[key][query] = sum over vectors of key row * query row
+//   output[query]      = output[query] * a + sum over keys of weights[key][query] * value row
+//
+// Masks, softmax and everything else are those of the tile.
+
+#include "kernels/isa/attention_forward.h"
+
+namespace blasformer::BLASFORMER_ISA {
+namespace {
+
+constexpr Index kFewQueries = 4;
+
+template <class T>
+struct FewWorkspace {
+  ForwardTile<T> tile;
+  T *rows, *scores, *keys, *values, *safe_values, *factor;
+  BiasTile<T> bias;
+
+  FewWorkspace(const AttentionProblem& p, Carver& carver) {
+    constexpr Index width = Simd<T>::lanes < kFewQueries ? kFewQueries : Simd<T>::lanes;
+    rows = carver.take<T>(kFewQueries * p.dim);
+    tile.output = carver.take<T>(kFewQueries * p.value_dim);
+    tile.maximum = carver.take<T>(width);
+    tile.sum = carver.take<T>(width);
+    factor = carver.take<T>(width);
+    scores = carver.take<T>(kKeyBlock * width);
+    keys = carver.take<T>(kKeyBlock * p.dim);
+    values = carver.take<T>(kKeyBlock * p.value_dim);
+    safe_values = carver.take<T>(kKeyBlock * p.value_dim);
+    const bool biased = p.bias.data != nullptr;
+    bias.value = carver.take<T>(biased ? kKeyBlock * width : 0);
+    bias.dense = carver.take<T>(biased ? kKeyBlock * width : 0);
+  }
+};
+
+template <class T>
+Index few_workspace(const AttentionProblem& p) {
+  Carver carver(nullptr);
+  FewWorkspace<T>(p, carver);
+  return carver.used();
+}
+
+// As key_block, but with rows of neighbouring elements.
+template <class T>
+KeyBlock<T> dense_key_block(const AttentionOperand& x, Index batch, Index key_head, Index first, Index count, Index columns, T* buffer) {
+  if (x.column_stride == 1) return key_block(x, batch, key_head, first, count, columns, buffer);
+  copy_rows(x, x.offset(batch, key_head) + first * x.row_stride, count, columns, buffer, columns);
+  return {buffer, columns, 1};
+}
+
+template <class T, int queries>
+void few_scores(Index count, Index dim, const KeyBlock<T>& keys, const T* rows, Index width, T* scores) {
+  using S = Simd<T>;
+  for (Index k = 0; k < count; ++k) {
+    const T* key = keys.data + k * keys.row_stride;
+    typename S::Vector even[queries], odd[queries];
+    for (int q = 0; q < queries; ++q) even[q] = odd[q] = S::zero();
+    Index c = 0;
+    for (; c + 2 * S::lanes <= dim; c += 2 * S::lanes) {
+      const auto x = S::load(key + c), y = S::load(key + c + S::lanes);
+      for (int q = 0; q < queries; ++q) {
+        even[q] = S::fma(x, S::load(rows + q * dim + c), even[q]);
+        odd[q] = S::fma(y, S::load(rows + q * dim + c + S::lanes), odd[q]);
+      }
+    }
+    for (; c < dim; c += S::lanes) {
+      const Index left = smaller(S::lanes, dim - c);
+      const auto x = S::load_first(key + c, left);
+      for (int q = 0; q < queries; ++q) even[q] = S::fma(x, S::load_first(rows + q * dim + c, left), even[q]);
+    }
+    // Lanes beyond the queries repeat the last, as in every tile.
+    T score[queries];
+    for (int q = 0; q < queries; ++q) score[q] = S::sum(even[q] + odd[q]);
+    for (Index l = 0; l < width; ++l) scores[k * width + l] = score[l < queries ? l : queries - 1];
+  }
+}
+
+template <class T, int queries>
+void few_values(Index count, Index value_dim, const KeyBlock<T>& values, const T* weights, Index width, const T* factor, bool started,
+                T* output) {
+  using S = Simd<T>;
+  constexpr Index vectors = 4;
+  for (Index first = 0; first < value_dim; first += vectors * S::lanes) {
+    const Index columns = smaller(vectors * S::lanes, value_dim - first);
+    typename S::Vector sum[queries][vectors];
+    for (int q = 0; q < queries; ++q) {
+      for (Index v = 0; v < vectors; ++v) sum[q][v] = S::zero();
+    }
+    if (columns == vectors * S::lanes) {
+      for (Index k = 0; k < count; ++k) {
+        const T* row = values.data + k * values.row_stride + first;
+        for (Index v = 0; v < vectors; ++v) {
+          const auto x = S::load(row + v * S::lanes);
+          for (int q = 0; q < queries; ++q) sum[q][v] = S::fma(S::broadcast(weights[k * width + q]), x, sum[q][v]);
+        }
+      }
+    } else {
+      for (Index v = 0; v * S::lanes < columns; ++v) {
+        const Index left = smaller(S::lanes, columns - v * S::lanes);
+        for (Index k = 0; k < count; ++k) {
+          const auto x = S::load_first(values.data + k * values.row_stride + first + v * S::lanes, left);
+          for (int q = 0; q < queries; ++q) sum[q][v] = S::fma(S::broadcast(weights[k * width + q]), x, sum[q][v]);
+        }
+      }
+    }
+    for (int q = 0; q < queries; ++q) {
+      for (Index v = 0; v * S::lanes < columns; ++v) {
+        T* target = output + q * value_dim + first + v * S::lanes;
+        const Index left = smaller(S::lanes, columns - v * S::lanes);
+        if (started) sum[q][v] = S::fma(S::load_first(target, left), S::broadcast(factor[q]), sum[q][v]);
+        S::store_first(target, sum[q][v], left);
+      }
+    }
+  }
+}
+
+template <class T, int queries>
+void attend_few(const AttentionProblem& p, Index first, Index count, FewWorkspace<T>& work) {
+  ForwardTile<T>& tile = work.tile;
+  const QueryTile<T>& place = tile.queries;
+  const Index width = place.width;
+  VisibleQueries visible;
+  find_visible(p, place, first, count, visible);
+  if (visible.seen == 0) return;
+  if (p.bias.data != nullptr) load_bias(p, place, first, count, work.bias, visible);
+  if (visible.seen == 0) return;
+  tile.seen |= visible.seen;
+  const KeyBlock<T> keys = dense_key_block(p.key, place.batch, place.key_head, first, count, p.dim, work.keys);
+  few_scores<T, queries>(count, p.dim, keys, work.rows, width, work.scores);
+  finish_scores(p, place, first, count, work.bias, work.scores);
+  if (!visible.all) hide(place, count, visible, kMinusInfinity<T>, work.scores);
+  const auto softmax = place.vectors == 1 ? online_softmax<T, 1> : online_softmax<T, kTileVectors>;
+  softmax(count, work.scores, tile.maximum, tile.sum, work.factor);
+  if (p.dropout_p > 0) {
+    std::uint32_t keep[kKeyBlock];
+    find_kept(p, place, first, count, keep);
+    drop(place, count, keep, static_cast<T>(keep_factor(p)), work.scores);
+  }
+  UnsafeRows unsafe;
+  const KeyBlock<T> values = dense_key_block(p.value, place.batch, place.key_head, first, count, p.value_dim, work.values);
+  const KeyBlock<T> safe = visible.all ? values : replace_unsafe_rows(values, count, p.value_dim, work.safe_values, unsafe);
+  few_values<T, queries>(count, p.value_dim, safe, work.scores, width, work.factor, tile.started, tile.output);
+  tile.started = true;
+  for (Index u = 0; u < unsafe.count; ++u) {
+    const Index k = unsafe.key[u];
+    for (Index q = 0; q < queries; ++q) {
+      if ((visible.bits[k] >> q & 1u) == 0) continue;
+      for (Index c = 0; c < p.value_dim; ++c) {
+        tile.output[q * p.value_dim + c] += work.scores[k * width + q] * values.data[k * values.row_stride + c];
+      }
+    }
+  }
+}
+
+template <class T>
+void forward_few(const AttentionProblem& p, const QueryRun& run, void* memory, const MutableAttentionOperand& output, T* maximum,
+                 T* reciprocal_sum) {
+  Carver carver(memory);
+  FewWorkspace<T> work(p, carver);
+  ForwardTile<T>& tile = work.tile;
+  place_run(p, run, 0, tile.queries);
+  const QueryTile<T>& place = tile.queries;
+  for (Index q = 0; q < place.count; ++q) {
+    copy_rows(p.query, place.offset(p.query, q), 1, p.dim, work.rows + q * p.dim, p.dim);
+    for (Index c = 0; c < p.dim; ++c) work.rows[q * p.dim + c] *= static_cast<T>(query_factor(p));
+  }
+  start_statistics(p, tile);
+  using Attend = void (*)(const AttentionProblem&, Index, Index, FewWorkspace<T>&);
+  constexpr Attend attend[kFewQueries] = {attend_few<T, 1>, attend_few<T, 2>, attend_few<T, 3>, attend_few<T, 4>};
+  for (Index block = place.lowest_first / kKeyBlock * kKeyBlock; block < place.highest_last; block += kKeyBlock) {
+    const Index begin = larger(block, place.lowest_first), end = smaller(block + kKeyBlock, place.highest_last);
+    attend[place.count - 1](p, begin, end - begin, work);
+  }
+  finish_statistics(p, tile, work.factor, maximum, reciprocal_sum);
+  for (Index q = 0; q < place.count; ++q) {
+    const Index target = place.offset(output, q);
+    for (Index c = 0; c < p.value_dim; ++c) {
+      const T x = tile.started ? tile.output[q * p.value_dim + c] * work.factor[q] : T(0);
+      write_element<T>(output.data, output.dtype, target + c * output.column_stride, x);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace blasformer::BLASFORMER_ISA
