@@ -29,3 +29,7 @@ def test_vector_instructions_are_used_only_where_they_are_compiled_for() -> None
     users = {source for source in SOURCES if {"immintrin.h", "kernels/isa/simd.h"} & set(includes(source))}
     folders = {source.parent.relative_to(CPP) for source in users if source.name != "denormals.h"}
     assert folders == {Path("kernels/isa")}
+
+
+def test_the_interpreter_lock_is_released_only_in_the_way_that_survives_its_end() -> None:
+    assert not [source for source in SOURCES if "gil_scoped_release" in source.read_text() and source.name != "gil.h"]

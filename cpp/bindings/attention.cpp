@@ -11,6 +11,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/attention_call.h"
+#include "bindings/gil.h"
 #include "layers/attention.h"
 
 namespace blasformer::bindings {
@@ -51,7 +52,7 @@ bool worth_releasing(const AttentionArguments& arguments) {
 template <class Function>
 void run(const AttentionArguments& arguments, const Function& function) {
   if (worth_releasing(arguments)) {
-    const py::gil_scoped_release released;
+    const ReleaseGil released;
     function();
   } else {
     function();

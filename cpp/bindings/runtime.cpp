@@ -5,6 +5,7 @@
 #include <chrono>
 #include <thread>
 
+#include "bindings/gil.h"
 #include "core/available_cores.h"
 #include "core/blas.h"
 #include "core/cpu.h"
@@ -39,7 +40,7 @@ std::vector<std::string> isa_names(const std::vector<Isa>& isas) {
 // For tests of the pool: tasks that sleep. Returns which worker ran each.
 std::vector<int> sleep_in_tasks(Index tasks, double seconds) {
   std::vector<int> workers(static_cast<std::size_t>(tasks));
-  const py::gil_scoped_release released;
+  const ReleaseGil released;
   parallel_for(tasks, 1e9 * seconds * static_cast<double>(tasks), [&](Index task, int worker) {
     std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
     workers[static_cast<std::size_t>(task)] = worker;

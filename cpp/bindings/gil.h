@@ -1,0 +1,29 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <unistd.h>
+
+namespace blasformer::bindings {
+
+// Releases the GIL while it lives: other Python threads run. Not py::gil_scoped_release, whose end aborts the
+// process when the interpreter is shutting down and this is a daemon thread: Python up to 3.13 then ends the
+// thread by unwinding its stack, out of a destructor. Here such a thread stops for the rest of the process's
+// life, as Python 3.14 does it.
+class ReleaseGil {
+ public:
+  ReleaseGil() : state_(PyEval_SaveThread()) {}
+  ~ReleaseGil() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      for (;;) ::pause();
+    }
+  }
+  ReleaseGil(const ReleaseGil&) = delete;
+  ReleaseGil& operator=(const ReleaseGil&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
+}  // namespace blasformer::bindings
