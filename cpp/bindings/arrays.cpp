@@ -18,12 +18,6 @@ bool is_native(const py::dtype& dtype) {
   return order == '=' || order == '|';
 }
 
-std::string dtype_name(const py::array& array) {
-  const py::dtype dtype = array.dtype();
-  std::string name = py::str(dtype.attr("name"));
-  return is_native(dtype) ? name : name + " in foreign byte order";
-}
-
 py::array as_array(const py::object& argument, const char* name, const char* what) {
   if (!py::isinstance<py::array>(argument)) {
     fail<TypeMismatch>(name, " must be a NumPy array of ", what, ", got ", type_name(argument));
@@ -77,6 +71,12 @@ py::dtype numpy_dtype(DType dtype) {
 }  // namespace
 
 std::string type_name(const py::handle& object) { return py::str(py::type::handle_of(object).attr("__name__")); }
+
+std::string dtype_name(const py::array& array) {
+  const py::dtype dtype = array.dtype();
+  std::string name = py::str(dtype.attr("name"));
+  return is_native(dtype) ? name : name + " in foreign byte order";
+}
 
 std::optional<DType> dtype_of_array(const py::array& array) {
   const py::dtype dtype = array.dtype();

@@ -15,8 +15,9 @@ namespace blasformer::bindings {
 
 namespace py = pybind11;
 
-// The name of an object's type, for errors.
+// The name of an object's type, and that of an array's dtype, for errors.
 std::string type_name(const py::handle& object);
+std::string dtype_name(const py::array& array);
 
 // The element type of a NumPy array, or nothing if the library has no use for it.
 std::optional<DType> dtype_of_array(const py::array& array);

@@ -1,11 +1,15 @@
 #include <pybind11/pybind11.h>
 
+#include <exception>
+#include <new>
+
 #include "core/require.h"
 
 namespace py = pybind11;
 
 namespace blasformer::bindings {
 void bind_attention(py::module_& module);
+void bind_nn(py::module_& module);
 void bind_runtime(py::module_& module);
 }
 
@@ -17,8 +21,11 @@ PYBIND11_MODULE(_core, module) {
       if (error) std::rethrow_exception(error);
     } catch (const blasformer::TypeMismatch& mismatch) {
       PyErr_SetString(PyExc_TypeError, mismatch.what());
+    } catch (const std::bad_alloc&) {
+      PyErr_SetString(PyExc_MemoryError, "not enough memory for this call's arrays");
     }
   });
   blasformer::bindings::bind_attention(module);
+  blasformer::bindings::bind_nn(module);
   blasformer::bindings::bind_runtime(module);
 }

@@ -16,16 +16,19 @@ void dropout(const T* x, Index size, double p, std::uint64_t seed, T* y) {
   const auto threshold = static_cast<std::uint64_t>(p * 0x1p32);
   const T scale = p < 1 ? static_cast<T>(1 / (1 - p)) : T{0};
   const Index blocks = ceil_div(size, 4);
-  parallel_for(ceil_div(blocks, kBlocksPerTask), kNanosecondsPerBlock * static_cast<double>(blocks), [&](Index task, int) {
-    const Index end = std::min(blocks, (task + 1) * kBlocksPerTask);
-    for (Index block = task * kBlocksPerTask; block < end; ++block) {
-      const auto counter = static_cast<std::uint64_t>(block);
-      const PhiloxBlock random =
-          philox({{static_cast<std::uint32_t>(counter), static_cast<std::uint32_t>(counter >> 32), 0, 0}}, key);
-      const Index first = 4 * block, count = std::min<Index>(4, size - first);
-      for (Index i = 0; i < count; ++i) y[first + i] = random.word[i] >= threshold ? x[first + i] * scale : T{0};
-    }
-  });
+  parallel_for(
+      ceil_div(blocks, kBlocksPerTask), kNanosecondsPerBlock * static_cast<double>(blocks),
+      [&](Index task, int) {
+        const Index end = std::min(blocks, (task + 1) * kBlocksPerTask);
+        for (Index block = task * kBlocksPerTask; block < end; ++block) {
+          const auto counter = static_cast<std::uint64_t>(block);
+          const PhiloxBlock random = philox(
+              {{static_cast<std::uint32_t>(counter), static_cast<std::uint32_t>(counter >> 32), 0, 0}}, key);
+          const Index first = 4 * block, count = std::min<Index>(4, size - first);
+          for (Index i = 0; i < count; ++i)
+            y[first + i] = random.word[i] >= threshold ? x[first + i] * scale : T{0};
+        }
+      });
 }
 
 void require_probability(const char* name, double p) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "core/require.h"
 #include "core/thread_pool.h"
@@ -51,5 +52,34 @@ void embedding(const std::int64_t* ids, Index count, const ArrayView& weight, vo
     }
   });
 }
+
+template <class T>
+Embedding<T>::Embedding(Index num_embeddings, Index embedding_dim, std::optional<Index> padding_idx_)
+    : padding_idx(padding_idx_) {
+  require(num_embeddings > 0, "num_embeddings must be positive, got ", num_embeddings);
+  require(embedding_dim > 0, "embedding_dim must be positive, got ", embedding_dim);
+  require(!padding_idx || (*padding_idx >= 0 && *padding_idx < num_embeddings), "padding_idx must lie in [0, ",
+          num_embeddings, "), got ", padding_idx.value_or(0));
+  weight = Tensor<T>({num_embeddings, embedding_dim});
+}
+
+template <class T>
+void Embedding<T>::initialise(Initialiser& random) {
+  random.normal(weight);
+  if (padding_idx) std::fill_n(weight.data() + *padding_idx * embedding_dim(), embedding_dim(), T{0});
+}
+
+template <class T>
+Tensor<T> Embedding<T>::forward(const Tensor<std::int64_t>& ids, Saved* saved) const {
+  Shape shape = ids.shape();
+  shape.push_back(embedding_dim());
+  Tensor<T> y(std::move(shape));
+  embedding(ids.data(), ids.size(), weight.data(), num_embeddings(), embedding_dim(), y.data());
+  if (saved != nullptr) saved->ids = ids;
+  return y;
+}
+
+template struct Embedding<float>;
+template struct Embedding<double>;
 
 }  // namespace blasformer

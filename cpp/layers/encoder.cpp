@@ -7,12 +7,14 @@
 namespace blasformer {
 
 template <class Layer>
-TransformerEncoder<Layer>::TransformerEncoder(const Layer& layer, Index num_layers, const std::optional<LayerNorm<T>>& norm_) {
+TransformerEncoder<Layer>::TransformerEncoder(const Layer& layer, Index num_layers,
+                                              const std::optional<LayerNorm<T>>& norm_) {
   require(num_layers > 0, "num_layers must be positive, got ", num_layers);
   for (Index i = 0; i < num_layers; ++i) layers.push_back(copy_of(layer));
   if (norm_) {
-    require(norm_->normalized_shape == Shape{layer.d_model()}, "norm must normalise over the ", layer.d_model(),
-            " features of the encoder layer, got normalized_shape ", shape_text(norm_->normalized_shape));
+    require(norm_->normalized_shape == Shape{layer.d_model()}, "norm must normalise over the ",
+            layer.d_model(), " features of the encoder layer, got normalized_shape ",
+            shape_text(norm_->normalized_shape));
     norm = copy_of(*norm_);
   }
 }
@@ -32,7 +34,8 @@ auto TransformerEncoder<Layer>::forward(const Tensor<T>& x, const AttentionArgum
     AttentionArguments own = arguments;
     own.seed = dropout_seed(arguments.seed, i * Layer::kDropoutPlaces);
     AskedWeights<T>* asked_here = nullptr;
-    if (asked != nullptr && asked->contains(static_cast<Index>(i))) asked_here = &asked->at(static_cast<Index>(i));
+    if (asked != nullptr && asked->contains(static_cast<Index>(i)))
+      asked_here = &asked->at(static_cast<Index>(i));
     y = layers[i].forward(y, own, saved != nullptr ? &saved->layers[i] : nullptr, asked_here);
   }
   return norm ? norm->forward(y, saved != nullptr ? &saved->norm : nullptr) : y;

@@ -14,8 +14,8 @@ namespace {
 const EncoderLayerSizes& checked(const EncoderLayerSizes& sizes) {
   require(sizes.d_model > 0, "d_model must be positive, got ", sizes.d_model);
   require(sizes.num_heads > 0, "nhead must be positive, got ", sizes.num_heads);
-  require(sizes.d_model % sizes.num_heads == 0, "d_model must be a multiple of nhead = ", sizes.num_heads, ", got ",
-          sizes.d_model);
+  require(sizes.d_model % sizes.num_heads == 0, "d_model must be a multiple of nhead = ", sizes.num_heads,
+          ", got ", sizes.d_model);
   require(sizes.dim_feedforward > 0, "dim_feedforward must be positive, got ", sizes.dim_feedforward);
   require(sizes.layer_norm_eps >= 0, "layer_norm_eps must be at least 0, got ", sizes.layer_norm_eps);
   return sizes;
@@ -23,16 +23,17 @@ const EncoderLayerSizes& checked(const EncoderLayerSizes& sizes) {
 
 template <class T>
 void check_input(const Tensor<T>& x, Index d_model) {
-  require((x.rank() == 2 || x.rank() == 3) && x.shape().back() == d_model, "x must have the shape (batch, length, ", d_model,
-          ") or (length, ", d_model, "), got ", shape_text(x.shape()));
+  require((x.rank() == 2 || x.rank() == 3) && x.shape().back() == d_model,
+          "x must have the shape (batch, length, ", d_model, ") or (length, ", d_model, "), got ",
+          shape_text(x.shape()));
 }
 
 }  // namespace
 
 template <class T>
 EncoderSublayers<T>::EncoderSublayers(const EncoderLayerSizes& sizes)
-    : self_attn(checked(sizes).d_model, sizes.num_heads, sizes.num_kv_heads, sizes.d_model, sizes.d_model, sizes.dropout_p,
-                sizes.with_bias),
+    : self_attn(checked(sizes).d_model, sizes.num_heads, sizes.num_kv_heads, sizes.d_model, sizes.d_model,
+                sizes.dropout_p, sizes.with_bias),
       feed_forward(sizes.d_model, sizes.dim_feedforward, sizes.activation, sizes.dropout_p, sizes.with_bias),
       norm1({sizes.d_model}, sizes.layer_norm_eps, true, sizes.with_bias),
       norm2({sizes.d_model}, sizes.layer_norm_eps, true, sizes.with_bias),
@@ -47,10 +48,11 @@ void EncoderSublayers<T>::initialise(Initialiser& random) {
 }
 
 template <class T>
-Tensor<T> PostNormEncoderLayer<T>::forward(const Tensor<T>& x, const AttentionArguments& arguments, Saved* saved,
-                                           AskedWeights<T>* asked) const {
+Tensor<T> PostNormEncoderLayer<T>::forward(const Tensor<T>& x, const AttentionArguments& arguments,
+                                           Saved* saved, AskedWeights<T>* asked) const {
   check_input(x, this->d_model());
-  return join(x, this->self_attn.forward(x, arguments, saved ? &saved->self_attn : nullptr, asked), arguments.seed, saved);
+  return join(x, this->self_attn.forward(x, arguments, saved ? &saved->self_attn : nullptr, asked),
+              arguments.seed, saved);
 }
 
 template <class T>
@@ -60,37 +62,40 @@ Tensor<T> PostNormEncoderLayer<T>::forward_packed(const Tensor<T>& x, const std:
 }
 
 template <class T>
-Tensor<T> PostNormEncoderLayer<T>::join(const Tensor<T>& x, Tensor<T> attended, std::optional<std::uint64_t> seed,
-                                        Saved* saved) const {
+Tensor<T> PostNormEncoderLayer<T>::join(const Tensor<T>& x, Tensor<T> attended,
+                                        std::optional<std::uint64_t> seed, Saved* saved) const {
   add_residual(x, this->dropout_p, dropout_seed(seed, 1), attended);
   const Tensor<T> y = this->norm1.forward(attended, saved ? &saved->norm1 : nullptr);
-  Tensor<T> fed = this->feed_forward.forward(y, dropout_seed(seed, 2), saved ? &saved->feed_forward : nullptr);
+  Tensor<T> fed =
+      this->feed_forward.forward(y, dropout_seed(seed, 2), saved ? &saved->feed_forward : nullptr);
   add_residual(y, this->dropout_p, dropout_seed(seed, 3), fed);
   if (saved) saved->seed = seed;
   return this->norm2.forward(fed, saved ? &saved->norm2 : nullptr);
 }
 
 template <class T>
-Tensor<T> PreNormEncoderLayer<T>::forward(const Tensor<T>& x, const AttentionArguments& arguments, Saved* saved,
-                                          AskedWeights<T>* asked) const {
+Tensor<T> PreNormEncoderLayer<T>::forward(const Tensor<T>& x, const AttentionArguments& arguments,
+                                          Saved* saved, AskedWeights<T>* asked) const {
   check_input(x, this->d_model());
   const Tensor<T> normed = this->norm1.forward(x, saved ? &saved->norm1 : nullptr);
-  return join(x, this->self_attn.forward(normed, arguments, saved ? &saved->self_attn : nullptr, asked), arguments.seed,
-              saved);
+  return join(x, this->self_attn.forward(normed, arguments, saved ? &saved->self_attn : nullptr, asked),
+              arguments.seed, saved);
 }
 
 template <class T>
 Tensor<T> PreNormEncoderLayer<T>::forward_packed(const Tensor<T>& x, const std::vector<Index>& starts,
                                                  const AttentionArguments& arguments) const {
-  return join(x, this->self_attn.forward_packed(this->norm1.forward(x), starts, arguments), std::nullopt, nullptr);
+  return join(x, this->self_attn.forward_packed(this->norm1.forward(x), starts, arguments), std::nullopt,
+              nullptr);
 }
 
 template <class T>
-Tensor<T> PreNormEncoderLayer<T>::join(const Tensor<T>& x, Tensor<T> attended, std::optional<std::uint64_t> seed,
-                                       Saved* saved) const {
+Tensor<T> PreNormEncoderLayer<T>::join(const Tensor<T>& x, Tensor<T> attended,
+                                       std::optional<std::uint64_t> seed, Saved* saved) const {
   add_residual(x, this->dropout_p, dropout_seed(seed, 1), attended);
   const Tensor<T> normed = this->norm2.forward(attended, saved ? &saved->norm2 : nullptr);
-  Tensor<T> fed = this->feed_forward.forward(normed, dropout_seed(seed, 2), saved ? &saved->feed_forward : nullptr);
+  Tensor<T> fed =
+      this->feed_forward.forward(normed, dropout_seed(seed, 2), saved ? &saved->feed_forward : nullptr);
   add_residual(attended, this->dropout_p, dropout_seed(seed, 3), fed);
   if (saved) saved->seed = seed;
   return fed;

@@ -34,7 +34,8 @@ struct EncoderSublayers {
     typename MultiheadAttention<T>::Saved self_attn;
     typename FeedForward<T>::Saved feed_forward;
     typename LayerNorm<T>::Saved norm1, norm2;
-    std::optional<std::uint64_t> seed;  // of the pass: attention uses it, the three other places those that follow
+    std::optional<std::uint64_t>
+        seed;  // of the pass: attention uses it, the three other places those that follow
   };
   static constexpr std::uint64_t kDropoutPlaces = 4;
 
@@ -65,7 +66,8 @@ struct PostNormEncoderLayer : EncoderSublayers<T> {
                            const AttentionArguments& arguments = {}) const;
 
  private:
-  Tensor<T> join(const Tensor<T>& x, Tensor<T> attended, std::optional<std::uint64_t> seed, Saved* saved) const;
+  Tensor<T> join(const Tensor<T>& x, Tensor<T> attended, std::optional<std::uint64_t> seed,
+                 Saved* saved) const;
 };
 
 // x = x + self_attn(norm1(x)), then x + feed_forward(norm2(x)) (Xiong et al. 2020; GPT-2, ViT).
@@ -79,7 +81,8 @@ struct PreNormEncoderLayer : EncoderSublayers<T> {
                            const AttentionArguments& arguments = {}) const;
 
  private:
-  Tensor<T> join(const Tensor<T>& x, Tensor<T> attended, std::optional<std::uint64_t> seed, Saved* saved) const;
+  Tensor<T> join(const Tensor<T>& x, Tensor<T> attended, std::optional<std::uint64_t> seed,
+                 Saved* saved) const;
 };
 
 }  // namespace blasformer

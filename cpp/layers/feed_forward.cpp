@@ -5,7 +5,8 @@
 namespace blasformer {
 
 template <class T>
-FeedForward<T>::FeedForward(Index d_model, Index dim_feedforward, Activation activation_, double dropout_p_, bool with_bias)
+FeedForward<T>::FeedForward(Index d_model, Index dim_feedforward, Activation activation_, double dropout_p_,
+                            bool with_bias)
     : linear1(d_model, dim_feedforward, with_bias),
       linear2(dim_feedforward, d_model, with_bias),
       activation(activation_),

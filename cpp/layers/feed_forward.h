@@ -26,11 +26,13 @@ struct FeedForward {
     std::optional<std::uint64_t> seed;
   };
 
-  FeedForward(Index d_model, Index dim_feedforward, Activation activation, double dropout_p = 0, bool with_bias = true);
+  FeedForward(Index d_model, Index dim_feedforward, Activation activation, double dropout_p = 0,
+              bool with_bias = true);
 
   void initialise(Initialiser& random);
   // Without a seed nothing is dropped.
-  Tensor<T> forward(const Tensor<T>& x, std::optional<std::uint64_t> seed = std::nullopt, Saved* saved = nullptr) const;
+  Tensor<T> forward(const Tensor<T>& x, std::optional<std::uint64_t> seed = std::nullopt,
+                    Saved* saved = nullptr) const;
 
   template <class Self, class Visit>
   static void each_parameter(Self& self, Visit&& visit) {

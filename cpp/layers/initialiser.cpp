@@ -31,14 +31,15 @@ void fill_pairs(Tensor<T>& parameter, std::uint64_t seed, double nanoseconds_per
   const PhiloxKey key{{static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)}};
   const Index size = parameter.size(), pairs = ceil_div(size, 2);
   T* const values = parameter.data();
-  parallel_for(ceil_div(pairs, kPairsPerTask), nanoseconds_per_pair * static_cast<double>(pairs), [&](Index task, int) {
-    const Index end = std::min(pairs, (task + 1) * kPairsPerTask);
-    for (Index i = task * kPairsPerTask; i < end; ++i) {
-      const UniformPair drawn = draw(uniform_pair(static_cast<std::uint64_t>(i), key));
-      values[2 * i] = static_cast<T>(drawn.first);
-      if (2 * i + 1 < size) values[2 * i + 1] = static_cast<T>(drawn.second);
-    }
-  });
+  parallel_for(ceil_div(pairs, kPairsPerTask), nanoseconds_per_pair * static_cast<double>(pairs),
+               [&](Index task, int) {
+                 const Index end = std::min(pairs, (task + 1) * kPairsPerTask);
+                 for (Index i = task * kPairsPerTask; i < end; ++i) {
+                   const UniformPair drawn = draw(uniform_pair(static_cast<std::uint64_t>(i), key));
+                   values[2 * i] = static_cast<T>(drawn.first);
+                   if (2 * i + 1 < size) values[2 * i + 1] = static_cast<T>(drawn.second);
+                 }
+               });
 }
 
 }  // namespace

@@ -1,6 +1,11 @@
 #include "layers/layer_norm.h"
 
+#include <algorithm>
+#include <utility>
+
+#include "core/require.h"
 #include "kernels/row_kernels.h"
+#include "layers/normalized_shape.h"
 #include "layers/row_blocks.h"
 
 namespace blasformer {
@@ -20,5 +25,34 @@ template void layer_norm(const Elements<float>&, Index, Index, const float*, con
                          const MutableElements<float>&, float*, float*);
 template void layer_norm(const Elements<double>&, Index, Index, const double*, const double*, double,
                          const MutableElements<double>&, double*, double*);
+
+template <class T>
+LayerNorm<T>::LayerNorm(Shape normalized_shape_, double eps_, bool with_weight, bool with_bias)
+    : normalized_shape(std::move(normalized_shape_)), eps(eps_) {
+  require_normalized_shape(normalized_shape);
+  require(eps >= 0, "eps must be at least 0, got ", eps);
+  if (with_weight) weight = Tensor<T>(normalized_shape);
+  if (with_weight && with_bias) bias = Tensor<T>(normalized_shape);
+}
+
+template <class T>
+void LayerNorm<T>::initialise(Initialiser&) {
+  std::fill_n(weight.data(), weight.size(), T{1});
+  std::fill_n(bias.data(), bias.size(), T{0});
+}
+
+template <class T>
+Tensor<T> LayerNorm<T>::forward(const Tensor<T>& x, Saved* saved) const {
+  const Shape outer = outer_shape(x.shape(), normalized_shape);
+  const Index rows = element_count(outer), features = element_count(normalized_shape);
+  Tensor<T> y(x.shape());
+  if (saved != nullptr) *saved = {x, Tensor<T>(outer), Tensor<T>(outer)};
+  layer_norm(x.data(), rows, features, weight.data(), bias.data(), eps, y.data(), saved != nullptr ? saved->mean.data() : nullptr,
+             saved != nullptr ? saved->reciprocal_std.data() : nullptr);
+  return y;
+}
+
+template struct LayerNorm<float>;
+template struct LayerNorm<double>;
 
 }  // namespace blasformer

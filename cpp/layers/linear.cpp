@@ -1,8 +1,11 @@
 #include "layers/linear.h"
 
 #include <algorithm>
+#include <cmath>
+#include <utility>
 
 #include "core/blas.h"
+#include "core/require.h"
 #include "core/thread_pool.h"
 #include "kernels/row_kernels.h"
 
@@ -72,5 +75,35 @@ void linear(const T* x, Index rows, Index in_features, WeightView<T> weight, con
 
 template void linear(const float*, Index, Index, WeightView<float>, const float*, Index, float*);
 template void linear(const double*, Index, Index, WeightView<double>, const double*, Index, double*);
+
+template <class T>
+Linear<T>::Linear(Index in_features, Index out_features, bool with_bias) {
+  require(in_features > 0, "in_features must be positive, got ", in_features);
+  require(out_features > 0, "out_features must be positive, got ", out_features);
+  weight = Tensor<T>({out_features, in_features});
+  if (with_bias) bias = Tensor<T>({out_features});
+}
+
+template <class T>
+void Linear<T>::initialise(Initialiser& random) {
+  const double bound = 1 / std::sqrt(static_cast<double>(in_features()));
+  random.uniform(weight, bound);
+  if (!bias.empty()) random.uniform(bias, bound);
+}
+
+template <class T>
+Tensor<T> Linear<T>::forward(const Tensor<T>& x, Saved* saved) const {
+  require(x.rank() > 0 && x.shape().back() == in_features(), "x must have the shape (..., ", in_features(), "), got ",
+          shape_text(x.shape()));
+  Shape shape = x.shape();
+  shape.back() = out_features();
+  Tensor<T> y(std::move(shape));
+  linear(x.data(), x.size() / in_features(), in_features(), weight.data(), bias.data(), out_features(), y.data());
+  if (saved != nullptr) saved->input = x;
+  return y;
+}
+
+template struct Linear<float>;
+template struct Linear<double>;
 
 }  // namespace blasformer

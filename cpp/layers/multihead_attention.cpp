@@ -46,17 +46,18 @@ bool same_rows(const Tensor<T>& a, const Tensor<T>& b) {
 }  // namespace
 
 template <class T>
-MultiheadAttention<T>::MultiheadAttention(Index embed_dim, Index num_heads_, Index num_kv_heads_, Index kdim, Index vdim,
-                                          double dropout_p_, bool with_bias)
+MultiheadAttention<T>::MultiheadAttention(Index embed_dim, Index num_heads_, Index num_kv_heads_, Index kdim,
+                                          Index vdim, double dropout_p_, bool with_bias)
     : num_heads(num_heads_),
       num_kv_heads(num_kv_heads_),
       head_dim(0),
       dropout_p(dropout_p_),
       out_proj(embed_dim, embed_dim, with_bias) {
   require(num_heads > 0, "num_heads must be positive, got ", num_heads);
-  require(embed_dim % num_heads == 0, "embed_dim must be a multiple of num_heads = ", num_heads, ", got ", embed_dim);
-  require(num_kv_heads > 0 && num_heads % num_kv_heads == 0, "num_kv_heads must divide num_heads = ", num_heads, ", got ",
-          num_kv_heads);
+  require(embed_dim % num_heads == 0, "embed_dim must be a multiple of num_heads = ", num_heads, ", got ",
+          embed_dim);
+  require(num_kv_heads > 0 && num_heads % num_kv_heads == 0,
+          "num_kv_heads must divide num_heads = ", num_heads, ", got ", num_kv_heads);
   require(kdim > 0, "kdim must be positive, got ", kdim);
   require(vdim > 0, "vdim must be positive, got ", vdim);
   require_probability("dropout", dropout_p);
@@ -89,7 +90,8 @@ void MultiheadAttention<T>::initialise(Initialiser& random) {
 }
 
 template <class T>
-void MultiheadAttention<T>::check_inputs(const Tensor<T>& query, const Tensor<T>& key, const Tensor<T>& value) const {
+void MultiheadAttention<T>::check_inputs(const Tensor<T>& query, const Tensor<T>& key,
+                                         const Tensor<T>& value) const {
   require((query.rank() == 2 || query.rank() == 3) && query.shape().back() == embed_dim(),
           "query must have the shape (batch, length, ", embed_dim(), ") or (length, ", embed_dim(), "), got ",
           shape_text(query.shape()));
@@ -98,19 +100,20 @@ void MultiheadAttention<T>::check_inputs(const Tensor<T>& query, const Tensor<T>
     return "(" + batch + length + ", " + std::to_string(features) + ")";
   };
   const auto fits = [&](const Tensor<T>& x, Index features) {
-    return x.rank() == query.rank() && (x.rank() == 2 || x.extent(0) == query.extent(0)) && x.shape().back() == features;
+    return x.rank() == query.rank() && (x.rank() == 2 || x.extent(0) == query.extent(0)) &&
+           x.shape().back() == features;
   };
   require(fits(key, kdim()), "key must have the shape ", expected(kdim(), "key_length"), " to fit query ",
           shape_text(query.shape()), ", got ", shape_text(key.shape()));
-  require(fits(value, vdim()) && value.extent(value.rank() - 2) == key.extent(key.rank() - 2), "value must have the shape ",
-          expected(vdim(), std::to_string(key.extent(key.rank() - 2)).c_str()), " to fit key ", shape_text(key.shape()),
-          ", got ", shape_text(value.shape()));
+  require(fits(value, vdim()) && value.extent(value.rank() - 2) == key.extent(key.rank() - 2),
+          "value must have the shape ", expected(vdim(), std::to_string(key.extent(key.rank() - 2)).c_str()),
+          " to fit key ", shape_text(key.shape()), ", got ", shape_text(value.shape()));
 }
 
 // Projections of one input that lie next to each other in in_proj_weight are one product.
 template <class T>
-auto MultiheadAttention<T>::project(const Tensor<T>& query, const Tensor<T>& key, const Tensor<T>& value) const
-    -> Projections {
+auto MultiheadAttention<T>::project(const Tensor<T>& query, const Tensor<T>& key,
+                                    const Tensor<T>& value) const -> Projections {
   const Tensor<T>* const inputs[3] = {&query, &key, &value};
   const Tensor<T>* const weights[3] = {&q_proj_weight, &k_proj_weight, &v_proj_weight};
   const Index kv_rows = num_kv_heads * head_dim;
@@ -133,8 +136,9 @@ auto MultiheadAttention<T>::project(const Tensor<T>& query, const Tensor<T>& key
 }
 
 template <class T>
-Tensor<T> MultiheadAttention<T>::forward(const Tensor<T>& query, const Tensor<T>* key_or_null, const Tensor<T>* value_or_null,
-                                         AttentionArguments arguments, Saved* saved, AskedWeights<T>* asked) const {
+Tensor<T> MultiheadAttention<T>::forward(const Tensor<T>& query, const Tensor<T>* key_or_null,
+                                         const Tensor<T>* value_or_null, AttentionArguments arguments,
+                                         Saved* saved, AskedWeights<T>* asked) const {
   const Tensor<T>& key = key_or_null != nullptr ? *key_or_null : query;
   const Tensor<T>& value = value_or_null != nullptr ? *value_or_null : key;
   check_inputs(query, key, value);
@@ -149,7 +153,8 @@ Tensor<T> MultiheadAttention<T>::forward(const Tensor<T>& query, const Tensor<T>
 
   Tensor<T> attended(query.shape());
   AttentionStatistics<T> statistics;
-  attention_forward<T>(arguments, heads_of<MutableArrayView>(attended.data(), attended.shape(), num_heads, head_dim),
+  attention_forward<T>(arguments,
+                       heads_of<MutableArrayView>(attended.data(), attended.shape(), num_heads, head_dim),
                        saved != nullptr || asked != nullptr ? &statistics : nullptr);
   if (asked != nullptr) {
     const WeightSelection& selection = asked->selection;
@@ -169,16 +174,17 @@ Tensor<T> MultiheadAttention<T>::forward(const Tensor<T>& query, const Tensor<T>
   if (value_or_null != nullptr) saved->value = value;
   saved->projections = projected;
   saved->arguments = arguments;
-  saved->statistics = statistics;
+  saved->attention = {statistics, attended};
   return out_proj.forward(attended, &saved->out_proj);
 }
 
 template <class T>
 Tensor<T> MultiheadAttention<T>::forward_packed(const Tensor<T>& x, const std::vector<Index>& starts,
                                                 const AttentionArguments& arguments) const {
-  require(x.rank() == 2 && x.extent(1) == embed_dim(), "x must have the shape (total, ", embed_dim(), "), got ",
-          shape_text(x.shape()));
-  require(!starts.empty() && starts.front() == 0 && starts.back() == x.extent(0) && std::ranges::is_sorted(starts),
+  require(x.rank() == 2 && x.extent(1) == embed_dim(), "x must have the shape (total, ", embed_dim(),
+          "), got ", shape_text(x.shape()));
+  require(!starts.empty() && starts.front() == 0 && starts.back() == x.extent(0) &&
+              std::ranges::is_sorted(starts),
           "starts must rise from 0 to the ", x.extent(0), " rows of x");
   const Projections projected = project(x, x, x);
   const Index width = projected.query.rows.extent(1);
@@ -188,7 +194,8 @@ Tensor<T> MultiheadAttention<T>::forward_packed(const Tensor<T>& x, const std::v
     const Index first = starts[static_cast<std::size_t>(sequence)];
     const Index length = starts[static_cast<std::size_t>(sequence) + 1] - first;
     const auto heads = [&](const Projected& rows, Index count) {
-      return heads_of<ArrayView>(rows.rows.data() + first * width + rows.first_column, {length, width}, count, head_dim);
+      return heads_of<ArrayView>(rows.rows.data() + first * width + rows.first_column, {length, width}, count,
+                                 head_dim);
     };
     AttentionArguments own = arguments;
     own.query = heads(projected.query, num_heads);
@@ -196,7 +203,8 @@ Tensor<T> MultiheadAttention<T>::forward_packed(const Tensor<T>& x, const std::v
     own.value = heads(projected.value, num_kv_heads);
     own.seed.reset();
     T* const output = attended.data() + first * embed_dim();
-    attention_forward<T>(own, heads_of<MutableArrayView>(output, {length, embed_dim()}, num_heads, head_dim), nullptr);
+    attention_forward<T>(own, heads_of<MutableArrayView>(output, {length, embed_dim()}, num_heads, head_dim),
+                         nullptr);
   };
   // Many sequences are shared among the threads, few are taken in turn, each by all threads: the same bits either way.
   const auto sequences = static_cast<Index>(starts.size()) - 1;

@@ -28,10 +28,10 @@ struct MultiheadAttention {
   double dropout_p;
   // The rows of the query's, the key's and the value's projection, one below the other: (num_heads + 2 num_kv_heads) head_dim
   // rows in all. Widths of their own for key or value keep the three apart: then in_proj_weight is empty.
-  Tensor<T> in_proj_weight;                                // (rows, embed_dim)
-  Tensor<T> q_proj_weight, k_proj_weight, v_proj_weight;   // (.., embed_dim), (.., kdim), (.., vdim)
-  Tensor<T> in_proj_bias;                                  // (rows,), or empty
-  Linear<T> out_proj;                                      // (embed_dim, embed_dim)
+  Tensor<T> in_proj_weight;                               // (rows, embed_dim)
+  Tensor<T> q_proj_weight, k_proj_weight, v_proj_weight;  // (.., embed_dim), (.., kdim), (.., vdim)
+  Tensor<T> in_proj_bias;                                 // (rows,), or empty
+  Linear<T> out_proj;                                     // (embed_dim, embed_dim)
 
   // Columns [first_column, first_column + heads * head_dim) of dense rows (batch, length, ..) or (length, ..).
   struct Projected {
@@ -45,13 +45,13 @@ struct MultiheadAttention {
     Tensor<T> query, key, value;  // the inputs; empty where they were not given
     Projections projections;
     AttentionArguments arguments;  // views of the projections, and of masks that the caller keeps alive
-    AttentionStatistics<T> statistics;
+    AttentionSaved<T> attention;
     typename Linear<T>::Saved out_proj;
   };
 
   // num_kv_heads divides num_heads; embed_dim is a multiple of num_heads.
-  MultiheadAttention(Index embed_dim, Index num_heads, Index num_kv_heads, Index kdim, Index vdim, double dropout_p = 0,
-                     bool with_bias = true);
+  MultiheadAttention(Index embed_dim, Index num_heads, Index num_kv_heads, Index kdim, Index vdim,
+                     double dropout_p = 0, bool with_bias = true);
 
   Index embed_dim() const { return out_proj.out_features(); }
   Index kdim() const { return k_proj_weight.empty() ? embed_dim() : k_proj_weight.extent(1); }
@@ -61,8 +61,9 @@ struct MultiheadAttention {
 
   // query (batch, length, embed_dim) or (length, embed_dim). key null: query; value null: key. `arguments` says who may attend
   // to whom and carries the seed of dropout; its query, key, value and dropout_p are filled in here.
-  Tensor<T> forward(const Tensor<T>& query, const Tensor<T>* key, const Tensor<T>* value, AttentionArguments arguments = {},
-                    Saved* saved = nullptr, AskedWeights<T>* asked = nullptr) const;
+  Tensor<T> forward(const Tensor<T>& query, const Tensor<T>* key, const Tensor<T>* value,
+                    AttentionArguments arguments = {}, Saved* saved = nullptr,
+                    AskedWeights<T>* asked = nullptr) const;
   Tensor<T> forward(const Tensor<T>& x, const AttentionArguments& arguments = {}, Saved* saved = nullptr,
                     AskedWeights<T>* asked = nullptr) const {
     return forward(x, nullptr, nullptr, arguments, saved, asked);

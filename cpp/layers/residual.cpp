@@ -23,7 +23,8 @@ void add(const T* x, Index size, T* y) {
 }  // namespace
 
 template <class T>
-void add_residual(const Tensor<T>& x, double dropout_p, std::optional<std::uint64_t> seed, Tensor<T>& branch) {
+void add_residual(const Tensor<T>& x, double dropout_p, std::optional<std::uint64_t> seed,
+                  Tensor<T>& branch) {
   if (seed && dropout_p > 0) dropout(branch.data(), branch.size(), dropout_p, *seed, branch.data());
   add(x.data(), x.size(), branch.data());
 }

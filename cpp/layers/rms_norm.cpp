@@ -1,6 +1,11 @@
 #include "layers/rms_norm.h"
 
+#include <algorithm>
+#include <utility>
+
+#include "core/require.h"
 #include "kernels/row_kernels.h"
+#include "layers/normalized_shape.h"
 #include "layers/row_blocks.h"
 
 namespace blasformer {
@@ -18,5 +23,31 @@ void rms_norm(const Elements<T>& x, Index rows, Index features, const T* weight,
 template void rms_norm(const Elements<float>&, Index, Index, const float*, double, const MutableElements<float>&, float*);
 template void rms_norm(const Elements<double>&, Index, Index, const double*, double, const MutableElements<double>&,
                        double*);
+
+template <class T>
+RMSNorm<T>::RMSNorm(Shape normalized_shape_, double eps_, bool with_weight)
+    : normalized_shape(std::move(normalized_shape_)), eps(eps_) {
+  require_normalized_shape(normalized_shape);
+  require(eps >= 0, "eps must be at least 0, got ", eps);
+  if (with_weight) weight = Tensor<T>(normalized_shape);
+}
+
+template <class T>
+void RMSNorm<T>::initialise(Initialiser&) {
+  std::fill_n(weight.data(), weight.size(), T{1});
+}
+
+template <class T>
+Tensor<T> RMSNorm<T>::forward(const Tensor<T>& x, Saved* saved) const {
+  const Shape outer = outer_shape(x.shape(), normalized_shape);
+  const Index rows = element_count(outer), features = element_count(normalized_shape);
+  Tensor<T> y(x.shape());
+  if (saved != nullptr) *saved = {x, Tensor<T>(outer)};
+  rms_norm(x.data(), rows, features, weight.data(), eps, y.data(), saved != nullptr ? saved->reciprocal_rms.data() : nullptr);
+  return y;
+}
+
+template struct RMSNorm<float>;
+template struct RMSNorm<double>;
 
 }  // namespace blasformer

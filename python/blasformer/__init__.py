@@ -1,5 +1,6 @@
 """Exact attention and Transformer layers for NumPy arrays, on a CPU."""
 
+from . import nn
 from ._attention import (
     AttentionGrads,
     AttentionPlan,
@@ -27,6 +28,7 @@ __all__ = [
     "attention_plan",
     "explain_mask",
     "get_num_threads",
+    "nn",
     "num_threads",
     "precision",
     "scaled_dot_product_attention",

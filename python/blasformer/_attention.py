@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from . import _core
 from ._core import AttentionSaved
+from ._random import Rng, draw_seed
 
 Array: TypeAlias = NDArray[Any]
 Causal: TypeAlias = Literal["upper_left", "lower_right"] | bool
-Rng: TypeAlias = np.random.Generator | int
 
 
 class AttentionResult(NamedTuple):
@@ -58,34 +58,36 @@ def _indices(selected: Sequence[int] | slice | int | None, extent: int, name: st
     return [i % extent for i in asked]
 
 
-def _selection(
-    return_weights: bool | WeightSelection, query: Array
-) -> tuple[list[int], list[int], bool] | None:
+ChosenWeights: TypeAlias = tuple[list[int], list[int], bool]  # heads, rows, mean
+
+
+def choose_weights(
+    return_weights: bool | WeightSelection | None, heads: int, length: int
+) -> ChosenWeights | None:
+    """The indices that return_weights stands for, None if it asks for nothing."""
     if return_weights is False or return_weights is None:
         return None
     chosen = WeightSelection() if return_weights is True else return_weights
     if not isinstance(chosen, WeightSelection):
         raise TypeError(f"return_weights must be a bool or a WeightSelection, got {type(chosen).__name__}")
+    selected = _indices(chosen.heads, heads, "heads")
+    if chosen.mean and not selected:
+        raise ValueError("heads of a WeightSelection with mean=True must not be empty")
+    return selected, _indices(chosen.rows, length, "rows"), chosen.mean
+
+
+def _selection(return_weights: bool | WeightSelection, query: Array) -> ChosenWeights | None:
     shape = np.shape(query)
     if len(shape) < 2:
         raise ValueError(f"query must have the shape (..., heads, length, dim), got {shape}")
-    heads = _indices(chosen.heads, shape[-3] if len(shape) > 2 else 1, "heads")
-    if chosen.mean and not heads:
-        raise ValueError("heads of a WeightSelection with mean=True must not be empty")
-    return heads, _indices(chosen.rows, shape[-2], "rows"), chosen.mean
+    return choose_weights(return_weights, shape[-3] if len(shape) > 2 else 1, shape[-2])
 
 
 def _seed(dropout_p: float, rng: Rng | None) -> int | None:
     """64 random bits for the dropout of one call; None when nothing is to be dropped."""
     if rng is None or dropout_p == 0:
         return None
-    if not isinstance(rng, np.random.Generator):
-        if isinstance(rng, bool) or not isinstance(rng, (int, np.integer)):
-            raise TypeError(f"rng must be a numpy.random.Generator or an int, got {type(rng).__name__}")
-        if rng < 0:
-            raise ValueError(f"rng must be a numpy.random.Generator or an int >= 0, got {rng}")
-        rng = np.random.default_rng(rng)
-    return int(rng.integers(0, 2**64, dtype=np.uint64))
+    return draw_seed(rng)
 
 
 def _check_precision(precision: str | None) -> None:

@@ -93,3 +93,107 @@ def sleep_in_tasks(
     tasks: SupportsInt | SupportsIndex, seconds: SupportsFloat | SupportsIndex
 ) -> list[int]: ...
 def use_isa(name: str) -> None: ...
+
+class Saved: ...
+
+class Layer:
+    def parameters(self) -> dict[str, Array]: ...
+    def load(
+        self, arrays: dict[str, Array], expected_version: SupportsInt | SupportsIndex | None
+    ) -> None: ...
+    def version(self) -> int: ...
+
+class PlainLayer(Layer):
+    def call(self, x: object) -> Array: ...
+    def forward(self, x: object, seed: SupportsInt | SupportsIndex | None) -> tuple[Array, Saved]: ...
+
+class SelfAttendingLayer(Layer):
+    def call(
+        self,
+        x: object,
+        arguments: tuple[Any, ...],
+        selections: Sequence[tuple[SupportsInt | SupportsIndex, object]],
+    ) -> tuple[Array, dict[int, Array]]: ...
+    def forward(
+        self, x: object, arguments: tuple[Any, ...], seed: SupportsInt | SupportsIndex | None
+    ) -> tuple[Array, Saved]: ...
+
+class MultiheadAttentionLayer(Layer):
+    def call(
+        self, query: object, key: object, value: object, arguments: tuple[Any, ...], selection: object
+    ) -> tuple[Array, Array | None]: ...
+    def forward(
+        self,
+        query: object,
+        key: object,
+        value: object,
+        arguments: tuple[Any, ...],
+        seed: SupportsInt | SupportsIndex | None,
+    ) -> tuple[Array, Saved]: ...
+
+def linear_layer(
+    dtype: str,
+    in_features: SupportsInt | SupportsIndex,
+    out_features: SupportsInt | SupportsIndex,
+    bias: bool,
+    seed: SupportsInt | SupportsIndex,
+) -> PlainLayer: ...
+def embedding_layer(
+    dtype: str,
+    num_embeddings: SupportsInt | SupportsIndex,
+    embedding_dim: SupportsInt | SupportsIndex,
+    padding_idx: SupportsInt | SupportsIndex | None,
+    seed: SupportsInt | SupportsIndex,
+) -> PlainLayer: ...
+def layer_norm_layer(
+    dtype: str,
+    normalized_shape: Sequence[SupportsInt | SupportsIndex],
+    eps: SupportsFloat | SupportsIndex,
+    elementwise_affine: bool,
+    bias: bool,
+) -> PlainLayer: ...
+def rms_norm_layer(
+    dtype: str,
+    normalized_shape: Sequence[SupportsInt | SupportsIndex],
+    eps: SupportsFloat | SupportsIndex,
+    elementwise_affine: bool,
+) -> PlainLayer: ...
+def feed_forward_layer(
+    dtype: str,
+    d_model: SupportsInt | SupportsIndex,
+    dim_feedforward: SupportsInt | SupportsIndex,
+    activation: str,
+    dropout: SupportsFloat | SupportsIndex,
+    bias: bool,
+    seed: SupportsInt | SupportsIndex,
+) -> PlainLayer: ...
+def multihead_attention_layer(
+    dtype: str,
+    embed_dim: SupportsInt | SupportsIndex,
+    num_heads: SupportsInt | SupportsIndex,
+    num_kv_heads: SupportsInt | SupportsIndex,
+    kdim: SupportsInt | SupportsIndex,
+    vdim: SupportsInt | SupportsIndex,
+    dropout: SupportsFloat | SupportsIndex,
+    bias: bool,
+    seed: SupportsInt | SupportsIndex,
+) -> MultiheadAttentionLayer: ...
+def encoder_layer(
+    dtype: str,
+    d_model: SupportsInt | SupportsIndex,
+    nhead: SupportsInt | SupportsIndex,
+    num_kv_heads: SupportsInt | SupportsIndex,
+    dim_feedforward: SupportsInt | SupportsIndex,
+    dropout: SupportsFloat | SupportsIndex,
+    activation: str,
+    layer_norm_eps: SupportsFloat | SupportsIndex,
+    norm_first: bool,
+    bias: bool,
+    seed: SupportsInt | SupportsIndex,
+) -> SelfAttendingLayer: ...
+def encoder(
+    layer: SelfAttendingLayer,
+    num_layers: SupportsInt | SupportsIndex,
+    norm: object,
+    seed: SupportsInt | SupportsIndex | None,
+) -> SelfAttendingLayer: ...

@@ -1,0 +1,477 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings/arrays.h"
+#include "bindings/attention_call.h"
+#include "layers/embedding.h"
+#include "layers/encoder.h"
+#include "layers/encoder_layer.h"
+#include "layers/feed_forward.h"
+#include "layers/layer_norm.h"
+#include "layers/linear.h"
+#include "layers/multihead_attention.h"
+#include "layers/parameters.h"
+#include "layers/rms_norm.h"
+
+namespace blasformer::bindings {
+
+namespace {
+
+using Seed = std::optional<std::uint64_t>;
+
+// What backward will need of one forward pass, for Python to hold.
+class Saved {
+ public:
+  virtual ~Saved() = default;
+};
+
+template <class L>
+class SavedOf : public Saved {
+ public:
+  explicit SavedOf(std::shared_ptr<const L> layer_) : layer(std::move(layer_)) {}
+  std::shared_ptr<const L> layer;  // with the weights of that pass
+  typename L::Saved saved;
+  std::vector<py::object> arrays;  // masks that `saved` looks into
+};
+
+// A layer as Python holds it. Its weights are a snapshot that never changes: writing makes a new one, and whoever is still
+// computing with the old one keeps that. Snapshots are taken and exchanged by those who hold the interpreter lock.
+class Layer {
+ public:
+  virtual ~Layer() = default;
+  virtual py::dict parameters() const = 0;
+  // Replaces the parameters that are named by copies of these arrays, all at once. Their names, shapes and types are right.
+  virtual void load(const py::dict& arrays, std::optional<std::uint64_t> expected_version) = 0;
+  std::uint64_t version() const { return version_; }
+
+ protected:
+  std::uint64_t version_ = 0;
+};
+
+// One array in, one array out.
+class PlainLayer : public Layer {
+ public:
+  virtual py::object call(py::object x) const = 0;
+  virtual py::tuple forward(py::object x, Seed seed) const = 0;
+};
+
+using Selections = std::vector<std::pair<Index, py::object>>;  // layer index, and what selection_of takes
+
+// Attends to its own input. Weights are asked for by the index of the layer (0 if there is but one) and come as a dictionary.
+class SelfAttendingLayer : public Layer {
+ public:
+  virtual py::tuple call(const py::object& x, AttentionCall call, const Selections& selections) const = 0;
+  virtual py::tuple forward(const py::object& x, AttentionCall call) const = 0;
+};
+
+class MultiheadAttentionLayer : public Layer {
+ public:
+  virtual py::tuple call(const py::object& query, const py::object& key, const py::object& value,
+                         AttentionCall call, const py::object& selection) const = 0;
+  virtual py::tuple forward(const py::object& query, const py::object& key, const py::object& value,
+                            AttentionCall call) const = 0;
+};
+
+// The part that is the same for all: a Base that holds an L.
+template <class Base, class L>
+class Holding : public Base {
+ public:
+  using T = typename L::Scalar;
+
+  explicit Holding(L layer)
+      : layer_(std::make_shared<const L>(std::move(layer))), size_(parameter_count(*layer_)) {}
+
+  const std::shared_ptr<const L>& layer() const { return layer_; }
+
+  py::dict parameters() const override {
+    py::dict arrays;
+    L::each_parameter(*layer_, [&](const std::string& name, const Tensor<T>& tensor) {
+      arrays[py::str(name)] = numpy_view(tensor, false);
+    });
+    return arrays;
+  }
+
+  void load(const py::dict& arrays, std::optional<std::uint64_t> expected_version) override {
+    L changed = *layer_;
+    L::each_parameter(changed, [&](const std::string& name, Tensor<T>& tensor) {
+      if (!arrays.contains(name)) return;
+      tensor = Tensor<T>(tensor.shape());
+      numpy_view(tensor, true).attr("__setitem__")(py::ellipsis(), arrays[py::str(name)]);
+    });
+    if (expected_version && *expected_version != this->version_) {
+      throw std::runtime_error(
+          "the layer's weights were changed by someone else while they were being edited");
+    }
+    layer_ = std::make_shared<const L>(std::move(changed));
+    ++this->version_;
+  }
+
+ protected:
+  // Runs compute() without the interpreter lock, unless the work is so small that handing it over would be noticed.
+  template <class Compute>
+  auto run(Index elements, const Compute& compute) const {
+    if (static_cast<double>(elements) * static_cast<double>(size_) < 1e6) return compute();
+    const py::gil_scoped_release released;
+    return compute();
+  }
+
+ private:
+  std::shared_ptr<const L> layer_;
+  Index size_;
+};
+
+// The input of a layer: borrowed where it lies if it is dense and the call is all that reads it, otherwise copied.
+template <class T>
+Tensor<T> input(const py::object& argument, const char* name, bool copied) {
+  constexpr DType dtype = dtype_of<T>();
+  if (!py::isinstance<py::array>(argument)) {
+    fail<TypeMismatch>(name, " must be a NumPy array of ", dtype_text(dtype),
+                       ", the dtype of the layer, got ", type_name(argument));
+  }
+  const auto array = py::reinterpret_borrow<py::array>(argument);
+  if (dtype_of_array(array) != dtype) {
+    fail<TypeMismatch>(name, " must be a NumPy array of ", dtype_text(dtype),
+                       ", the dtype of the layer, got ", dtype_name(array));
+  }
+  Shape shape(array.shape(), array.shape() + array.ndim());
+  const bool aligned = reinterpret_cast<std::uintptr_t>(array.data()) % alignof(T) == 0;
+  const bool dense = (array.flags() & py::array::c_style) != 0;
+  if (!copied && dense && aligned) {
+    auto* const data = static_cast<T*>(const_cast<void*>(array.data()));  // only ever read
+    return Tensor<T>(std::shared_ptr<T[]>(std::shared_ptr<T[]>(), data), std::move(shape));
+  }
+  Tensor<T> tensor(std::move(shape));
+  numpy_view(tensor, true).attr("__setitem__")(py::ellipsis(), array);
+  return tensor;
+}
+
+// Ids of any integer type; `argument` becomes the array that the result may look into.
+Tensor<std::int64_t> id_input(py::object& argument, bool copied) {
+  const ArrayView view = int64_view(argument, "ids");
+  auto* const data = static_cast<std::int64_t*>(const_cast<void*>(view.data));  // only ever read
+  const Tensor<std::int64_t> ids(std::shared_ptr<std::int64_t[]>(std::shared_ptr<std::int64_t[]>(), data),
+                                 Shape(view.shape, view.shape + view.rank));
+  return copied ? ids.copy() : ids;
+}
+
+template <class L>
+class PlainLayerOf : public Holding<PlainLayer, L> {
+ public:
+  using Holding<PlainLayer, L>::Holding;
+
+  py::object call(py::object x) const override {
+    const std::shared_ptr<const L> layer = this->layer();
+    return numpy_view(compute(*layer, read(x, false), std::nullopt, nullptr), true);
+  }
+
+  py::tuple forward(py::object x, Seed seed) const override {
+    auto saved = std::make_unique<SavedOf<L>>(this->layer());
+    py::array y = numpy_view(compute(*saved->layer, read(x, true), seed, &saved->saved), true);
+    return py::make_tuple(std::move(y), std::unique_ptr<Saved>(std::move(saved)));
+  }
+
+ private:
+  static constexpr bool kReadsIds = requires(typename L::Saved saved) { saved.ids; };
+
+  static auto read(py::object& x, bool copied) {
+    if constexpr (kReadsIds) {
+      return id_input(x, copied);
+    } else {
+      return input<typename L::Scalar>(x, "x", copied);
+    }
+  }
+
+  template <class Input>
+  auto compute(const L& layer, const Input& x, Seed seed, typename L::Saved* saved) const {
+    return this->run(x.size(), [&] {
+      if constexpr (requires { layer.forward(x, seed, saved); }) {
+        return layer.forward(x, seed, saved);
+      } else {
+        return layer.forward(x, saved);
+      }
+    });
+  }
+};
+
+template <class T>
+using Asked = std::map<Index, AskedWeights<T>>;
+
+template <class T>
+py::dict weight_arrays(const Asked<T>& asked) {
+  py::dict arrays;
+  for (const auto& [index, of_layer] : asked) arrays[py::int_(index)] = numpy_view(of_layer.weights, true);
+  return arrays;
+}
+
+template <class L>
+class SelfAttendingLayerOf : public Holding<SelfAttendingLayer, L> {
+ public:
+  using T = typename L::Scalar;
+  using Holding<SelfAttendingLayer, L>::Holding;
+
+  py::tuple call(const py::object& x, AttentionCall call, const Selections& selections) const override {
+    const std::shared_ptr<const L> layer = this->layer();
+    Asked<T> asked;
+    for (const auto& [index, selection] : selections) asked[index].selection = *selection_of(selection);
+    py::array y = numpy_view(compute(*layer, input<T>(x, "x", false), call.arguments, nullptr, asked), true);
+    return py::make_tuple(std::move(y), weight_arrays(asked));
+  }
+
+  py::tuple forward(const py::object& x, AttentionCall call) const override {
+    auto saved = std::make_unique<SavedOf<L>>(this->layer());
+    Asked<T> none;
+    py::array y =
+        numpy_view(compute(*saved->layer, input<T>(x, "x", true), call.arguments, &saved->saved, none), true);
+    saved->arrays = std::move(call.arrays);
+    return py::make_tuple(std::move(y), std::unique_ptr<Saved>(std::move(saved)));
+  }
+
+ private:
+  Tensor<T> compute(const L& layer, const Tensor<T>& x, const AttentionArguments& arguments,
+                    typename L::Saved* saved, Asked<T>& asked) const {
+    return this->run(x.size(), [&] {
+      if constexpr (requires { layer.layers; }) {
+        return layer.forward(x, arguments, saved, &asked);
+      } else {
+        return layer.forward(x, arguments, saved, asked.empty() ? nullptr : &asked.begin()->second);
+      }
+    });
+  }
+};
+
+template <class L>
+class MultiheadAttentionOf : public Holding<MultiheadAttentionLayer, L> {
+ public:
+  using T = typename L::Scalar;
+  using Holding<MultiheadAttentionLayer, L>::Holding;
+
+  py::tuple call(const py::object& query, const py::object& key, const py::object& value, AttentionCall call,
+                 const py::object& selection) const override {
+    const std::shared_ptr<const L> layer = this->layer();
+    AskedWeights<T> asked;
+    if (!selection.is_none()) asked.selection = *selection_of(selection);
+    const Inputs inputs = read(query, key, value, false);
+    py::array y = numpy_view(
+        compute(*layer, inputs, call.arguments, nullptr, selection.is_none() ? nullptr : &asked), true);
+    py::object weights = py::none();
+    if (!selection.is_none()) weights = numpy_view(asked.weights, true);
+    return py::make_tuple(std::move(y), std::move(weights));
+  }
+
+  py::tuple forward(const py::object& query, const py::object& key, const py::object& value,
+                    AttentionCall call) const override {
+    auto saved = std::make_unique<SavedOf<L>>(this->layer());
+    const Inputs inputs = read(query, key, value, true);
+    py::array y = numpy_view(compute(*saved->layer, inputs, call.arguments, &saved->saved, nullptr), true);
+    saved->arrays = std::move(call.arrays);
+    return py::make_tuple(std::move(y), std::unique_ptr<Saved>(std::move(saved)));
+  }
+
+ private:
+  struct Inputs {
+    Tensor<T> query;
+    std::optional<Tensor<T>> key, value;
+  };
+
+  static Inputs read(const py::object& query, const py::object& key, const py::object& value, bool copied) {
+    Inputs inputs{input<T>(query, "query", copied), std::nullopt, std::nullopt};
+    if (!key.is_none()) inputs.key = input<T>(key, "key", copied);
+    if (!value.is_none()) inputs.value = input<T>(value, "value", copied);
+    return inputs;
+  }
+
+  Tensor<T> compute(const L& layer, const Inputs& inputs, const AttentionArguments& arguments,
+                    typename L::Saved* saved, AskedWeights<T>* asked) const {
+    return this->run(inputs.query.size() + (inputs.key ? inputs.key->size() : 0), [&] {
+      return layer.forward(inputs.query, inputs.key ? &*inputs.key : nullptr,
+                           inputs.value ? &*inputs.value : nullptr, arguments, saved, asked);
+    });
+  }
+};
+
+// make(float{}) or make(double{}), whichever the dtype is.
+template <class Interface, class Make>
+std::unique_ptr<Interface> for_dtype(const std::string& dtype, const Make& make) {
+  if (dtype == "float64") return make(double{});
+  return make(float{});
+}
+
+template <template <class> class Held, class L>
+std::unique_ptr<Held<L>> initialised(L layer, std::uint64_t seed) {
+  Initialiser random(seed);
+  layer.initialise(random);
+  return std::make_unique<Held<L>>(std::move(layer));
+}
+
+std::unique_ptr<PlainLayer> linear_layer(const std::string& dtype, Index in_features, Index out_features,
+                                         bool bias, std::uint64_t seed) {
+  return for_dtype<PlainLayer>(dtype, [&]<class T>(T) {
+    return initialised<PlainLayerOf>(Linear<T>(in_features, out_features, bias), seed);
+  });
+}
+
+std::unique_ptr<PlainLayer> embedding_layer(const std::string& dtype, Index num_embeddings,
+                                            Index embedding_dim, std::optional<Index> padding_idx,
+                                            std::uint64_t seed) {
+  return for_dtype<PlainLayer>(dtype, [&]<class T>(T) {
+    return initialised<PlainLayerOf>(Embedding<T>(num_embeddings, embedding_dim, padding_idx), seed);
+  });
+}
+
+std::unique_ptr<PlainLayer> layer_norm_layer(const std::string& dtype, const Shape& normalized_shape,
+                                             double eps, bool weight, bool bias) {
+  return for_dtype<PlainLayer>(dtype, [&]<class T>(T) {
+    return initialised<PlainLayerOf>(LayerNorm<T>(normalized_shape, eps, weight, bias), 0);
+  });
+}
+
+std::unique_ptr<PlainLayer> rms_norm_layer(const std::string& dtype, const Shape& normalized_shape,
+                                           double eps, bool weight) {
+  return for_dtype<PlainLayer>(dtype, [&]<class T>(T) {
+    return initialised<PlainLayerOf>(RMSNorm<T>(normalized_shape, eps, weight), 0);
+  });
+}
+
+std::unique_ptr<PlainLayer> feed_forward_layer(const std::string& dtype, Index d_model, Index dim_feedforward,
+                                               const std::string& activation, double dropout, bool bias,
+                                               std::uint64_t seed) {
+  return for_dtype<PlainLayer>(dtype, [&]<class T>(T) {
+    const Activation chosen = activation_from_name(activation);
+    return initialised<PlainLayerOf>(FeedForward<T>(d_model, dim_feedforward, chosen, dropout, bias), seed);
+  });
+}
+
+std::unique_ptr<MultiheadAttentionLayer> multihead_attention_layer(const std::string& dtype, Index embed_dim,
+                                                                   Index num_heads, Index num_kv_heads,
+                                                                   Index kdim, Index vdim, double dropout,
+                                                                   bool bias, std::uint64_t seed) {
+  return for_dtype<MultiheadAttentionLayer>(dtype, [&]<class T>(T) {
+    return initialised<MultiheadAttentionOf>(
+        MultiheadAttention<T>(embed_dim, num_heads, num_kv_heads, kdim, vdim, dropout, bias), seed);
+  });
+}
+
+std::unique_ptr<SelfAttendingLayer> encoder_layer(const std::string& dtype, Index d_model, Index nhead,
+                                                  Index num_kv_heads, Index dim_feedforward, double dropout,
+                                                  const std::string& activation, double layer_norm_eps,
+                                                  bool norm_first, bool bias, std::uint64_t seed) {
+  const EncoderLayerSizes sizes{
+      d_model, nhead,          num_kv_heads, dim_feedforward, activation_from_name(activation),
+      dropout, layer_norm_eps, bias};
+  return for_dtype<SelfAttendingLayer>(dtype, [&]<class T>(T) -> std::unique_ptr<SelfAttendingLayer> {
+    if (norm_first) return initialised<SelfAttendingLayerOf>(PreNormEncoderLayer<T>(sizes), seed);
+    return initialised<SelfAttendingLayerOf>(PostNormEncoderLayer<T>(sizes), seed);
+  });
+}
+
+// An encoder of copies of `layer` if that holds an L, nothing otherwise.
+template <class L>
+std::unique_ptr<SelfAttendingLayer> encoder_of(const SelfAttendingLayer& layer, Index num_layers,
+                                               const PlainLayer* norm, Seed seed) {
+  const auto* const block = dynamic_cast<const SelfAttendingLayerOf<L>*>(&layer);
+  if (block == nullptr) return nullptr;
+  using Norm = LayerNorm<typename L::Scalar>;
+  std::optional<Norm> last;
+  if (norm != nullptr) {
+    const auto* const held = dynamic_cast<const PlainLayerOf<Norm>*>(norm);
+    if (held == nullptr) fail<TypeMismatch>("norm must be a LayerNorm of the encoder layer's dtype");
+    last = *held->layer();
+  }
+  TransformerEncoder<L> encoder(*block->layer(), num_layers, last);
+  if (seed) return initialised<SelfAttendingLayerOf>(std::move(encoder), *seed);
+  return std::make_unique<SelfAttendingLayerOf<TransformerEncoder<L>>>(std::move(encoder));
+}
+
+std::unique_ptr<SelfAttendingLayer> encoder(const SelfAttendingLayer& layer, Index num_layers,
+                                            const py::object& norm_or_none, Seed seed) {
+  const auto* const norm = norm_or_none.is_none() ? nullptr : norm_or_none.cast<const PlainLayer*>();
+  for (const auto& make :
+       {encoder_of<PostNormEncoderLayer<float>>, encoder_of<PreNormEncoderLayer<float>>,
+        encoder_of<PostNormEncoderLayer<double>>, encoder_of<PreNormEncoderLayer<double>>}) {
+    if (auto result = make(layer, num_layers, norm, seed)) return result;
+  }
+  fail<TypeMismatch>("encoder_layer must be a TransformerEncoderLayer");
+}
+
+// (mask, bias, causal, query_offset, window, query_lengths, key_lengths, query_segments, key_segments, alibi_slopes)
+AttentionCall parse_call(const py::tuple& arguments, Seed seed) {
+  AttentionCall call;
+  parse_masks({arguments[0], arguments[2], arguments[3], arguments[4], arguments[5], arguments[6],
+               arguments[7], arguments[8]},
+              call);
+  call.keep(call.arguments.bias, arguments[1], float_view, "bias");
+  call.keep(call.arguments.alibi_slopes, arguments[9], float_view, "alibi_slopes");
+  call.arguments.seed = seed;
+  return call;
+}
+
+}  // namespace
+
+void bind_nn(py::module_& module) {
+  py::class_<Saved>(module, "Saved");
+  py::class_<Layer>(module, "Layer")
+      .def("parameters", &Layer::parameters)
+      .def("load", &Layer::load, py::arg("arrays"), py::arg("expected_version"))
+      .def("version", &Layer::version);
+  py::class_<PlainLayer, Layer>(module, "PlainLayer")
+      .def("call", &PlainLayer::call, py::arg("x"))
+      .def("forward", &PlainLayer::forward, py::arg("x"), py::arg("seed"));
+  py::class_<SelfAttendingLayer, Layer>(module, "SelfAttendingLayer")
+      .def(
+          "call",
+          [](const SelfAttendingLayer& layer, const py::object& x, const py::tuple& arguments,
+             const Selections& selections) {
+            return layer.call(x, parse_call(arguments, std::nullopt), selections);
+          },
+          py::arg("x"), py::arg("arguments"), py::arg("selections"))
+      .def(
+          "forward",
+          [](const SelfAttendingLayer& layer, const py::object& x, const py::tuple& arguments, Seed seed) {
+            return layer.forward(x, parse_call(arguments, seed));
+          },
+          py::arg("x"), py::arg("arguments"), py::arg("seed"));
+  py::class_<MultiheadAttentionLayer, Layer>(module, "MultiheadAttentionLayer")
+      .def(
+          "call",
+          [](const MultiheadAttentionLayer& layer, const py::object& query, const py::object& key,
+             const py::object& value, const py::tuple& arguments, const py::object& selection) {
+            return layer.call(query, key, value, parse_call(arguments, std::nullopt), selection);
+          },
+          py::arg("query"), py::arg("key"), py::arg("value"), py::arg("arguments"), py::arg("selection"))
+      .def(
+          "forward",
+          [](const MultiheadAttentionLayer& layer, const py::object& query, const py::object& key,
+             const py::object& value, const py::tuple& arguments,
+             Seed seed) { return layer.forward(query, key, value, parse_call(arguments, seed)); },
+          py::arg("query"), py::arg("key"), py::arg("value"), py::arg("arguments"), py::arg("seed"));
+
+  module.def("linear_layer", linear_layer, py::arg("dtype"), py::arg("in_features"), py::arg("out_features"),
+             py::arg("bias"), py::arg("seed"));
+  module.def("embedding_layer", embedding_layer, py::arg("dtype"), py::arg("num_embeddings"),
+             py::arg("embedding_dim"), py::arg("padding_idx"), py::arg("seed"));
+  module.def("layer_norm_layer", layer_norm_layer, py::arg("dtype"), py::arg("normalized_shape"),
+             py::arg("eps"), py::arg("elementwise_affine"), py::arg("bias"));
+  module.def("rms_norm_layer", rms_norm_layer, py::arg("dtype"), py::arg("normalized_shape"), py::arg("eps"),
+             py::arg("elementwise_affine"));
+  module.def("feed_forward_layer", feed_forward_layer, py::arg("dtype"), py::arg("d_model"),
+             py::arg("dim_feedforward"), py::arg("activation"), py::arg("dropout"), py::arg("bias"),
+             py::arg("seed"));
+  module.def("multihead_attention_layer", multihead_attention_layer, py::arg("dtype"), py::arg("embed_dim"),
+             py::arg("num_heads"), py::arg("num_kv_heads"), py::arg("kdim"), py::arg("vdim"),
+             py::arg("dropout"), py::arg("bias"), py::arg("seed"));
+  module.def("encoder_layer", encoder_layer, py::arg("dtype"), py::arg("d_model"), py::arg("nhead"),
+             py::arg("num_kv_heads"), py::arg("dim_feedforward"), py::arg("dropout"), py::arg("activation"),
+             py::arg("layer_norm_eps"), py::arg("norm_first"), py::arg("bias"), py::arg("seed"));
+  module.def("encoder", encoder, py::arg("layer"), py::arg("num_layers"), py::arg("norm"), py::arg("seed"));
+}
+
+}  // namespace blasformer::bindings

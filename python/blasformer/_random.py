@@ -1,0 +1,20 @@
+"""Random numbers come only from an argument rng."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+
+Rng: TypeAlias = np.random.Generator | int
+
+
+def draw_seed(rng: Rng) -> int:
+    """64 random bits drawn from a Generator, or from one that an int >= 0 seeds."""
+    if not isinstance(rng, np.random.Generator):
+        if isinstance(rng, bool) or not isinstance(rng, (int, np.integer)):
+            raise TypeError(f"rng must be a numpy.random.Generator or an int, got {type(rng).__name__}")
+        if rng < 0:
+            raise ValueError(f"rng must be a numpy.random.Generator or an int >= 0, got {rng}")
+        rng = np.random.default_rng(rng)
+    return int(rng.integers(0, 2**64, dtype=np.uint64))

@@ -1,0 +1,861 @@
+"""Layers: parameters and the formulas they serve, with the names, shapes and initial values of torch.nn.
+
+Arrays are (batch, length, features) or (length, features), always batch first. Masks: True = may attend.
+
+`layer(x)` is inference: nothing is dropped out, nothing is kept. `y, saved = layer.forward(x, rng=rng)` is
+training: dropout acts if there is an rng, and `saved` is a value that holds what a gradient needs; the layer
+stays as it was. A layer computes in its own dtype, float32 or float64, and refuses arrays of another. Weights
+change only through `edit` and `load_state_dict`; calls that are running then finish with the weights they
+began with, so one layer may be used from many threads at once.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, SupportsIndex
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from . import _core
+from ._attention import Array, Causal, ChosenWeights, WeightSelection, choose_weights
+from ._random import Rng, draw_seed
+
+__all__ = [
+    "Embedding",
+    "FeedForward",
+    "IncompatibleKeys",
+    "LayerNorm",
+    "Linear",
+    "MultiheadAttention",
+    "RMSNorm",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
+]
+
+
+class IncompatibleKeys(NamedTuple):
+    """What load_state_dict(..., strict=False) passed over."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class Layer:
+    """What all layers have in common: their parameters."""
+
+    _held: _core.Layer  # the layer in C++
+    _arguments: dict[str, Any]  # of the constructor, but for rng
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64: what the layer computes in, and what it takes."""
+        dtype: str = self._arguments["dtype"]
+        return np.dtype(dtype)
+
+    def parameters(self) -> dict[str, Array]:
+        """The live weights by name: read-only views, no copies.
+
+        A view taken before the weights are changed keeps the values from before.
+        """
+        return self._held.parameters()
+
+    def state_dict(self) -> dict[str, Array]:
+        """A copy of every parameter, by name."""
+        return {name: array.copy() for name, array in self._held.parameters().items()}
+
+    def load_state_dict(self, arrays: Mapping[str, Array], strict: bool = True) -> IncompatibleKeys:
+        """Replace the parameters by copies of `arrays`, named as in parameters(): all of them, or on an error
+        none.
+
+        arrays: NumPy arrays of the layer's dtype and of the parameters' shapes
+        strict: False passes over names that are missing or unexpected; they are returned.
+
+        Raises ValueError that lists everything that does not fit: missing, unexpected, wrong shape, wrong
+        type; TypeError if only types are wrong.
+        """
+        live = self.parameters()
+        missing = [name for name in live if name not in arrays]
+        unexpected = [name for name in arrays if name not in live]
+        given = {name: arrays[name] for name in live if name in arrays}
+        wrong_type, wrong_shape = [], []
+        for name, array in given.items():
+            if not isinstance(array, np.ndarray) or array.dtype != self.dtype:
+                got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+                wrong_type.append(f"{name} must be a NumPy array of {self.dtype}, got {got}")
+            elif array.shape != live[name].shape:
+                wrong_shape.append(f"{name} must have the shape {live[name].shape}, got {array.shape}")
+        problems = {
+            "missing": missing if strict else [],
+            "unexpected": unexpected if strict else [],
+            "wrong shape": wrong_shape,
+            "wrong type": wrong_type,
+        }
+        found = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
+        if found:
+            error = TypeError if problems["wrong type"] and len(found) == 1 else ValueError
+            raise error(f"arrays must be a state dict of {type(self).__name__}; {'; '.join(found)}")
+        self._held.load(given, None)
+        return IncompatibleKeys(missing, unexpected)
+
+    @contextmanager
+    def edit(self) -> Iterator[dict[str, Array]]:
+        """Change weights: `with layer.edit() as p: p["weight"] *= 0.5`.
+
+        Yields copies of the parameters, to be written into or replaced. At the end of the block they become
+        the weights, all at once, and writing to them afterwards is an error. A block that raises changes
+        nothing. Raises RuntimeError if the weights were changed elsewhere meanwhile, and what load_state_dict
+        raises if an array no longer fits.
+
+        >>> layer = LayerNorm(3)
+        >>> with layer.edit() as p:
+        ...     p["weight"] *= 0.5
+        >>> layer.parameters()["weight"]
+        array([0.5, 0.5, 0.5], dtype=float32)
+        """
+        version = self._held.version()
+        arrays = self.state_dict()
+        copies = list(arrays.values())
+        try:
+            yield arrays
+        finally:
+            for array in copies:
+                array.flags.writeable = False
+        if self._held.version() != version:
+            raise RuntimeError("the weights must not be changed elsewhere while they are being edited")
+        self.load_state_dict(arrays)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self._arguments, self.state_dict())
+
+    def _described(self) -> str:
+        shown = {name: value for name, value in self._arguments.items() if value is not None}
+        described = (
+            f"{name}={value._described() if isinstance(value, Layer) else repr(value)}"
+            for name, value in shown.items()
+        )
+        return f"{type(self).__name__}({', '.join(described)})"
+
+    def __repr__(self) -> str:
+        count = sum(array.size for array in self._held.parameters().values())
+        return f"{self._described()}  # {count:,} parameters"
+
+
+def _restore(cls: type[Layer], arguments: dict[str, Any], arrays: dict[str, Array]) -> Layer:
+    layer = cls(**arguments)
+    layer.load_state_dict(arrays)
+    return layer
+
+
+def _dtype(dtype: DTypeLike) -> str:
+    name: str = np.dtype(dtype).name
+    if name not in ("float32", "float64"):
+        raise TypeError(f"dtype must be float32 or float64, got {name}")
+    return name
+
+
+def _integer(name: str, value: SupportsIndex) -> int:
+    try:
+        integer = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
+    if not -(2**63) <= integer < 2**63:
+        raise ValueError(f"{name} must fit into 64 bits, got {integer}")
+    return integer
+
+
+def _number(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    return float(value)
+
+
+def _name(name: str, value: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {type(value).__name__}")
+    return value
+
+
+def _axes(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
+    extents = normalized_shape if isinstance(normalized_shape, Sequence) else (normalized_shape,)
+    return tuple(_integer("normalized_shape", extent) for extent in extents)
+
+
+def _initial_seed(rng: Rng | None) -> int:
+    return draw_seed(np.random.default_rng() if rng is None else rng)
+
+
+def _seed(rng: Rng | None) -> int | None:
+    return None if rng is None else draw_seed(rng)
+
+
+class _PlainLayer(Layer):
+    """One array in, one array out."""
+
+    _held: _core.PlainLayer
+
+    def __call__(self, x: Array) -> Array:
+        return self._held.call(x)
+
+    def forward(self, x: Array, *, rng: Rng | None = None) -> tuple[Array, _core.Saved]:
+        """The output and what its gradient needs, as a value of its own. Dropout acts if there is an rng."""
+        return self._held.forward(x, _seed(rng))
+
+
+class Linear(_PlainLayer):
+    """y = x @ weight.T + bias.
+
+    Parameters
+    ----------
+    in_features, out_features : positive ints
+    bias : whether a bias is added
+    dtype : float32 or float64
+    rng : numpy.random.Generator or int that the initial weights are drawn from, uniformly in +-1 /
+        sqrt(in_features); a fresh one by default
+
+    Takes x (..., in_features) and returns (..., out_features). State: weight (out_features, in_features),
+    bias (out_features,).
+
+    Raises
+    ------
+    TypeError for arrays of another dtype, ValueError for shapes that do not fit.
+
+    Examples
+    --------
+    >>> Linear(3, 4, rng=0)(np.ones((2, 3), np.float32)).shape
+    (2, 4)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        dtype: DTypeLike = np.float32,
+        rng: Rng | None = None,
+    ) -> None:
+        self._arguments = {
+            "in_features": _integer("in_features", in_features),
+            "out_features": _integer("out_features", out_features),
+            "bias": bool(bias),
+            "dtype": _dtype(dtype),
+        }
+        self._held = _core.linear_layer(**self._arguments, seed=_initial_seed(rng))
+
+
+class Embedding(_PlainLayer):
+    """y = weight[ids].
+
+    Parameters
+    ----------
+    num_embeddings, embedding_dim : positive ints
+    padding_idx : the id whose vector starts as zero
+    dtype : float32 or float64
+    rng : numpy.random.Generator or int that the initial weights are drawn from, normal with variance 1; a
+        fresh one by default
+
+    Takes ids (...), of any integer type, and returns (..., embedding_dim). State: weight (num_embeddings,
+    embedding_dim).
+
+    Raises
+    ------
+    TypeError for ids that are no integers, IndexError for ids outside [0, num_embeddings).
+
+    Examples
+    --------
+    >>> Embedding(10, 4, rng=0)(np.array([[1, 2, 9]])).shape
+    (1, 3, 4)
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        *,
+        dtype: DTypeLike = np.float32,
+        rng: Rng | None = None,
+    ) -> None:
+        self._arguments = {
+            "num_embeddings": _integer("num_embeddings", num_embeddings),
+            "embedding_dim": _integer("embedding_dim", embedding_dim),
+            "padding_idx": None if padding_idx is None else _integer("padding_idx", padding_idx),
+            "dtype": _dtype(dtype),
+        }
+        self._held = _core.embedding_layer(**self._arguments, seed=_initial_seed(rng))
+
+    def __call__(self, ids: Array | Sequence[Any]) -> Array:
+        return self._held.call(ids)
+
+    def forward(self, ids: Array | Sequence[Any], *, rng: Rng | None = None) -> tuple[Array, _core.Saved]:
+        """The output and what its gradient needs, as a value of its own. Nothing is ever dropped here."""
+        return self._held.forward(ids, _seed(rng))
+
+
+class LayerNorm(_PlainLayer):
+    """y = (x - mean) / sqrt(variance + eps) * weight + bias, over the last axes of x; the variance divides by
+    n.
+
+    Parameters
+    ----------
+    normalized_shape : int or tuple, the extents of the last axes
+    eps : added to the variance
+    elementwise_affine : whether there is a weight, and with `bias` a bias
+    bias : whether a bias is added
+    dtype : float32 or float64
+
+    Takes x (..., *normalized_shape) and returns the same shape. State: weight and bias, of normalized_shape,
+    at first ones and zeros.
+
+    Raises
+    ------
+    TypeError for arrays of another dtype, ValueError for shapes that do not fit.
+
+    References
+    ----------
+    Ba, Kiros and Hinton 2016, "Layer Normalization".
+
+    Examples
+    --------
+    >>> LayerNorm(2)(np.array([[1, 3]], np.float32)).round(3)
+    array([[-1.,  1.]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        *,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        self._arguments = {
+            "normalized_shape": _axes(normalized_shape),
+            "eps": _number("eps", eps),
+            "elementwise_affine": bool(elementwise_affine),
+            "bias": bool(bias),
+            "dtype": _dtype(dtype),
+        }
+        self._held = _core.layer_norm_layer(**self._arguments)
+
+
+class RMSNorm(_PlainLayer):
+    """y = x / sqrt(mean(x**2) + eps) * weight, over the last axes of x.
+
+    Parameters
+    ----------
+    normalized_shape : int or tuple, the extents of the last axes
+    eps : added to the mean square; by default the distance from 1 to the next number of dtype, as in PyTorch
+    elementwise_affine : whether there is a weight
+    dtype : float32 or float64
+
+    Takes x (..., *normalized_shape) and returns the same shape. State: weight, of normalized_shape, at first
+    ones.
+
+    Raises
+    ------
+    TypeError for arrays of another dtype, ValueError for shapes that do not fit.
+
+    References
+    ----------
+    Zhang and Sennrich 2019, "Root Mean Square Layer Normalization".
+
+    Examples
+    --------
+    >>> RMSNorm(2)(np.array([[1, 7]], np.float32))
+    array([[0.2, 1.4]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        *,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        self._arguments = {
+            "normalized_shape": _axes(normalized_shape),
+            "eps": None if eps is None else _number("eps", eps),
+            "elementwise_affine": bool(elementwise_affine),
+            "dtype": _dtype(dtype),
+        }
+        default = {"eps": float(np.finfo(self.dtype).eps)} if eps is None else {}
+        self._held = _core.rms_norm_layer(**self._arguments | default)
+
+
+class FeedForward(_PlainLayer):
+    """y = linear2(dropout(activation(linear1(x)))), for each position by itself.
+
+    Parameters
+    ----------
+    d_model, dim_feedforward : positive ints
+    dropout : probability with which an element of the hidden layer is dropped in `forward` with an rng
+    activation : "relu", "gelu", "gelu_tanh", "gelu_sigmoid" or "silu"
+    bias : whether the linear layers have one
+    dtype : float32 or float64
+    rng : numpy.random.Generator or int that the initial weights are drawn from; a fresh one by default
+
+    Takes x (..., d_model) and returns the same shape. State: linear1.weight (dim_feedforward, d_model),
+    linear1.bias, linear2.weight (d_model, dim_feedforward), linear2.bias.
+
+    Raises
+    ------
+    TypeError for arrays of another dtype, ValueError for shapes that do not fit.
+
+    References
+    ----------
+    Vaswani et al. 2017, "Attention Is All You Need", section 3.3.
+
+    Examples
+    --------
+    >>> FeedForward(8, 32, activation="gelu", rng=0)(np.ones((2, 3, 8), np.float32)).shape
+    (2, 3, 8)
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str = "relu",
+        *,
+        bias: bool = True,
+        dtype: DTypeLike = np.float32,
+        rng: Rng | None = None,
+    ) -> None:
+        self._arguments = {
+            "d_model": _integer("d_model", d_model),
+            "dim_feedforward": _integer("dim_feedforward", dim_feedforward),
+            "dropout": _number("dropout", dropout),
+            "activation": _name("activation", activation),
+            "bias": bool(bias),
+            "dtype": _dtype(dtype),
+        }
+        self._held = _core.feed_forward_layer(**self._arguments, seed=_initial_seed(rng))
+
+
+class MultiheadAttention(Layer):
+    """concat over heads of softmax(q @ k.T / sqrt(head_dim)) @ v, times the output projection.
+
+    q, k and v are linear in query, key and value; head h has features h * head_dim to (h + 1) * head_dim of
+    them.
+
+    Parameters
+    ----------
+    embed_dim : features of the query and of the output, a multiple of num_heads
+    num_heads : positive int
+    dropout : probability with which an attention weight is dropped in `forward` with an rng
+    bias : whether the projections have one
+    kdim, vdim : features of key and of value; embed_dim by default
+    num_kv_heads : heads of k and v, a divisor of num_heads that each serve num_heads / num_kv_heads heads of
+        q (Ainslie et al. 2023); num_heads by default
+    dtype : float32 or float64
+    rng : numpy.random.Generator or int that the initial weights are drawn from, as in PyTorch; a fresh one by
+        default
+
+    State, with kv_dim = num_kv_heads * head_dim: in_proj_weight (embed_dim + 2 * kv_dim, embed_dim), the rows
+    of q, k and v one below the other; if kdim or vdim is not embed_dim instead q_proj_weight (embed_dim,
+    embed_dim), k_proj_weight (kv_dim, kdim) and v_proj_weight (kv_dim, vdim); in_proj_bias (embed_dim + 2 *
+    kv_dim,); out_proj.weight (embed_dim, embed_dim); out_proj.bias.
+
+    Calling it
+    ----------
+    query : (batch, length, embed_dim) or (length, embed_dim)
+    key : (batch, key_length, kdim); by default the query
+    value : (batch, key_length, vdim); by default the key
+    mask, bias, causal, query_offset, window, query_lengths, key_lengths, query_segments, key_segments,
+        alibi_slopes : as in scaled_dot_product_attention; mask: True = may attend
+    return_weights : True, or a WeightSelection: also return the weights of each head, before dropout
+
+    Returns an array of query's shape, or (output, weights) with weights (batch, num_heads, length,
+    key_length).
+
+    Raises
+    ------
+    TypeError for arrays of another dtype, ValueError for shapes that do not fit.
+
+    References
+    ----------
+    Vaswani et al. 2017, "Attention Is All You Need", section 3.2.2.
+
+    Examples
+    --------
+    >>> attention = MultiheadAttention(8, 2, rng=0)
+    >>> y, weights = attention(np.ones((1, 3, 8), np.float32), causal=True, return_weights=True)
+    >>> y.shape, weights[0, 1, 1]
+    ((1, 3, 8), array([0.5, 0.5, 0. ], dtype=float32))
+    """
+
+    _held: _core.MultiheadAttentionLayer
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        *,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        num_kv_heads: int | None = None,
+        dtype: DTypeLike = np.float32,
+        rng: Rng | None = None,
+    ) -> None:
+        arguments = self._arguments = {
+            "embed_dim": _integer("embed_dim", embed_dim),
+            "num_heads": _integer("num_heads", num_heads),
+            "dropout": _number("dropout", dropout),
+            "bias": bool(bias),
+            "kdim": None if kdim is None else _integer("kdim", kdim),
+            "vdim": None if vdim is None else _integer("vdim", vdim),
+            "num_kv_heads": None if num_kv_heads is None else _integer("num_kv_heads", num_kv_heads),
+            "dtype": _dtype(dtype),
+        }
+        defaults = {
+            "kdim": arguments["embed_dim"],
+            "vdim": arguments["embed_dim"],
+            "num_kv_heads": arguments["num_heads"],
+        }
+        given = {name: value for name, value in arguments.items() if value is not None}
+        self._held = _core.multihead_attention_layer(**defaults | given, seed=_initial_seed(rng))
+
+    def __call__(
+        self,
+        query: Array,
+        key: Array | None = None,
+        value: Array | None = None,
+        *,
+        mask: Array | None = None,
+        bias: Array | None = None,
+        causal: Causal = False,
+        query_offset: int | Array | None = None,
+        window: tuple[int | None, int | None] | None = None,
+        query_lengths: Array | Sequence[int] | None = None,
+        key_lengths: Array | Sequence[int] | None = None,
+        query_segments: Array | None = None,
+        key_segments: Array | None = None,
+        alibi_slopes: Array | None = None,
+        return_weights: bool | WeightSelection = False,
+    ) -> Any:
+        chosen = None
+        if return_weights is not False:
+            chosen = choose_weights(return_weights, self._arguments["num_heads"], _length(query))
+        output, weights = self._held.call(
+            query,
+            key,
+            value,
+            (
+                mask,
+                bias,
+                causal,
+                query_offset,
+                window,
+                query_lengths,
+                key_lengths,
+                query_segments,
+                key_segments,
+                alibi_slopes,
+            ),
+            chosen,
+        )
+        return output if chosen is None else (output, weights)
+
+    def forward(
+        self,
+        query: Array,
+        key: Array | None = None,
+        value: Array | None = None,
+        *,
+        mask: Array | None = None,
+        bias: Array | None = None,
+        causal: Causal = False,
+        query_offset: int | Array | None = None,
+        window: tuple[int | None, int | None] | None = None,
+        query_lengths: Array | Sequence[int] | None = None,
+        key_lengths: Array | Sequence[int] | None = None,
+        query_segments: Array | None = None,
+        key_segments: Array | None = None,
+        alibi_slopes: Array | None = None,
+        rng: Rng | None = None,
+    ) -> tuple[Array, _core.Saved]:
+        """The output and what its gradient needs. Dropout acts if there is an rng.
+
+        The saved value holds copies of query, key and value, and refers to masks and bias, which must not
+        change before its use.
+        """
+        masks = (
+            mask,
+            bias,
+            causal,
+            query_offset,
+            window,
+            query_lengths,
+            key_lengths,
+            query_segments,
+            key_segments,
+            alibi_slopes,
+        )
+        return self._held.forward(query, key, value, masks, _seed(rng))
+
+
+def _length(x: Array) -> int:
+    return int(x.shape[-2]) if isinstance(x, np.ndarray) and x.ndim >= 2 else 0
+
+
+class _SelfAttendingLayer(Layer):
+    """Attends to its own input."""
+
+    _held: _core.SelfAttendingLayer
+
+    def forward(
+        self,
+        x: Array,
+        *,
+        mask: Array | None = None,
+        bias: Array | None = None,
+        causal: Causal = False,
+        window: tuple[int | None, int | None] | None = None,
+        key_lengths: Array | Sequence[int] | None = None,
+        query_segments: Array | None = None,
+        alibi_slopes: Array | None = None,
+        rng: Rng | None = None,
+    ) -> tuple[Array, _core.Saved]:
+        """The output and what its gradient needs. Dropout acts if there is an rng.
+
+        The saved value holds a copy of x, and refers to masks and bias, which must not change before its use.
+        """
+        masks = (mask, bias, causal, None, window, None, key_lengths, query_segments, None, alibi_slopes)
+        return self._held.forward(x, masks, _seed(rng))
+
+
+class TransformerEncoderLayer(_SelfAttendingLayer):
+    """Self-attention, then a feed-forward network, each with a residual connection and a layer norm.
+
+    x = norm1(x + self_attn(x)); x = norm2(x + feed_forward(x)), or with norm_first
+    x = x + self_attn(norm1(x)); x = x + feed_forward(norm2(x)).
+
+    Parameters
+    ----------
+    d_model : features, a multiple of nhead
+    nhead : number of heads
+    dim_feedforward : width of the hidden layer
+    dropout : probability with which attention weights, hidden elements and what joins the residual stream are
+        dropped in `forward` with an rng
+    activation : "relu", "gelu", "gelu_tanh", "gelu_sigmoid" or "silu"
+    layer_norm_eps : added to the variance by the layer norms
+    norm_first : whether the norms come before the sublayers (pre-norm) or after the residual connections
+        (post-norm)
+    bias : whether linear layers and layer norms have one
+    num_kv_heads : heads of keys and values, a divisor of nhead; nhead by default
+    dtype : float32 or float64
+    rng : numpy.random.Generator or int that the initial weights are drawn from, as in PyTorch; a fresh one by
+        default
+
+    State: self_attn.* as MultiheadAttention, linear1.*, linear2.* as FeedForward, norm1.*, norm2.* as
+    LayerNorm.
+
+    Calling it
+    ----------
+    x : (batch, length, d_model) or (length, d_model)
+    mask, bias, causal, window, key_lengths, query_segments, alibi_slopes : as in
+        scaled_dot_product_attention, where keys are the positions of x themselves; mask: True = may attend
+    return_weights : True, or a WeightSelection: also return the attention weights of each head
+
+    Returns an array of x's shape, or (output, weights) with weights (batch, nhead, length, length). With
+    key_lengths, positions beyond the length influence no other, and hold no meaningful output themselves.
+
+    Raises
+    ------
+    TypeError for arrays of another dtype, ValueError for shapes that do not fit.
+
+    References
+    ----------
+    Vaswani et al. 2017, "Attention Is All You Need", section 3.1; Xiong et al. 2020, "On Layer Normalization
+    in the Transformer Architecture".
+
+    Examples
+    --------
+    >>> layer = TransformerEncoderLayer(8, 2, dim_feedforward=32, rng=0)
+    >>> layer(np.ones((2, 5, 8), np.float32), key_lengths=[5, 3]).shape
+    (2, 5, 8)
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str = "relu",
+        layer_norm_eps: float = 1e-5,
+        *,
+        norm_first: bool = False,
+        bias: bool = True,
+        num_kv_heads: int | None = None,
+        dtype: DTypeLike = np.float32,
+        rng: Rng | None = None,
+    ) -> None:
+        arguments = self._arguments = {
+            "d_model": _integer("d_model", d_model),
+            "nhead": _integer("nhead", nhead),
+            "dim_feedforward": _integer("dim_feedforward", dim_feedforward),
+            "dropout": _number("dropout", dropout),
+            "activation": _name("activation", activation),
+            "layer_norm_eps": _number("layer_norm_eps", layer_norm_eps),
+            "norm_first": bool(norm_first),
+            "bias": bool(bias),
+            "num_kv_heads": None if num_kv_heads is None else _integer("num_kv_heads", num_kv_heads),
+            "dtype": _dtype(dtype),
+        }
+        given = {name: value for name, value in arguments.items() if value is not None}
+        kv_heads = {"num_kv_heads": arguments["nhead"]}
+        self._held = _core.encoder_layer(**kv_heads | given, seed=_initial_seed(rng))
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        mask: Array | None = None,
+        bias: Array | None = None,
+        causal: Causal = False,
+        window: tuple[int | None, int | None] | None = None,
+        key_lengths: Array | Sequence[int] | None = None,
+        query_segments: Array | None = None,
+        alibi_slopes: Array | None = None,
+        return_weights: bool | WeightSelection = False,
+    ) -> Any:
+        chosen = None
+        if return_weights is not False:
+            chosen = choose_weights(return_weights, self._arguments["nhead"], _length(x))
+        masks = (mask, bias, causal, None, window, None, key_lengths, query_segments, None, alibi_slopes)
+        output, weights = self._held.call(x, masks, [] if chosen is None else [(0, chosen)])
+        return output if chosen is None else (output, weights[0])
+
+
+class TransformerEncoder(_SelfAttendingLayer):
+    """num_layers encoder layers in turn, then a layer norm if one is given.
+
+    Parameters
+    ----------
+    encoder_layer : the TransformerEncoderLayer that each layer is a copy of
+    num_layers : positive int
+    norm : the LayerNorm that the last one is a copy of, over d_model features; pre-norm encoders need one
+    rng : numpy.random.Generator or int that the initial weights of all layers are drawn from; without it
+        every layer starts with the weights of encoder_layer, as in PyTorch
+
+    State: layers.0.*, layers.1.*, ... as TransformerEncoderLayer, and norm.* as LayerNorm.
+
+    Calling it
+    ----------
+    x : (batch, length, d_model) or (length, d_model)
+    mask, bias, causal, window, key_lengths, query_segments, alibi_slopes : as for TransformerEncoderLayer,
+        the same for every layer
+    return_weights : which attention weights to return: True for those of all layers, the indices of layers,
+        as (0, -1), or a WeightSelection for each, as {0: WeightSelection(heads=[3]), -1: True}
+
+    Returns an array of x's shape, or (output, weights) with weights a dict from the index of a layer, as it
+    was given, to its (batch, nhead, length, length) array.
+
+    Raises
+    ------
+    TypeError for arrays of another dtype, ValueError for shapes that do not fit, IndexError for layers that
+    do not exist.
+
+    Examples
+    --------
+    >>> layer = TransformerEncoderLayer(8, 2, dim_feedforward=32, norm_first=True)
+    >>> encoder = TransformerEncoder(layer, num_layers=3, norm=LayerNorm(8), rng=0)
+    >>> y, weights = encoder(np.ones((2, 5, 8), np.float32), causal=True, return_weights=(-1,))
+    >>> y.shape, weights[-1].shape
+    ((2, 5, 8), (2, 2, 5, 5))
+    """
+
+    def __init__(
+        self,
+        encoder_layer: TransformerEncoderLayer,
+        num_layers: int,
+        norm: LayerNorm | None = None,
+        *,
+        rng: Rng | None = None,
+    ) -> None:
+        if not isinstance(encoder_layer, TransformerEncoderLayer):
+            raise TypeError(
+                f"encoder_layer must be a TransformerEncoderLayer, got {type(encoder_layer).__name__}"
+            )
+        if norm is not None and not isinstance(norm, LayerNorm):
+            raise TypeError(f"norm must be a LayerNorm or None, got {type(norm).__name__}")
+        if norm is not None and norm.dtype != encoder_layer.dtype:
+            raise TypeError(
+                f"norm must have the dtype of encoder_layer, {encoder_layer.dtype}, got {norm.dtype}"
+            )
+        self._arguments = {
+            "encoder_layer": encoder_layer,
+            "num_layers": _integer("num_layers", num_layers),
+            "norm": norm,
+        }
+        self._held = _core.encoder(
+            encoder_layer._held,
+            self._arguments["num_layers"],
+            None if norm is None else norm._held,
+            _seed(rng),
+        )
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64: what the layers compute in, and what they take."""
+        layer: TransformerEncoderLayer = self._arguments["encoder_layer"]
+        return layer.dtype
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        mask: Array | None = None,
+        bias: Array | None = None,
+        causal: Causal = False,
+        window: tuple[int | None, int | None] | None = None,
+        key_lengths: Array | Sequence[int] | None = None,
+        query_segments: Array | None = None,
+        alibi_slopes: Array | None = None,
+        return_weights: bool | Sequence[int] | Mapping[int, bool | WeightSelection] = False,
+    ) -> Any:
+        masks = (mask, bias, causal, None, window, None, key_lengths, query_segments, None, alibi_slopes)
+        if return_weights is False:
+            return self._held.call(x, masks, [])[0]
+        asked = self._asked(return_weights, x)
+        output, weights = self._held.call(x, masks, [(index, chosen) for index, chosen in asked.values()])
+        return output, {name: weights[index] for name, (index, _) in asked.items()}
+
+    def _asked(
+        self, return_weights: bool | Sequence[int] | Mapping[int, bool | WeightSelection], x: Array
+    ) -> dict[int, tuple[int, ChosenWeights]]:
+        """The weights to return: index as given -> (index from 0, what of that layer)."""
+        count = self._arguments["num_layers"]
+        heads = self._arguments["encoder_layer"]._arguments["nhead"]
+        if isinstance(return_weights, Mapping):
+            of_layers = dict(return_weights)
+        elif return_weights is True:
+            of_layers = dict.fromkeys(range(count), True)
+        elif isinstance(return_weights, Sequence):
+            of_layers = dict.fromkeys(return_weights, True)
+        else:
+            raise TypeError(
+                "return_weights must be a bool, indices of layers or a dict from them to a WeightSelection, "
+                f"got {type(return_weights).__name__}"
+            )
+        asked = {}
+        for name, of_layer in of_layers.items():
+            index = _integer("layers of return_weights", name)
+            if not -count <= index < count:
+                raise IndexError(f"layers of return_weights must lie in [{-count}, {count - 1}], got {index}")
+            chosen = choose_weights(of_layer, heads, _length(x))
+            if chosen is not None:
+                asked[name] = (index % count, chosen)
+        if len({index for index, _ in asked.values()}) < len(asked):
+            raise ValueError(f"layers of return_weights must not name a layer twice, got {list(asked)}")
+        return asked
