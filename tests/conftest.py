@@ -9,7 +9,6 @@ from pathlib import Path
 import blasformer
 import hypothesis
 import pytest
-from blasformer import _core
 
 # HYPOTHESIS_PROFILE=thorough looks for new examples for a long time. The fixture `isa` is to hold for all
 # examples of a test, which the suppressed check warns of.
@@ -22,13 +21,12 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatabl
 @pytest.fixture(params=["baseline", "avx2", "avx512"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once per instruction set, with the kernels of that set."""
-    before = _core.active_isa()
     try:
-        blasformer.use_isa(request.param)
+        scope = blasformer.use_isa(request.param)
     except ValueError as reason:
         pytest.skip(str(reason))
-    yield request.param
-    blasformer.use_isa(before)
+    with scope:
+        yield request.param
 
 
 @pytest.fixture(params=[1, 2, 3])
