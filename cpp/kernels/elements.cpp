@@ -36,8 +36,8 @@ bool is_dense(const View& merged_view) {
   return merged_view.rank == 1 && (merged_view.stride[0] == 1 || merged_view.shape[0] <= 1);
 }
 
-// Calls run(offset, stride, position, n) for the pieces of one stride that make up elements [first, first + count):
-// element position + i is at offset + i * stride.
+// Calls run(offset, stride, position, n) for the pieces of one stride that make up elements [first, first +
+// count): element position + i is at offset + i * stride.
 template <class View, class Run>
 void for_each_run(const View& view, Index first, Index count, Run run) {
   Index index[kMaxRank];
@@ -91,7 +91,8 @@ using Half = std::uint16_t;
 // Calls step(first, count) for pieces of at most kConvertBlock elements.
 template <class Step>
 void in_pieces(Index count, Step step) {
-  for (Index first = 0; first < count; first += kConvertBlock) step(first, std::min(kConvertBlock, count - first));
+  for (Index first = 0; first < count; first += kConvertBlock)
+    step(first, std::min(kConvertBlock, count - first));
 }
 
 void read_halves(const ArrayView& view, Index first, Index count, float* target) {
@@ -130,26 +131,28 @@ View dense_view(Pointer data, DType dtype) {
 }  // namespace
 
 template <class T>
-Elements<T>::Elements(const T* dense) : view_(dense_view<ArrayView>(dense, dtype_of<T>())) {}
+Elements<T>::Elements(const T* dense) : view_(dense_view<ArrayView>(dense, dtype_of<T>())), dense_(true) {}
 
 template <class T>
-Elements<T>::Elements(const ArrayView& view) : view_(merged(view)) {}
+Elements<T>::Elements(const ArrayView& view)
+    : view_(merged(view)), dense_(is_dense(view_) && view.dtype == dtype_of<T>()) {}
 
 template <class T>
 const T* Elements<T>::read(Index first, Index count, T* buffer) const {
+  if (dense_) return static_cast<const T*>(view_.data) + first;
   if constexpr (dtype_of<T>() == DType::float32) {
     if (view_.dtype != DType::float32) {
       read_halves(view_, first, count, buffer);
       return buffer;
     }
   }
-  if (is_dense(view_)) return static_cast<const T*>(view_.data) + first;
   gather(view_, first, count, buffer);
   return buffer;
 }
 
 template <class T>
-MutableElements<T>::MutableElements(T* dense) : view_(dense_view<MutableArrayView>(dense, dtype_of<T>())), dense_(true) {}
+MutableElements<T>::MutableElements(T* dense)
+    : view_(dense_view<MutableArrayView>(dense, dtype_of<T>())), dense_(true) {}
 
 template <class T>
 MutableElements<T>::MutableElements(const MutableArrayView& view)

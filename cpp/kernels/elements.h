@@ -11,19 +11,22 @@ constexpr bool is_computed_in(DType dtype) {
   return (dtype == DType::float64) == (dtype_of<T>() == DType::float64);
 }
 
-// The elements of an array in row-major order, in blocks of type T: where they lie if the array is dense and of that type,
-// otherwise gathered, and half types widened, into a buffer. The array is borrowed.
+// The elements of an array in row-major order, in blocks of type T: where they lie if the array is dense and
+// of that type, otherwise gathered, and half types widened, into a buffer. The array is borrowed.
 template <class T>
 class Elements {
  public:
   explicit Elements(const T* dense);
   explicit Elements(const ArrayView& view);  // is_computed_in<T>(view.dtype)
 
+  // The first element, if all elements lie where they are needed; otherwise null.
+  const T* in_place() const { return dense_ ? static_cast<const T*>(view_.data) : nullptr; }
   // Elements [first, first + count). buffer, for count elements, is used only if needed.
   const T* read(Index first, Index count, T* buffer) const;
 
  private:
   ArrayView view_;  // neighbouring axes with one common stride are merged
+  bool dense_;
 };
 
 // The same for writing.

@@ -4,8 +4,8 @@
 
 namespace blasformer {
 
-// The elementary functions that kernels are made of, one by one and for whole arrays: their accuracy is tested here, for
-// every instruction set. y[i] = f(x[i]).
+// The elementary functions that kernels are made of, one by one and for whole arrays: their accuracy is
+// tested here, for every instruction set. y[i] = f(x[i]).
 template <class T>
 struct MathKernels {
   using Function = void (*)(const T* x, Index size, T* y);

@@ -15,21 +15,23 @@ struct RowKernels {
   using Elementwise = void (*)(const T* x, Index size, T* y);
   Elementwise relu, gelu, gelu_tanh, gelu_sigmoid, silu;
 
-  // x and y (rows, features); weight, bias, mean, reciprocal_std and reciprocal_rms may be null. See layers/layer_norm.h and
-  // layers/rms_norm.h.
-  void (*layer_norm)(const T* x, Index rows, Index features, const T* weight, const T* bias, double eps, T* y, T* mean,
-                     T* reciprocal_std);
-  void (*rms_norm)(const T* x, Index rows, Index features, const T* weight, double eps, T* y, T* reciprocal_rms);
+  // x and y (rows, features); weight, bias, mean, reciprocal_std and reciprocal_rms may be null. See
+  // layers/layer_norm.h and layers/rms_norm.h.
+  void (*layer_norm)(const T* x, Index rows, Index features, const T* weight, const T* bias, double eps, T* y,
+                     T* mean, T* reciprocal_std);
+  void (*rms_norm)(const T* x, Index rows, Index features, const T* weight, double eps, T* y,
+                   T* reciprocal_rms);
 
-  // y[r * y_stride + o] = sum_i x[r, i] weight[o, i] + bias[o] for few rows: x (rows, features), weight (outputs, features);
-  // bias may be null. Weights are read once and not packed. y is apart from the others.
-  void (*few_rows_linear)(const T* x, Index rows, Index features, const T* weight, const T* bias, Index outputs, T* y,
-                          Index y_stride);
+  // y[r * y_stride + o] = sum_i x[r, i] weight[o, i] + bias[o] for few rows: x (rows, features), weight
+  // (outputs, features); bias may be null. Weights are read once and not packed. y is apart from the others.
+  void (*few_rows_linear)(const T* x, Index rows, Index features, const T* weight, const T* bias,
+                          Index outputs, T* y, Index y_stride);
 
   // cosine[i], sine[i] of position * frequency[i].
   void (*cosine_sine)(double position, const double* frequency, Index size, T* cosine, T* sine);
 
-  // Rotates the pairs (x[2 i], x[2 i + 1]), or (x[i], x[i + pairs]), by the angles whose cosine and sine are given.
+  // Rotates the pairs (x[2 i], x[2 i + 1]), or (x[i], x[i + pairs]), by the angles whose cosine and sine are
+  // given.
   using Rotate = void (*)(const T* x, const T* cosine, const T* sine, Index pairs, T* y);
   Rotate rotate_interleaved, rotate_halves;
 };

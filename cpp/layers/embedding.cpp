@@ -17,8 +17,8 @@ void require_ids_in_range(const std::int64_t* ids, Index count, Index num_embedd
   const std::int64_t* wrong =
       std::find_if(ids, ids + count, [=](std::int64_t id) { return id < 0 || id >= num_embeddings; });
   if (wrong != ids + count) {
-    fail<std::out_of_range>("ids must be in [0, ", num_embeddings, ") to select rows of weight, got ", *wrong, " at position ",
-                            wrong - ids);
+    fail<std::out_of_range>("ids must be in [0, ", num_embeddings, ") to select rows of weight, got ", *wrong,
+                            " at position ", wrong - ids);
   }
 }
 

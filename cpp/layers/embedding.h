@@ -10,15 +10,17 @@
 
 namespace blasformer {
 
-// y[i] = weight[ids[i]]: weight (num_embeddings, embedding_dim), of any type and strides; ids (count,); y (count,
-// embedding_dim), dense and of weight's type.
-// Throws std::out_of_range, before anything is written, if an id is not in [0, num_embeddings).
+// y[i] = weight[ids[i]]: weight (num_embeddings, embedding_dim), of any type and strides; ids (count,); y
+// (count, embedding_dim), dense and of weight's type. Throws std::out_of_range, before anything is written,
+// if an id is not in [0, num_embeddings).
 void embedding(const std::int64_t* ids, Index count, const ArrayView& weight, void* y);
 
 // The same for a dense weight.
 template <class T>
-void embedding(const std::int64_t* ids, Index count, const T* weight, Index num_embeddings, Index embedding_dim, T* y) {
-  embedding(ids, count, ArrayView{weight, dtype_of<T>(), 2, {num_embeddings, embedding_dim}, {embedding_dim, 1}}, y);
+void embedding(const std::int64_t* ids, Index count, const T* weight, Index num_embeddings,
+               Index embedding_dim, T* y) {
+  embedding(ids, count,
+            ArrayView{weight, dtype_of<T>(), 2, {num_embeddings, embedding_dim}, {embedding_dim, 1}}, y);
 }
 
 // A vector for each id: ids (...) give (..., embedding_dim).

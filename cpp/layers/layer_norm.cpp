@@ -15,10 +15,11 @@ void layer_norm(const Elements<T>& x, Index rows, Index features, const T* weigh
                 const MutableElements<T>& y, T* mean, T* reciprocal_std) {
   const auto kernel = row_kernels<T>().layer_norm;
   const double nanoseconds = sizeof(T) == 4 ? 0.4 : 0.8;
-  for_each_row_block(x, rows, features, y, nanoseconds, [=](const T* source, Index first, Index count, T* target) {
-    kernel(source, count, features, weight, bias, eps, target, mean ? mean + first : nullptr,
-           reciprocal_std ? reciprocal_std + first : nullptr);
-  });
+  for_each_row_block(
+      x, rows, features, y, nanoseconds, [=](const T* source, Index first, Index count, T* target) {
+        kernel(source, count, features, weight, bias, eps, target, mean ? mean + first : nullptr,
+               reciprocal_std ? reciprocal_std + first : nullptr);
+      });
 }
 
 template void layer_norm(const Elements<float>&, Index, Index, const float*, const float*, double,

@@ -13,7 +13,8 @@ namespace blasformer {
 
 namespace {
 
-// Up to so many rows, reading the weights once takes longer than the products, and packing them for BLAS longer still.
+// Up to so many rows, reading the weights once takes longer than the products, and packing them for BLAS
+// longer still.
 Index few_rows(Index in_features) { return in_features < 128 ? 8 : 16; }
 
 constexpr Index kFewRowsOutputs = 64;  // outputs per task
@@ -24,7 +25,9 @@ struct PanelShape {
 };
 
 // The extent cut evenly into parts of at most `largest`, a multiple of 16 for the kernels of BLAS.
-Index even_part(Index extent, Index largest) { return round_up(ceil_div(extent, ceil_div(extent, largest)), 16); }
+Index even_part(Index extent, Index largest) {
+  return round_up(ceil_div(extent, ceil_div(extent, largest)), 16);
+}
 
 PanelShape panel_shape(Index rows, Index outputs) {
   constexpr PanelShape small{256, 192}, large{512, 384};
@@ -37,21 +40,23 @@ PanelShape panel_shape(Index rows, Index outputs) {
 template <class T>
 double product_time(Index m, Index n, Index k) {
   const double flops_per_nanosecond = sizeof(T) == 4 ? 100 : 50;
-  return 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k) / flops_per_nanosecond;
+  return 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k) /
+         flops_per_nanosecond;
 }
 
 }  // namespace
 
 template <class T>
-void linear(const T* x, Index rows, Index in_features, WeightView<T> weight, const T* bias, Index out_features, T* y) {
+void linear(const T* x, Index rows, Index in_features, WeightView<T> weight, const T* bias,
+            Index out_features, T* y) {
   if (rows == 0 || out_features == 0) return;
   if (rows <= few_rows(in_features) && !weight.transposed && weight.stride == in_features) {
     const auto kernel = row_kernels<T>().few_rows_linear;
     const double work = product_time<T>(std::max<Index>(rows, 4), out_features, in_features);
     parallel_for(ceil_div(out_features, kFewRowsOutputs), work, [&](Index task, int) {
       const Index first = task * kFewRowsOutputs, count = std::min(kFewRowsOutputs, out_features - first);
-      kernel(x, rows, in_features, weight.data + first * in_features, bias ? bias + first : nullptr, count, y + first,
-             out_features);
+      kernel(x, rows, in_features, weight.data + first * in_features, bias ? bias + first : nullptr, count,
+             y + first, out_features);
     });
     return;
   }
@@ -68,8 +73,8 @@ void linear(const T* x, Index rows, Index in_features, WeightView<T> weight, con
     // weight^T is (in_features, out_features): dense rows of weight are its columns.
     const auto transpose = weight.transposed ? blas::Transpose::no : blas::Transpose::yes;
     const T* first_weight = weight.data + output * (weight.transposed ? 1 : weight.stride);
-    blas::gemm(blas::Transpose::no, transpose, m, n, in_features, T(1), x + row * in_features, in_features, first_weight,
-               weight.stride, T(bias ? 1 : 0), target, out_features);
+    blas::gemm(blas::Transpose::no, transpose, m, n, in_features, T(1), x + row * in_features, in_features,
+               first_weight, weight.stride, T(bias ? 1 : 0), target, out_features);
   });
 }
 

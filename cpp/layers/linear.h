@@ -14,14 +14,16 @@ struct WeightView {
   bool transposed = false;
 };
 
-// y = x weight^T + bias: x (rows, in_features) and y (rows, out_features), dense; bias (out_features,) or null. y is apart
-// from the others.
+// y = x weight^T + bias: x (rows, in_features) and y (rows, out_features), dense; bias (out_features,) or
+// null. y is apart from the others.
 template <class T>
-void linear(const T* x, Index rows, Index in_features, WeightView<T> weight, const T* bias, Index out_features, T* y);
+void linear(const T* x, Index rows, Index in_features, WeightView<T> weight, const T* bias,
+            Index out_features, T* y);
 
 // The same for a dense weight.
 template <class T>
-void linear(const T* x, Index rows, Index in_features, const T* weight, const T* bias, Index out_features, T* y) {
+void linear(const T* x, Index rows, Index in_features, const T* weight, const T* bias, Index out_features,
+            T* y) {
   linear(x, rows, in_features, WeightView<T>{weight, in_features}, bias, out_features, y);
 }
 

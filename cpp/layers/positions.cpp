@@ -13,8 +13,9 @@ namespace {
 
 std::vector<double> frequencies(Index d_model, SinusoidLayout layout) {
   const Index half = d_model / 2;
-  const double last = layout == SinusoidLayout::interleaved ? static_cast<double>(half)
-                                                            : static_cast<double>(std::max<Index>(half - 1, 1));
+  const double last = layout == SinusoidLayout::interleaved
+                          ? static_cast<double>(half)
+                          : static_cast<double>(std::max<Index>(half - 1, 1));
   std::vector<double> result(static_cast<std::size_t>(half));
   for (Index i = 0; i < half; ++i) {
     result[static_cast<std::size_t>(i)] = std::pow(10000.0, -static_cast<double>(i) / last);
@@ -25,7 +26,8 @@ std::vector<double> frequencies(Index d_model, SinusoidLayout layout) {
 }  // namespace
 
 template <class T>
-void sinusoidal_positions(Index length, Index d_model, SinusoidLayout layout, std::int64_t first, T* y) {
+void sinusoidal_positions(Index length, Index d_model, SinusoidLayout layout, std::int64_t first,
+                          const MutableElements<T>& y) {
   const Index half = d_model / 2;
   const std::vector<double> frequency = frequencies(d_model, layout);
   const auto cosine_sine = row_kernels<T>().cosine_sine;
@@ -33,10 +35,11 @@ void sinusoidal_positions(Index length, Index d_model, SinusoidLayout layout, st
   const double work = 3 * static_cast<double>(length) * static_cast<double>(d_model);
   parallel_for(ceil_div(length, kPositionsPerTask), work, [&](Index task, int) {
     std::vector<T> cosine(static_cast<std::size_t>(half)), sine(static_cast<std::size_t>(half));
+    std::vector<T> buffer(static_cast<std::size_t>(d_model));
     const Index end = std::min(length, (task + 1) * kPositionsPerTask);
     for (Index r = task * kPositionsPerTask; r < end; ++r) {
       cosine_sine(static_cast<double>(first + r), frequency.data(), half, cosine.data(), sine.data());
-      T* row = y + r * d_model;
+      T* row = y.place(r * d_model, buffer.data());
       if (layout == SinusoidLayout::concatenated) {
         std::copy(sine.begin(), sine.end(), row);
         std::copy(cosine.begin(), cosine.end(), row + half);
@@ -46,11 +49,13 @@ void sinusoidal_positions(Index length, Index d_model, SinusoidLayout layout, st
           row[2 * i + 1] = cosine[static_cast<std::size_t>(i)];
         }
       }
+      y.write(r * d_model, d_model, row);
     }
   });
 }
 
-template void sinusoidal_positions(Index, Index, SinusoidLayout, std::int64_t, float*);
-template void sinusoidal_positions(Index, Index, SinusoidLayout, std::int64_t, double*);
+template void sinusoidal_positions(Index, Index, SinusoidLayout, std::int64_t, const MutableElements<float>&);
+template void sinusoidal_positions(Index, Index, SinusoidLayout, std::int64_t,
+                                   const MutableElements<double>&);
 
 }  // namespace blasformer

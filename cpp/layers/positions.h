@@ -3,15 +3,25 @@
 #include <cstdint>
 
 #include "core/index.h"
+#include "kernels/elements.h"
 
 namespace blasformer {
 
-// interleaved   features 2 i and 2 i + 1 are sin and cos of position * 10000^(-2 i / d_model) (Vaswani et al. 2017)
-// concatenated  all sines, then all cosines; frequencies 10000^(-i / (d_model / 2 - 1)) (tensor2tensor, fairseq, Whisper)
+// interleaved   features 2 i and 2 i + 1 are sin and cos of position * 10000^(-2 i / d_model)
+//               (Vaswani et al. 2017)
+// concatenated  all sines, then all cosines; frequencies 10000^(-i / (d_model / 2 - 1))
+//               (tensor2tensor, fairseq, Whisper)
 enum class SinusoidLayout { interleaved, concatenated };
 
-// y (length, d_model), dense: row r encodes position first + r. d_model is even. Computed in double.
+// y (length, d_model): row r encodes position first + r. d_model is even. Computed in double.
 template <class T>
-void sinusoidal_positions(Index length, Index d_model, SinusoidLayout layout, std::int64_t first, T* y);
+void sinusoidal_positions(Index length, Index d_model, SinusoidLayout layout, std::int64_t first,
+                          const MutableElements<T>& y);
+
+// The same for a dense array.
+template <class T>
+void sinusoidal_positions(Index length, Index d_model, SinusoidLayout layout, std::int64_t first, T* y) {
+  sinusoidal_positions(length, d_model, layout, first, MutableElements<T>(y));
+}
 
 }  // namespace blasformer

@@ -11,18 +11,21 @@
 namespace blasformer {
 
 template <class T>
-void rms_norm(const Elements<T>& x, Index rows, Index features, const T* weight, double eps, const MutableElements<T>& y,
-              T* reciprocal_rms) {
+void rms_norm(const Elements<T>& x, Index rows, Index features, const T* weight, double eps,
+              const MutableElements<T>& y, T* reciprocal_rms) {
   const auto kernel = row_kernels<T>().rms_norm;
   const double nanoseconds = sizeof(T) == 4 ? 0.3 : 0.6;
-  for_each_row_block(x, rows, features, y, nanoseconds, [=](const T* source, Index first, Index count, T* target) {
-    kernel(source, count, features, weight, eps, target, reciprocal_rms ? reciprocal_rms + first : nullptr);
-  });
+  for_each_row_block(x, rows, features, y, nanoseconds,
+                     [=](const T* source, Index first, Index count, T* target) {
+                       kernel(source, count, features, weight, eps, target,
+                              reciprocal_rms ? reciprocal_rms + first : nullptr);
+                     });
 }
 
-template void rms_norm(const Elements<float>&, Index, Index, const float*, double, const MutableElements<float>&, float*);
-template void rms_norm(const Elements<double>&, Index, Index, const double*, double, const MutableElements<double>&,
-                       double*);
+template void rms_norm(const Elements<float>&, Index, Index, const float*, double,
+                       const MutableElements<float>&, float*);
+template void rms_norm(const Elements<double>&, Index, Index, const double*, double,
+                       const MutableElements<double>&, double*);
 
 template <class T>
 RMSNorm<T>::RMSNorm(Shape normalized_shape_, double eps_, bool with_weight)

@@ -7,15 +7,17 @@
 
 namespace blasformer {
 
-// y = x / sqrt(mean(x^2) + eps) * weight for each row of x (Zhang and Sennrich 2019). x and y are (rows, features); y may
-// be x. weight is (features,) or null. reciprocal_rms, (rows,) or null, receives what backward needs.
+// y = x / sqrt(mean(x^2) + eps) * weight for each row of x (Zhang and Sennrich 2019). x and y are (rows,
+// features); y may be x. weight is (features,) or null. reciprocal_rms, (rows,) or null, receives what
+// backward needs.
 template <class T>
-void rms_norm(const Elements<T>& x, Index rows, Index features, const T* weight, double eps, const MutableElements<T>& y,
-              T* reciprocal_rms = nullptr);
+void rms_norm(const Elements<T>& x, Index rows, Index features, const T* weight, double eps,
+              const MutableElements<T>& y, T* reciprocal_rms = nullptr);
 
 // The same for dense arrays.
 template <class T>
-void rms_norm(const T* x, Index rows, Index features, const T* weight, double eps, T* y, T* reciprocal_rms = nullptr) {
+void rms_norm(const T* x, Index rows, Index features, const T* weight, double eps, T* y,
+              T* reciprocal_rms = nullptr) {
   rms_norm(Elements<T>(x), rows, features, weight, eps, MutableElements<T>(y), reciprocal_rms);
 }
 

@@ -22,7 +22,8 @@ struct Rotations {
     const Index pairs = dims / 2;
     std::vector<double> frequency(static_cast<std::size_t>(pairs));
     for (Index i = 0; i < pairs; ++i) {
-      frequency[static_cast<std::size_t>(i)] = std::pow(base, -2 * static_cast<double>(i) / static_cast<double>(dims));
+      frequency[static_cast<std::size_t>(i)] =
+          std::pow(base, -2 * static_cast<double>(i) / static_cast<double>(dims));
     }
     const auto kernel = row_kernels<T>().cosine_sine;
     constexpr Index kPositionsPerTask = 64;
@@ -41,24 +42,25 @@ struct Rotations {
 
 template <class T>
 void rotary_embedding(const Elements<T>& x, Index batch, Index heads, Index length, Index head_dim,
-                      const std::int64_t* positions, bool positions_per_batch, double base, RotaryPairs pairs, Index dims,
-                      const MutableElements<T>& y) {
+                      const std::int64_t* positions, bool positions_per_batch, double base, RotaryPairs pairs,
+                      Index dims, const MutableElements<T>& y) {
   const Rotations<T> rotations(positions, (positions_per_batch ? batch : 1) * length, base, dims);
   const RowKernels<T>& kernels = row_kernels<T>();
   const auto rotate = pairs == RotaryPairs::interleaved ? kernels.rotate_interleaved : kernels.rotate_halves;
-  for_each_row_block(x, batch * heads * length, head_dim, y, 0.5, [&](const T* source, Index first, Index count, T* target) {
-    for (Index row = first; row < first + count; ++row, source += head_dim, target += head_dim) {
-      const Index entry = row / (heads * length);
-      const Index place = ((positions_per_batch ? entry * length : 0) + row % length) * (dims / 2);
-      rotate(source, rotations.cosine.data() + place, rotations.sine.data() + place, dims / 2, target);
-      if (source != target) std::copy(source + dims, source + head_dim, target + dims);
-    }
-  });
+  for_each_row_block(
+      x, batch * heads * length, head_dim, y, 0.5, [&](const T* source, Index first, Index count, T* target) {
+        for (Index row = first; row < first + count; ++row, source += head_dim, target += head_dim) {
+          const Index entry = row / (heads * length);
+          const Index place = ((positions_per_batch ? entry * length : 0) + row % length) * (dims / 2);
+          rotate(source, rotations.cosine.data() + place, rotations.sine.data() + place, dims / 2, target);
+          if (source != target) std::copy(source + dims, source + head_dim, target + dims);
+        }
+      });
 }
 
-template void rotary_embedding(const Elements<float>&, Index, Index, Index, Index, const std::int64_t*, bool, double,
-                               RotaryPairs, Index, const MutableElements<float>&);
-template void rotary_embedding(const Elements<double>&, Index, Index, Index, Index, const std::int64_t*, bool, double,
-                               RotaryPairs, Index, const MutableElements<double>&);
+template void rotary_embedding(const Elements<float>&, Index, Index, Index, Index, const std::int64_t*, bool,
+                               double, RotaryPairs, Index, const MutableElements<float>&);
+template void rotary_embedding(const Elements<double>&, Index, Index, Index, Index, const std::int64_t*, bool,
+                               double, RotaryPairs, Index, const MutableElements<double>&);
 
 }  // namespace blasformer

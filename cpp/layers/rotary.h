@@ -7,23 +7,25 @@
 
 namespace blasformer {
 
-// Which features turn together: (2 i, 2 i + 1), as in GPT-J and the first Llama, or (i, i + dims / 2), as in GPT-NeoX.
+// Which features turn together: (2 i, 2 i + 1), as in GPT-J and the first Llama, or (i, i + dims / 2), as in
+// GPT-NeoX.
 enum class RotaryPairs { interleaved, halves };
 
-// Rotates pair i of the first dims features of x by the angle position * base^(-2 i / dims) (Su et al. 2021); the rest is
-// copied. x and y are (batch, heads, length, head_dim); y may be x. positions are (length,), or (batch, length) if
-// positions_per_batch. dims is even. Angles, sines and cosines are computed in double.
+// Rotates pair i of the first dims features of x by the angle position * base^(-2 i / dims) (Su et al. 2021);
+// the rest is copied. x and y are (batch, heads, length, head_dim); y may be x. positions are (length,), or
+// (batch, length) if positions_per_batch. dims is even. Angles, sines and cosines are computed in double.
 template <class T>
 void rotary_embedding(const Elements<T>& x, Index batch, Index heads, Index length, Index head_dim,
-                      const std::int64_t* positions, bool positions_per_batch, double base, RotaryPairs pairs, Index dims,
-                      const MutableElements<T>& y);
+                      const std::int64_t* positions, bool positions_per_batch, double base, RotaryPairs pairs,
+                      Index dims, const MutableElements<T>& y);
 
 // The same for dense arrays.
 template <class T>
-void rotary_embedding(const T* x, Index batch, Index heads, Index length, Index head_dim, const std::int64_t* positions,
-                      bool positions_per_batch, double base, RotaryPairs pairs, Index dims, T* y) {
-  rotary_embedding(Elements<T>(x), batch, heads, length, head_dim, positions, positions_per_batch, base, pairs, dims,
-                   MutableElements<T>(y));
+void rotary_embedding(const T* x, Index batch, Index heads, Index length, Index head_dim,
+                      const std::int64_t* positions, bool positions_per_batch, double base, RotaryPairs pairs,
+                      Index dims, T* y) {
+  rotary_embedding(Elements<T>(x), batch, heads, length, head_dim, positions, positions_per_batch, base,
+                   pairs, dims, MutableElements<T>(y));
 }
 
 }  // namespace blasformer

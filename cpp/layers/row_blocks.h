@@ -9,15 +9,15 @@
 
 namespace blasformer {
 
-// Rows are processed in blocks of about this many elements: enough to make handing out a task cheap, few enough to stay in
-// the first-level caches between gathering, computing and writing back.
+// Rows are processed in blocks of about this many elements: enough to make handing out a task cheap, few
+// enough to stay in the first-level caches between gathering, computing and writing back.
 constexpr Index kRowBlockElements = 8192;
 
-// Calls body(x, first_row, rows, y), in parallel, for dense blocks of whole rows of `length` elements each; y may be x.
-// nanoseconds: the estimated time per element on one core.
+// Calls body(x, first_row, rows, y), in parallel, for dense blocks of whole rows of `length` elements each; y
+// may be x. nanoseconds: the estimated time per element on one core.
 template <class T, class Body>
-void for_each_row_block(const Elements<T>& x, Index rows, Index length, const MutableElements<T>& y, double nanoseconds,
-                        Body body) {
+void for_each_row_block(const Elements<T>& x, Index rows, Index length, const MutableElements<T>& y,
+                        double nanoseconds, Body body) {
   if (rows == 0 || length == 0) return;
   const Index block_rows = std::clamp<Index>(kRowBlockElements / length, 1, rows);
   const double work = nanoseconds * static_cast<double>(rows) * static_cast<double>(length);

@@ -16,6 +16,19 @@ from ._core import __version__
 from ._machine import show_config, use_isa
 from ._precision import precision
 from ._threads import get_num_threads, num_threads, set_num_threads
+from .functional import (
+    embedding,
+    gelu,
+    layer_norm,
+    linear,
+    log_softmax,
+    relu,
+    rms_norm,
+    rotary_embedding,
+    silu,
+    sinusoidal_positions,
+    softmax,
+)
 
 __all__ = [
     "AttentionGrads",
@@ -26,13 +39,24 @@ __all__ = [
     "attention_backward",
     "attention_forward",
     "attention_plan",
+    "embedding",
     "explain_mask",
+    "gelu",
     "get_num_threads",
+    "layer_norm",
+    "linear",
+    "log_softmax",
     "nn",
     "num_threads",
     "precision",
+    "relu",
+    "rms_norm",
+    "rotary_embedding",
     "scaled_dot_product_attention",
     "set_num_threads",
     "show_config",
+    "silu",
+    "sinusoidal_positions",
+    "softmax",
     "use_isa",
 ]

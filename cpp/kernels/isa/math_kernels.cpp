@@ -10,14 +10,17 @@ namespace {
 template <class T>
 constexpr MathKernels<T> kMathKernels = {
     .exp = [](const T* x, Index size, T* y) { map(x, size, y, [](auto v) { return exp<T>(v); }); },
-    .exp_nonpositive = [](const T* x, Index size, T* y) { map(x, size, y, [](auto v) { return exp_nonpositive<T>(v); }); },
-    .exp2_nonpositive = [](const T* x, Index size, T* y) { map(x, size, y, [](auto v) { return exp2_nonpositive<T>(v); }); },
+    .exp_nonpositive = [](const T* x, Index size,
+                          T* y) { map(x, size, y, [](auto v) { return exp_nonpositive<T>(v); }); },
+    .exp2_nonpositive = [](const T* x, Index size,
+                           T* y) { map(x, size, y, [](auto v) { return exp2_nonpositive<T>(v); }); },
     .tanh = [](const T* x, Index size, T* y) { map(x, size, y, [](auto v) { return tanh<T>(v); }); },
     .sigmoid =
         [](const T* x, Index size, T* y) {
           map(x, size, y, [](auto v) { return times_sigmoid<T>(Simd<T>::broadcast(T(1)), v); });
         },
-    .gelu = [](const T* x, Index size, T* y) { map(x, size, y, [](auto v) { return times_normal_cdf<T>(v); }); },
+    .gelu = [](const T* x, Index size,
+               T* y) { map(x, size, y, [](auto v) { return times_normal_cdf<T>(v); }); },
 };
 
 }  // namespace
@@ -26,8 +29,12 @@ template <class T>
 const MathKernels<T>& math_kernels();
 
 template <>
-const MathKernels<float>& math_kernels() { return kMathKernels<float>; }
+const MathKernels<float>& math_kernels() {
+  return kMathKernels<float>;
+}
 template <>
-const MathKernels<double>& math_kernels() { return kMathKernels<double>; }
+const MathKernels<double>& math_kernels() {
+  return kMathKernels<double>;
+}
 
 }  // namespace blasformer::BLASFORMER_ISA

@@ -1,6 +1,6 @@
 #include "kernels/row_kernels.h"
 
-#include <math.h>  // ::log and friends: plain functions, where <cmath> would bring inline ones that linking may share
+#include <math.h>  // plain functions, where <cmath> would bring inline ones that the linker may share
 
 #include "kernels/isa/map.h"
 #include "kernels/isa/vector_math.h"
@@ -36,12 +36,12 @@ T largest(const T* x, Index n) {
   return S::largest(S::max(S::max(a, b), S::max(c, d)));
 }
 
-// Rounding errors of a sum grow with the number of terms: rows are summed in blocks of this many elements, each of which runs in
-// several vectors of partial sums, and the sums of blocks are added in double.
+// Rounding errors of a sum grow with the number of terms: rows are summed in blocks of this many elements,
+// each of which runs in several vectors of partial sums, and the sums of blocks are added in double.
 constexpr Index kSumBlock = 4096;
 
-// The sum over i of term(i, n): the vector of the terms i .. i + n - 1, with zeros behind them; n is the number of lanes but
-// for the last.
+// The sum over i of term(i, n): the vector of the terms i .. i + n - 1, with zeros behind them; n is the
+// number of lanes but for the last.
 template <class T, class Term>
 double sum(Index size, Term term) {
   using S = Simd<T>;
@@ -107,8 +107,8 @@ void log_softmax(const T* x, Index rows, Index length, T* y) {
   }
 }
 
-// Mean squares outside of this range are computed from a row multiplied by a power of two, which brings every row that is not
-// degenerate into it: squares neither overflow nor lose bits to denormals.
+// Mean squares outside of this range are computed from a row multiplied by a power of two, which brings every
+// row that is not degenerate into it: squares neither overflow nor lose bits to denormals.
 template <class T>
 struct MeanSquareRange;
 template <>
@@ -149,16 +149,21 @@ inline void scale_and_shift(const T* x, Index n, const T* weight, const T* bias,
       store_lanes(y + i, S::fma(v, load_lanes(weight + i, k), load_lanes(bias + i, k)), k);
     });
   } else if (weight) {
-    each([=](Index i, Index k) { store_lanes(y + i, term(load_lanes(x + i, k)) * load_lanes(weight + i, k), k); });
+    each([=](Index i, Index k) {
+      store_lanes(y + i, term(load_lanes(x + i, k)) * load_lanes(weight + i, k), k);
+    });
   } else if (bias) {
-    each([=](Index i, Index k) { store_lanes(y + i, term(load_lanes(x + i, k)) + load_lanes(bias + i, k), k); });
+    each([=](Index i, Index k) {
+      store_lanes(y + i, term(load_lanes(x + i, k)) + load_lanes(bias + i, k), k);
+    });
   } else {
     each([=](Index i, Index k) { store_lanes(y + i, term(load_lanes(x + i, k)), k); });
   }
 }
 
-// The mean is first computed roughly, then corrected by the mean of the differences from it: what rounding took from the sum
-// of a row of large elements comes back. The variance is that of the differences (Chan, Golub and LeVeque 1983).
+// The mean is first computed roughly, then corrected by the mean of the differences from it: what rounding
+// took from the sum of a row of large elements comes back. The variance is that of the differences (Chan,
+// Golub and LeVeque 1983).
 template <class T>
 struct Moments {
   T rough_mean;
@@ -170,24 +175,27 @@ template <class T>
 Moments<T> moments(const T* x, Index n) {
   using S = Simd<T>;
   const double count = static_cast<double>(n);
-  const T rough_mean = static_cast<T>(sum<T>(n, [x](Index i, Index k) { return load_lanes(x + i, k); }) / count);
+  const T rough_mean =
+      static_cast<T>(sum<T>(n, [x](Index i, Index k) { return load_lanes(x + i, k); }) / count);
   const Vector<T> mean = S::broadcast(rough_mean);
   const auto centred = [x, mean](Index i, Index k) {
     const Vector<T> difference = load_lanes(x + i, k) - mean;
     return k == S::lanes ? difference : S::select(S::first(k), difference, S::zero());
   };
   const double correction = sum<T>(n, centred) / count;
-  const double mean_square = sum<T>(n, [centred](Index i, Index k) {
-                               const Vector<T> difference = centred(i, k);
-                               return difference * difference;
-                             }) / count;
+  const double mean_square = sum<T>(n,
+                                    [centred](Index i, Index k) {
+                                      const Vector<T> difference = centred(i, k);
+                                      return difference * difference;
+                                    }) /
+                             count;
   const double variance = mean_square - correction * correction;
   return {rough_mean, static_cast<T>(correction), variance < 0 ? 0 : variance};
 }
 
 template <class T>
-void layer_norm(const T* x, Index rows, Index features, const T* weight, const T* bias, double eps, T* y, T* mean,
-                T* reciprocal_std) {
+void layer_norm(const T* x, Index rows, Index features, const T* weight, const T* bias, double eps, T* y,
+                T* mean, T* reciprocal_std) {
   using S = Simd<T>;
   for (Index row = 0; row < rows; ++row, x += features, y += features) {
     const T* source = x;
@@ -203,17 +211,21 @@ void layer_norm(const T* x, Index rows, Index features, const T* weight, const T
     const Vector<T> r = S::broadcast(static_cast<T>(reciprocal));
     scale_and_shift(source, features, weight, bias, y,
                     [rough_mean, correction, r](auto v) { return ((v - rough_mean) - correction) * r; });
-    if (mean) mean[row] = static_cast<T>((static_cast<double>(m.rough_mean) + static_cast<double>(m.correction)) / factor);
+    if (mean)
+      mean[row] =
+          static_cast<T>((static_cast<double>(m.rough_mean) + static_cast<double>(m.correction)) / factor);
     if (reciprocal_std) reciprocal_std[row] = static_cast<T>(reciprocal * factor);
   }
 }
 
 template <class T>
 double mean_square(const T* x, Index n) {
-  return sum<T>(n, [x](Index i, Index k) {
-           const Vector<T> v = load_lanes(x + i, k);
-           return v * v;
-         }) / static_cast<double>(n);
+  return sum<T>(n,
+                [x](Index i, Index k) {
+                  const Vector<T> v = load_lanes(x + i, k);
+                  return v * v;
+                }) /
+         static_cast<double>(n);
 }
 
 template <class T>
@@ -234,7 +246,8 @@ void rms_norm(const T* x, Index rows, Index features, const T* weight, double ep
   }
 }
 
-// The products of a block of rows of x with a block of rows of weight, summed in vectors and then across them.
+// The products of a block of rows of x with a block of rows of weight, summed in vectors and then across
+// them.
 template <class T, Index rows, Index outputs>
 inline void dot_products(const T* x, Index features, const T* weight, const T* bias, T* y, Index y_stride) {
   using S = Simd<T>;
@@ -260,7 +273,8 @@ inline void dot_products(const T* x, Index features, const T* weight, const T* b
 
 // Each block of weights meets all rows of x before the next one is read.
 template <class T, Index outputs>
-inline void few_rows_block(const T* x, Index rows, Index features, const T* weight, const T* bias, T* y, Index y_stride) {
+inline void few_rows_block(const T* x, Index rows, Index features, const T* weight, const T* bias, T* y,
+                           Index y_stride) {
   Index r = 0;
   for (; r + 4 <= rows; r += 4) {
     dot_products<T, 4, outputs>(x + r * features, features, weight, bias, y + r * y_stride, y_stride);
@@ -276,8 +290,8 @@ inline void few_rows_block(const T* x, Index rows, Index features, const T* weig
 }
 
 template <class T>
-void few_rows_linear(const T* x, Index rows, Index features, const T* weight, const T* bias, Index outputs, T* y,
-                     Index y_stride) {
+void few_rows_linear(const T* x, Index rows, Index features, const T* weight, const T* bias, Index outputs,
+                     T* y, Index y_stride) {
 #if defined(BLASFORMER_ISA_avx512)
   constexpr Index block = 4;  // with 4 rows of x, 16 of 32 registers hold sums
 #else
@@ -285,16 +299,20 @@ void few_rows_linear(const T* x, Index rows, Index features, const T* weight, co
 #endif
   Index o = 0;
   for (; o + block <= outputs; o += block) {
-    few_rows_block<T, block>(x, rows, features, weight + o * features, bias ? bias + o : nullptr, y + o, y_stride);
+    few_rows_block<T, block>(x, rows, features, weight + o * features, bias ? bias + o : nullptr, y + o,
+                             y_stride);
   }
   for (; o < outputs; ++o) {
-    few_rows_block<T, 1>(x, rows, features, weight + o * features, bias ? bias + o : nullptr, y + o, y_stride);
+    few_rows_block<T, 1>(x, rows, features, weight + o * features, bias ? bias + o : nullptr, y + o,
+                         y_stride);
   }
 }
 
 template <class T>
 void relu(const T* x, Index size, T* y) {
-  map(x, size, y, [](auto v) { return Simd<T>::max(Simd<T>::zero(), v); });  // the second operand is returned when it is NaN
+  map(x, size, y, [](auto v) {
+    return Simd<T>::max(Simd<T>::zero(), v);
+  });  // the second operand is returned when it is NaN
 }
 
 template <class T>
@@ -392,8 +410,12 @@ template <class T>
 const RowKernels<T>& row_kernels();
 
 template <>
-const RowKernels<float>& row_kernels() { return kRowKernels<float>; }
+const RowKernels<float>& row_kernels() {
+  return kRowKernels<float>;
+}
 template <>
-const RowKernels<double>& row_kernels() { return kRowKernels<double>; }
+const RowKernels<double>& row_kernels() {
+  return kRowKernels<double>;
+}
 
 }  // namespace blasformer::BLASFORMER_ISA

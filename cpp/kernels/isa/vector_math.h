@@ -13,7 +13,8 @@ namespace {
 
 // Horner: c[0] + c[1] x + ... + c[n-1] x^(n-1), unrolled.
 template <class T, std::size_t n, std::size_t... i>
-inline typename Simd<T>::Vector horner(typename Simd<T>::Vector x, const T (&c)[n], std::index_sequence<i...>) {
+inline typename Simd<T>::Vector horner(typename Simd<T>::Vector x, const T (&c)[n],
+                                       std::index_sequence<i...>) {
   using S = Simd<T>;
   typename S::Vector y = S::broadcast(c[n - 1]);
   ((y = S::fma(y, x, S::broadcast(c[n - 2 - i]))), ...);
@@ -31,12 +32,14 @@ struct ExpConstants;
 template <>
 struct ExpConstants<float> {
   // 2^r on |r| <= 1/2, and (e^r - 1 - r) / r^2 on |r| <= ln(2)/2: powers right to 2.6e-9 before rounding.
-  static constexpr float exp2[] = {1.0f,           0.693147207f,    0.240226509f,   0.0555032657f,
+  static constexpr float exp2[] = {1.0f,           0.693147207f,   0.240226509f,   0.0555032657f,
                                    0.00961805611f, 0.00134006902f, 0.000154616715f};
-  static constexpr float exp_tail[] = {0.500000005f, 0.166664135f, 0.0416663504f, 0.00837529015f, 0.00139413130f};
-  static constexpr float log2_e = 1.44269504f, ln2_high = 0.693145752f, ln2_low = 1.42860677e-6f;  // high: 17 bits
-  static constexpr float lowest = -104.0f, highest = 89.0f, lowest_normal = -87.3365402f, exponent_min = -126.0f,
-                         tanh_is_one = 10.0f;
+  static constexpr float exp_tail[] = {0.500000005f, 0.166664135f, 0.0416663504f, 0.00837529015f,
+                                       0.00139413130f};
+  static constexpr float log2_e = 1.44269504f, ln2_high = 0.693145752f,
+                         ln2_low = 1.42860677e-6f;  // high: 17 bits
+  static constexpr float lowest = -104.0f, highest = 89.0f, lowest_normal = -87.3365402f,
+                         exponent_min = -126.0f, tanh_is_one = 10.0f;
 };
 
 template <>
@@ -54,20 +57,15 @@ struct ExpConstants<double> {
                                     1.0178056860960079893e-7,
                                     7.0742697874899043671e-9,
                                     4.4558581456653995736e-10};
-  static constexpr double exp_tail[] = {0.50000000000000187479,
-                                        0.16666666666666681084,
-                                        0.041666666666485284809,
-                                        0.0083333333333193844737,
-                                        0.0013888888953062143441,
-                                        0.00019841269890621825951,
-                                        0.000024801484683874898377,
-                                        2.7557240304585368334e-6,
-                                        2.7632934512696380806e-7,
-                                        2.5110264356893360632e-8};
+  static constexpr double exp_tail[] = {0.50000000000000187479,     0.16666666666666681084,
+                                        0.041666666666485284809,    0.0083333333333193844737,
+                                        0.0013888888953062143441,   0.00019841269890621825951,
+                                        0.000024801484683874898377, 2.7557240304585368334e-6,
+                                        2.7632934512696380806e-7,   2.5110264356893360632e-8};
   static constexpr double log2_e = 1.4426950408889634074, ln2_high = 0.69314718036912381649,
                           ln2_low = 1.9082149292705877e-10;  // high: 32 bits
-  static constexpr double lowest = -746.0, highest = 710.0, lowest_normal = -708.39641853226408, exponent_min = -1022.0,
-                          tanh_is_one = 20.0;
+  static constexpr double lowest = -746.0, highest = 710.0, lowest_normal = -708.39641853226408,
+                          exponent_min = -1022.0, tanh_is_one = 20.0;
 };
 
 // 2^x for x <= 0 or NaN; results below the smallest normal number are zero. Within 2 ulp in both types.
@@ -76,7 +74,8 @@ inline typename Simd<T>::Vector exp2_nonpositive(typename Simd<T>::Vector x) {
   using S = Simd<T>;
   using C = ExpConstants<T>;
 #if defined(BLASFORMER_ISA_avx512)
-  const auto bounded = S::max(S::broadcast(C::exponent_min - T(64)), x);  // the second operand is returned when it is NaN
+  const auto bounded =
+      S::max(S::broadcast(C::exponent_min - T(64)), x);  // the second operand is returned when it is NaN
   const auto n = S::round(bounded);
   const auto y = S::ldexp(polynomial<T>(bounded - n, C::exp2), n);
   return S::select(S::less(x, S::broadcast(C::exponent_min)), S::zero(), y);
@@ -88,7 +87,8 @@ inline typename Simd<T>::Vector exp2_nonpositive(typename Simd<T>::Vector x) {
 #endif
 }
 
-// x = n ln(2) + r with an integer n and |r| <= ln(2)/2; ln(2) is taken off in two parts (Cody and Waite 1980).
+// x = n ln(2) + r with an integer n and |r| <= ln(2)/2; ln(2) is taken off in two parts (Cody and Waite
+// 1980).
 template <class T>
 struct ReducedByLn2 {
   typename Simd<T>::Vector n, r;
@@ -121,10 +121,11 @@ inline typename Simd<T>::Vector exp(typename Simd<T>::Vector x) {
   return S::ldexp(exp_of_reduced<T>(r), n);
 }
 
-// e^(x + low) for x <= 0 or NaN and |low| below an ulp of x; results below the smallest normal number are zero. Within 2
-// ulp in both types.
+// e^(x + low) for x <= 0 or NaN and |low| below an ulp of x; results below the smallest normal number are
+// zero. Within 2 ulp in both types.
 template <class T>
-inline typename Simd<T>::Vector exp_nonpositive(typename Simd<T>::Vector x, typename Simd<T>::Vector low = Simd<T>::zero()) {
+inline typename Simd<T>::Vector exp_nonpositive(typename Simd<T>::Vector x,
+                                                typename Simd<T>::Vector low = Simd<T>::zero()) {
   using S = Simd<T>;
   using C = ExpConstants<T>;
   const auto bounded = S::max(S::broadcast(C::lowest_normal), x);
@@ -137,8 +138,8 @@ inline typename Simd<T>::Vector exp_nonpositive(typename Simd<T>::Vector x, type
   return S::select(S::less(x, S::broadcast(C::lowest_normal)), S::zero(), y);
 }
 
-// tanh x = e / (e + 2) with e = e^(2|x|) - 1 = 2^n (e^r - 1) + (2^n - 1), which loses nothing near zero; odd in every
-// bit. Within 3 ulp in both types.
+// tanh x = e / (e + 2) with e = e^(2|x|) - 1 = 2^n (e^r - 1) + (2^n - 1), which loses nothing near zero; odd
+// in every bit. Within 3 ulp in both types.
 template <class T>
 inline typename Simd<T>::Vector tanh(typename Simd<T>::Vector x) {
   using S = Simd<T>;
@@ -165,8 +166,8 @@ template <>
 struct NormalTailConstants<float> {
   // Phi(-a) e^(a^2/2) / t as a polynomial in 1 - 2 t, where t = 3 / (a + 3), on 0 <= a <= 13.5: to 1.2e-9.
   static constexpr float pole = 3.0f, is_zero = 13.5f, split = 4097.0f;
-  static constexpr float ratio[] = {0.243027897f,    -0.169777331f,  0.0766725677f,    -0.0157542083f,
-                                    -0.00348751818f, 0.00232295086f, 0.000341607067f,  -0.000343748386f,
+  static constexpr float ratio[] = {0.243027897f,    -0.169777331f,  0.0766725677f,   -0.0157542083f,
+                                    -0.00348751818f, 0.00232295086f, 0.000341607067f, -0.000343748386f,
                                     -8.14547324e-5f, 4.33213596e-5f, 1.78859672e-5f};
 };
 
@@ -175,16 +176,19 @@ struct NormalTailConstants<double> {
   // The same with t = 5 / (a + 5), on 0 <= a <= 39: to 1.2e-17.
   static constexpr double pole = 5.0, is_zero = 39.0, split = 134217729.0;
   static constexpr double ratio[] = {
-      0.1538386099500125917,      -0.13307650057801134112,    0.099061123193995287295,    -0.062706631334260808557,
-      0.033004073234076707095,    -0.013823727741264935213,   0.004159013359981082913,    -0.00059867535406260662881,
-      -0.00015957387973354441337, 0.00010897981266021726983,  -0.000011875145406454774053, -9.9525614995701956679e-6,
-      3.336242246423540223e-6,    7.9617646430274274869e-7,   -5.5385291460675433716e-7,  -6.7315632479582603171e-8,
-      8.6628781878971239955e-8,   8.4463348716013919251e-9,   -1.3190602589742049278e-8,  -1.8570061995352840766e-9,
-      1.5348598856255849947e-9,   3.4898475160128728496e-10,  -3.2590460107875161924e-11};
+      0.1538386099500125917,     -0.13307650057801134112,     0.099061123193995287295,
+      -0.062706631334260808557,  0.033004073234076707095,     -0.013823727741264935213,
+      0.004159013359981082913,   -0.00059867535406260662881,  -0.00015957387973354441337,
+      0.00010897981266021726983, -0.000011875145406454774053, -9.9525614995701956679e-6,
+      3.336242246423540223e-6,   7.9617646430274274869e-7,    -5.5385291460675433716e-7,
+      -6.7315632479582603171e-8, 8.6628781878971239955e-8,    8.4463348716013919251e-9,
+      -1.3190602589742049278e-8, -1.8570061995352840766e-9,   1.5348598856255849947e-9,
+      3.4898475160128728496e-10, -3.2590460107875161924e-11};
 };
 
-// x Phi(x), Phi the standard normal distribution function: 1 - Phi(a) for x = a >= 0 and Phi(-a) for x = -a, so that small
-// values keep their relative accuracy. Within 5 ulp in both types; values below the smallest normal number are zero.
+// x Phi(x), Phi the standard normal distribution function: 1 - Phi(a) for x = a >= 0 and Phi(-a) for x = -a,
+// so that small values keep their relative accuracy. Within 5 ulp in both types; values below the smallest
+// normal number are zero.
 template <class T>
 inline typename Simd<T>::Vector times_normal_cdf(typename Simd<T>::Vector x) {
   using S = Simd<T>;
@@ -211,12 +215,15 @@ constexpr double kLargestReducibleAngle = 1048576.0;
 inline SineCosine sine_cosine(Simd<double>::Vector x) {
   using S = Simd<double>;
   static constexpr double two_over_pi = 0.63661977236758134308;
-  static constexpr double half_pi[] = {0x1.921fb544p+0, 0x1.0b4611a6p-34, 0x1.3198a2e037073p-69};  // 33 bits, 33 bits, the rest
-  static constexpr double sine_tail[] = {-0.16666666666666666666,   0.0083333333333333314916,  -0.00019841269841265063715,
-                                         2.7557319219338108556e-6,  -2.5052106232052360918e-8, 1.6058531552749396893e-10,
+  static constexpr double half_pi[] = {0x1.921fb544p+0, 0x1.0b4611a6p-34,
+                                       0x1.3198a2e037073p-69};  // 33 bits, 33 bits, the rest
+  static constexpr double sine_tail[] = {-0.16666666666666666666,    0.0083333333333333314916,
+                                         -0.00019841269841265063715, 2.7557319219338108556e-6,
+                                         -2.5052106232052360918e-8,  1.6058531552749396893e-10,
                                          -7.5866930366975568285e-13};
-  static constexpr double cosine_tail[] = {0.041666666666666666666,   -0.0013888888888888887865, 0.000024801587301584645679,
-                                           -2.7557319221402191753e-7, 2.0876755790846799385e-9,  -1.1470460848781882016e-11,
+  static constexpr double cosine_tail[] = {0.041666666666666666666,    -0.0013888888888888887865,
+                                           0.000024801587301584645679, -2.7557319221402191753e-7,
+                                           2.0876755790846799385e-9,   -1.1470460848781882016e-11,
                                            4.7458695249154930664e-14};
   const auto n = S::round(x * S::broadcast(two_over_pi));
   auto r = x;
@@ -224,7 +231,8 @@ inline SineCosine sine_cosine(Simd<double>::Vector x) {
   const auto square = r * r;
   const auto one = S::broadcast(1.0);
   const auto sine = S::fma(r * square, polynomial<double>(square, sine_tail), r);
-  const auto cosine = S::fma(square * square, polynomial<double>(square, cosine_tail), one - S::broadcast(0.5) * square);
+  const auto cosine =
+      S::fma(square * square, polynomial<double>(square, cosine_tail), one - S::broadcast(0.5) * square);
 
   // Quarter turns: n - 4 round(n/4) is -2, -1, 0, 1 or 2. Odd ones exchange sine and cosine.
   const auto turn = n - S::broadcast(4.0) * S::round(n * S::broadcast(0.25));
