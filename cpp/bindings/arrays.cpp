@@ -121,6 +121,7 @@ ArrayView int64_view(py::object& argument, const char* name) {
     if (array.size() == 0) array = py::array_t<std::int64_t>(std::vector<py::ssize_t>(array.shape(), array.shape() + array.ndim()));
   }
   const char kind = array.dtype().kind();
+  if (kind == 'O') fail<TypeMismatch>(name, " must be integers that fit into 64 bits, got ", std::string(py::repr(argument)));
   if (kind != 'i' && kind != 'u') fail<TypeMismatch>(name, " must be integers, got ", dtype_name(array));
   if (kind == 'u' && array.itemsize() == 8 && array.size() > 0) {
     const py::array_t<std::uint64_t, py::array::c_style | py::array::forcecast> values(array);

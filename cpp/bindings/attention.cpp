@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -101,66 +102,13 @@ bool overlaps_inputs(const MutableArrayView& output, const AttentionArguments& a
          overlaps(arguments.mask) || overlaps(arguments.bias);
 }
 
-template <class T>
-py::array weights_array(const AttentionArguments& arguments, const AttentionStatistics<T>& statistics,
-                        const WeightSelection& selection) {
+py::array weights_array(const AttentionArguments& arguments, const WeightSelection& selection) {
   Shape shape(arguments.query.shape, arguments.query.shape + std::max(arguments.query.rank - 3, 0));
   if (arguments.query.rank > 2 && !selection.mean) shape.push_back(static_cast<Index>(selection.heads.size()));
   shape.push_back(static_cast<Index>(selection.rows.size()));
   shape.push_back(arguments.key.shape[arguments.key.rank - 2]);
-  py::array weights = new_array(arguments.query.dtype, shape.data(), static_cast<int>(shape.size()));
-  const MutableArrayView view = mutable_view(weights);
-  run(arguments, [&] { attention_weights(arguments, statistics, selection, view); });
-  return weights;
+  return new_array(arguments.query.dtype, shape.data(), static_cast<int>(shape.size()));
 }
-
-template <class T>
-py::array logsumexp_array(const AttentionArguments& arguments, const AttentionStatistics<T>& statistics) {
-  const Shape& shape = statistics.maximum.shape();
-  py::array logsumexp = new_array(statistics_dtype(arguments.query.dtype), shape.data(), static_cast<int>(shape.size()));
-  attention_logsumexp(statistics, static_cast<T*>(logsumexp.mutable_data()));
-  return logsumexp;
-}
-
-template <class T>
-void attend(const AttentionArguments& arguments, py::array& output, const std::optional<WeightSelection>& selection,
-            bool return_logsumexp, py::object& weights, py::object& logsumexp) {
-  const MutableArrayView view = mutable_view(output);
-  AttentionStatistics<T> statistics;
-  run(arguments, [&] { attention_forward<T>(arguments, view, selection || return_logsumexp ? &statistics : nullptr); });
-  if (selection) weights = weights_array(arguments, statistics, *selection);
-  if (return_logsumexp) logsumexp = logsumexp_array(arguments, statistics);
-}
-
-py::object attention(const py::object& query, const py::object& key, const py::object& value, const py::object& mask,
-                     const py::object& bias, const py::object& causal, const py::object& query_offset, const py::object& window,
-                     const py::object& query_lengths, const py::object& key_lengths, const py::object& query_segments,
-                     const py::object& key_segments, const py::object& alibi_slopes, const py::object& sinks,
-                     const py::object& softcap, const py::object& scale, const py::object& dropout_p, const py::object& seed,
-                     const py::object& weights, bool return_logsumexp, const py::object& out) {
-  const AttentionCall call =
-      parse(query, key, value, {mask, causal, query_offset, window, query_lengths, key_lengths, query_segments, key_segments}, bias,
-            alibi_slopes, sinks, softcap, scale, dropout_p, seed);
-  const AttentionArguments& arguments = call.arguments;
-  const Shape shape = attention_output_shape(arguments);
-  const py::array output = output_array(out, shape, arguments.query);
-  const std::optional<WeightSelection> selection = selection_of(weights);
-  py::array target = output;
-  // Inputs are read until the end: an output that shares their memory is written last.
-  const bool aliased = !out.is_none() && overlaps_inputs(mutable_view(target), arguments);
-  if (aliased) target = new_array(arguments.query.dtype, shape.data(), static_cast<int>(shape.size()));
-  py::object weights_or_none = py::none(), logsumexp = py::none();
-  if (arguments.query.dtype == DType::float64) {
-    attend<double>(arguments, target, selection, return_logsumexp, weights_or_none, logsumexp);
-  } else {
-    attend<float>(arguments, target, selection, return_logsumexp, weights_or_none, logsumexp);
-  }
-  if (aliased) output.attr("__setitem__")(py::ellipsis(), target);
-  if (!selection && !return_logsumexp) return output;
-  return py::make_tuple(output, weights_or_none, logsumexp);
-}
-
-// ---- Forward and backward
 
 // What attention_forward hands to attention_backward. It keeps the operands alive; they must not change in between.
 struct SavedAttention {
@@ -168,6 +116,14 @@ struct SavedAttention {
   AttentionSaved<float> single;
   AttentionSaved<double> doubled;
 
+  template <class T>
+  AttentionSaved<T>& of() {
+    if constexpr (std::is_same_v<T, double>) {
+      return doubled;
+    } else {
+      return single;
+    }
+  }
   bool is_double() const { return call.arguments.query.dtype == DType::float64; }
   Index nbytes() const {
     const auto bytes = [](const auto& saved, Index size) {
@@ -177,25 +133,76 @@ struct SavedAttention {
   }
 };
 
-py::tuple forward_saving(const py::object& query, const py::object& key, const py::object& value, const py::object& mask,
-                         const py::object& bias, const py::object& causal, const py::object& query_offset, const py::object& window,
-                         const py::object& query_lengths, const py::object& key_lengths, const py::object& query_segments,
-                         const py::object& key_segments, const py::object& alibi_slopes, const py::object& sinks,
-                         const py::object& softcap, const py::object& scale, const py::object& dropout_p, const py::object& seed) {
-  auto saved = std::make_unique<SavedAttention>();
-  saved->call = parse(query, key, value, {mask, causal, query_offset, window, query_lengths, key_lengths, query_segments, key_segments},
-                      bias, alibi_slopes, sinks, softcap, scale, dropout_p, seed);
-  const AttentionArguments& arguments = saved->call.arguments;
-  py::array output = output_array(py::none(), attention_output_shape(arguments), arguments.query);
-  const MutableArrayView view = mutable_view(output);
-  run(arguments, [&] {
-    if (saved->is_double()) {
-      attention_forward_saving(arguments, view, saved->doubled);
-    } else {
-      attention_forward_saving(arguments, view, saved->single);
+// Where a call leaves its results; what was not asked for is None.
+struct Results {
+  py::array output;
+  std::optional<WeightSelection> selection;
+  py::object weights = py::none(), logsumexp = py::none();
+
+  template <class T>
+  void compute(const AttentionArguments& arguments, SavedAttention* saved) {
+    const MutableArrayView view = mutable_view(output);
+    AttentionStatistics<T> statistics;
+    const bool more = selection || !logsumexp.is_none();
+    run(arguments, [&] {
+      if (saved != nullptr) {
+        attention_forward_saving<T>(arguments, view, saved->of<T>());
+        statistics = saved->of<T>().statistics;
+      } else {
+        attention_forward<T>(arguments, view, more ? &statistics : nullptr);
+      }
+    });
+    if (selection) {
+      auto array = py::reinterpret_borrow<py::array>(weights);
+      const MutableArrayView weights_view = mutable_view(array);
+      run(arguments, [&] { attention_weights(arguments, statistics, *selection, weights_view); });
     }
-  });
-  return py::make_tuple(output, std::move(saved));
+    if (!logsumexp.is_none()) {
+      auto array = py::reinterpret_borrow<py::array>(logsumexp);
+      attention_logsumexp(statistics, static_cast<T*>(array.mutable_data()));
+    }
+  }
+};
+
+// The output alone, or (output, weights, logsumexp, saved) when more than it was asked for.
+py::object attention(const py::object& query, const py::object& key, const py::object& value, const py::object& mask,
+                     const py::object& bias, const py::object& causal, const py::object& query_offset, const py::object& window,
+                     const py::object& query_lengths, const py::object& key_lengths, const py::object& query_segments,
+                     const py::object& key_segments, const py::object& alibi_slopes, const py::object& sinks,
+                     const py::object& softcap, const py::object& scale, const py::object& dropout_p, const py::object& seed,
+                     const py::object& weights, bool return_logsumexp, const py::object& out, bool save) {
+  AttentionCall call =
+      parse(query, key, value, {mask, causal, query_offset, window, query_lengths, key_lengths, query_segments, key_segments}, bias,
+            alibi_slopes, sinks, softcap, scale, dropout_p, seed);
+  const Shape shape = attention_output_shape(call.arguments);
+  std::unique_ptr<SavedAttention> saved;
+  if (save) {
+    saved = std::make_unique<SavedAttention>();
+    saved->call = std::move(call);
+  }
+  const AttentionArguments& arguments = save ? saved->call.arguments : call.arguments;
+
+  // Everything is allocated before anything is computed.
+  Results results;
+  py::array output = output_array(out, shape, arguments.query);
+  const bool aliased = !out.is_none() && overlaps_inputs(mutable_view(output), arguments);
+  require(!save || !aliased, "out must not share memory with the other arguments, which attention_backward reads again");
+  // Inputs are read until the end: an output that shares their memory is written last.
+  const bool apart = aliased || (save && !out.is_none());
+  results.output = apart ? new_array(arguments.query.dtype, shape.data(), static_cast<int>(shape.size())) : output;
+  results.selection = selection_of(weights);
+  if (results.selection) results.weights = weights_array(arguments, *results.selection);
+  if (return_logsumexp) {
+    results.logsumexp = new_array(statistics_dtype(arguments.query.dtype), shape.data(), static_cast<int>(shape.size()) - 1);
+  }
+  if (arguments.query.dtype == DType::float64) {
+    results.compute<double>(arguments, saved.get());
+  } else {
+    results.compute<float>(arguments, saved.get());
+  }
+  if (apart) output.attr("__setitem__")(py::ellipsis(), results.output);
+  if (!results.selection && !return_logsumexp && !save) return py::object(output);
+  return py::make_tuple(output, results.weights, results.logsumexp, save ? py::cast(std::move(saved)) : py::none());
 }
 
 py::tuple backward(const SavedAttention& saved, const py::object& d_output) {
@@ -292,13 +299,9 @@ void bind_attention(py::module_& module) {
              py::arg("causal"), py::arg("query_offset"), py::arg("window"), py::arg("query_lengths"), py::arg("key_lengths"),
              py::arg("query_segments"), py::arg("key_segments"), py::arg("alibi_slopes"), py::arg("sinks"), py::arg("softcap"),
              py::arg("scale"), py::arg("dropout_p"), py::arg("seed"), py::arg("weights"), py::arg("return_logsumexp"),
-             py::arg("out"));
+             py::arg("out"), py::arg("save"));
   py::class_<SavedAttention>(module, "AttentionSaved", "What attention_forward keeps for attention_backward.")
       .def_property_readonly("nbytes", &SavedAttention::nbytes, "Bytes held besides the arguments, which are referred to.");
-  module.def("attention_forward", forward_saving, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("mask"), py::arg("bias"),
-             py::arg("causal"), py::arg("query_offset"), py::arg("window"), py::arg("query_lengths"), py::arg("key_lengths"),
-             py::arg("query_segments"), py::arg("key_segments"), py::arg("alibi_slopes"), py::arg("sinks"), py::arg("softcap"),
-             py::arg("scale"), py::arg("dropout_p"), py::arg("seed"));
   module.def("attention_backward", backward, py::arg("saved"), py::arg("d_output"));
   module.def("explain_mask", explain, py::arg("query_shape"), py::arg("key_shape"), py::arg("mask"), py::arg("causal"),
              py::arg("query_offset"), py::arg("window"), py::arg("query_lengths"), py::arg("key_lengths"),

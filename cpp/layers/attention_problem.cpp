@@ -189,6 +189,9 @@ AttentionOperand CheckedAttention::broadcast(const ArrayView& view, const char* 
       readings = std::string(": a rank-2 ") + name + " is (query_length, key_length), rank 3 is (heads, query_length, key_length), rank 4 is (batch, heads, " +
                  "query_length, key_length); for one " + name + " per batch entry pass " + name + "[:, None]";
     }
+    if (view.rank == 2 && rank == 4 && view.shape[0] == problem_.batch && view.shape[1] == problem_.key_length) {
+      readings = std::string(": for one row of ") + name + " per batch entry pass " + name + "[:, None, None], or key_lengths for padding at the end";
+    }
     fail(name, " must broadcast to (..., heads, query_length, key_length) = ", shape_text(full), ", got ", shape_text(view),
          readings);
   }
@@ -249,7 +252,9 @@ const double* CheckedAttention::per_head(const ArrayView& view, const char* name
     const Index start = row != nullptr ? row[b] : flat && !one_row ? b * view.stride[0] : 0;
     for (Index h = 0; h < heads; ++h) {
       out[b * heads + h] = number_at(view, start + h * view.stride[view.rank - 1]);
-      require(!std::isnan(out[b * heads + h]), name, " must not be NaN");
+      const double x = out[b * heads + h];
+      const bool no_sink = !per_batch && x == -std::numeric_limits<double>::infinity();
+      require(std::isfinite(x) || no_sink, name, " must be finite, got ", x, " for head ", h);
     }
   }
   return out;

@@ -85,9 +85,17 @@ def _selection(return_weights: bool | WeightSelection, query: Array) -> ChosenWe
 
 def _seed(dropout_p: float, rng: Rng | None) -> int | None:
     """64 random bits for the dropout of one call; None when nothing is to be dropped."""
-    if rng is None or dropout_p == 0:
+    if rng is None:
         return None
-    return draw_seed(rng)
+    seed = draw_seed(rng)
+    return None if dropout_p == 0 else seed
+
+
+def _shape(shape: Sequence[int], name: str) -> list[int]:
+    try:
+        return [operator.index(extent) for extent in shape]
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of integers, got {shape!r}") from None
 
 
 def _check_precision(precision: str | None) -> None:
@@ -197,8 +205,9 @@ def scaled_dot_product_attention(
         weights,
         return_logsumexp,
         out,
+        False,
     )
-    return AttentionResult(*result) if isinstance(result, tuple) else result
+    return AttentionResult(*result[:3]) if isinstance(result, tuple) else result
 
 
 class AttentionGrads(NamedTuple):
@@ -231,11 +240,14 @@ def attention_forward(
     scale: float | None = None,
     dropout_p: float = 0.0,
     rng: Rng | None = None,
+    return_weights: bool | WeightSelection = False,
+    return_logsumexp: bool = False,
     precision: str | None = None,
-) -> tuple[Array, AttentionSaved]:
+    out: Array | None = None,
+) -> tuple[Any, AttentionSaved]:
     """scaled_dot_product_attention, keeping what attention_backward needs.
 
-    Takes the same arguments. Returns (output, saved). saved is a value of its own: it holds the statistics of the softmax and a copy of
+    Takes the same arguments. Returns (output, saved), or (AttentionResult, saved) with return_weights or return_logsumexp. saved is a value of its own: it holds the statistics of the softmax and a copy of
     the output (saved.nbytes), and refers to the arrays passed in, which must not change before attention_backward. Memory is
     linear in the length; dropout is drawn again from its seed.
 
@@ -246,7 +258,7 @@ def attention_forward(
     """
     if precision is not None:
         _check_precision(precision)
-    output, saved = _core.attention_forward(
+    output, weights, logsumexp, saved = _core.attention(
         query,
         key,
         value,
@@ -265,8 +277,14 @@ def attention_forward(
         scale,
         dropout_p,
         None if rng is None else _seed(dropout_p, rng),
+        None if return_weights is False else _selection(return_weights, query),
+        return_logsumexp,
+        out,
+        True,
     )
-    return output, saved
+    if return_weights is False and not return_logsumexp:
+        return output, saved
+    return AttentionResult(output, weights, logsumexp), saved
 
 
 def attention_backward(saved: AttentionSaved, d_output: Array) -> AttentionGrads:
@@ -318,8 +336,8 @@ def explain_mask(
            [1, 1, 1]])
     """
     return _core.explain_mask(
-        list(query_shape),
-        list(key_shape),
+        _shape(query_shape, "query_shape"),
+        _shape(key_shape, "key_shape"),
         mask,
         causal,
         query_offset,
@@ -363,9 +381,11 @@ def attention_plan(
     >>> attention_plan((1, 8, 1024, 64), (1, 8, 1024, 64)).peak_bytes < 16e6
     True
     """
-    value = list(key_shape) if value_shape is None else list(value_shape)
-    plan = _core.attention_plan(list(query_shape), list(key_shape), value, np.dtype(dtype), bias)
-    output_bytes = math.prod([*query_shape[:-1], value[-1]]) * np.dtype(dtype).itemsize
+    query = _shape(query_shape, "query_shape")
+    key = _shape(key_shape, "key_shape")
+    value = key if value_shape is None else _shape(value_shape, "value_shape")
+    plan = _core.attention_plan(query, key, value, np.dtype(dtype), bias)
+    output_bytes = math.prod([*query[:-1], value[-1]]) * np.dtype(dtype).itemsize
     return AttentionPlan(
         kernel=plan["isa"],
         query_tile=plan["query_tile"],
