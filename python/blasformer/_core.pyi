@@ -37,30 +37,11 @@ def attention(
     weights: object,
     return_logsumexp: bool,
     out: object,
-) -> Array | tuple[Array, Array | None, Array | None]: ...
+    save: bool,
+) -> Any: ...
 def attention_backward(
     saved: AttentionSaved, d_output: object
 ) -> tuple[Array, Array, Array, Array | None, Array | None]: ...
-def attention_forward(
-    query: object,
-    key: object,
-    value: object,
-    mask: object,
-    bias: object,
-    causal: object,
-    query_offset: object,
-    window: object,
-    query_lengths: object,
-    key_lengths: object,
-    query_segments: object,
-    key_segments: object,
-    alibi_slopes: object,
-    sinks: object,
-    softcap: object,
-    scale: object,
-    dropout_p: object,
-    seed: object,
-) -> tuple[Array, AttentionSaved]: ...
 def attention_plan(
     query_shape: Sequence[SupportsInt | SupportsIndex],
     key_shape: Sequence[SupportsInt | SupportsIndex],
