@@ -285,6 +285,15 @@ def dropout_keep(rng, dropout_p, shape):
     return (word >= np.uint64(math.floor(dropout_p * 2**32))).reshape(shape)
 
 
+def dropout(x, dropout_p, seed, *, dtype=np.float64):
+    """x / (1 - p) where kept, 0 elsewhere: element i stays if its random word reaches p * 2**32."""
+    x = np.asarray(x, dtype)
+    i = np.arange(x.size)
+    words = philox((i // 4, 0 * i, 0 * i, 0 * i), (seed & 0xFFFFFFFF, seed >> 32))
+    keep = np.choose(i % 4, words).reshape(x.shape) >= np.uint64(math.floor(dropout_p * 2**32))
+    return np.where(keep, x * dtype(1 / (1 - dropout_p)), dtype(0))
+
+
 # ----------------------------------------------------------------------------------------------------------
 # Attention
 # ----------------------------------------------------------------------------------------------------------

@@ -845,7 +845,7 @@ class TransformerEncoder(_SelfAttendingLayer):
             of_layers = dict.fromkeys(return_weights, True)
         else:
             raise TypeError(
-                "return_weights must be a bool, indices of layers or a dict from them to a WeightSelection, "
+                "return_weights must be a bool, layer indices or a dict from them to WeightSelections, "
                 f"got {type(return_weights).__name__}"
             )
         asked = {}

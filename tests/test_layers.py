@@ -1,0 +1,1065 @@
+"""Layers: equal to their formulas, with live parameters that only whole, fitting sets of arrays replace."""
+
+import copy
+import doctest
+import pickle
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import blasformer
+import numpy as np
+import pytest
+import reference
+from blasformer import nn
+from reference import assert_as_accurate_as_numpy
+
+
+class Case(NamedTuple):
+    """A layer, a shape that it takes, and its formula of (parameters, x)."""
+
+    make: Callable[..., Any]
+    shape: tuple[int, ...]
+    formula: Callable[..., Any]
+
+
+def _linear(p, x, *, dtype):
+    return reference.linear(x, p["weight"], p.get("bias"), dtype=dtype)
+
+
+def _layer_norm(axes, eps):
+    return lambda p, x, *, dtype: reference.layer_norm(
+        x, p.get("weight"), p.get("bias"), axes=axes, eps=eps, dtype=dtype
+    )
+
+
+def _rms_norm(axes, eps):
+    def formula(p, x, *, dtype):
+        chosen = np.finfo(np.float32).eps if eps is None else eps
+        return reference.rms_norm(x, p.get("weight"), axes=axes, eps=chosen, dtype=dtype)
+
+    return formula
+
+
+def _feed_forward(activation):
+    return lambda p, x, *, dtype: reference.feed_forward(p, x, activation=activation, dtype=dtype)
+
+
+def _attention(**arguments):
+    return lambda p, x, *, dtype, **masks: reference.multi_head_attention(
+        p, x, **arguments, **masks, dtype=dtype
+    )
+
+
+def _encoder_layer(**arguments):
+    return lambda p, x, *, dtype, **masks: reference.transformer_encoder_layer(
+        p, x, **arguments, **masks, dtype=dtype
+    )
+
+
+def _encoder(**arguments):
+    return lambda p, x, *, dtype, **masks: reference.transformer_encoder(
+        p, x, **arguments, **masks, dtype=dtype
+    )
+
+
+def _make_encoder(num_layers, norm, **arguments):
+    def make(*, dtype, rng):
+        layer = nn.TransformerEncoderLayer(dtype=dtype, **arguments)
+        last = nn.LayerNorm(arguments["d_model"], dtype=dtype) if norm else None
+        return nn.TransformerEncoder(layer, num_layers, last, rng=rng)
+
+    return make
+
+
+def _make(kind, *arguments, **keywords):
+    return lambda *, dtype, rng: kind(*arguments, **keywords, dtype=dtype, rng=rng)
+
+
+def _make_norm(kind, *arguments, **keywords):
+    return lambda *, dtype, rng: kind(*arguments, **keywords, dtype=dtype)
+
+
+ATTENDING = {
+    "multi-head attention": Case(_make(nn.MultiheadAttention, 35, 5), (2, 33, 35), _attention(num_heads=5)),
+    "multi-head attention, no bias": Case(
+        _make(nn.MultiheadAttention, 24, 3, bias=False), (2, 17, 24), _attention(num_heads=3)
+    ),
+    "grouped heads": Case(
+        _make(nn.MultiheadAttention, 42, 6, num_kv_heads=2),
+        (3, 13, 42),
+        _attention(num_heads=6, num_kv_heads=2),
+    ),
+    "post-norm encoder layer": Case(
+        _make(nn.TransformerEncoderLayer, 40, 5, 91, activation="gelu", layer_norm_eps=1e-12),
+        (2, 33, 40),
+        _encoder_layer(num_heads=5, activation="gelu", layer_norm_eps=1e-12),
+    ),
+    "pre-norm encoder layer": Case(
+        _make(nn.TransformerEncoderLayer, 36, 3, 65, norm_first=True),
+        (2, 19, 36),
+        _encoder_layer(num_heads=3, norm_first=True),
+    ),
+    "encoder layer, no bias": Case(
+        _make(nn.TransformerEncoderLayer, 36, 6, 20, activation="silu", bias=False, num_kv_heads=3),
+        (2, 7, 36),
+        _encoder_layer(num_heads=6, activation="silu", num_kv_heads=3),
+    ),
+    "post-norm encoder": Case(
+        _make_encoder(2, False, d_model=24, nhead=4, dim_feedforward=33),
+        (2, 11, 24),
+        _encoder(num_layers=2, num_heads=4),
+    ),
+    "pre-norm encoder": Case(
+        _make_encoder(3, True, d_model=24, nhead=2, dim_feedforward=40, norm_first=True),
+        (2, 9, 24),
+        _encoder(num_layers=3, num_heads=2, norm_first=True),
+    ),
+}
+
+LAYERS = {
+    "linear": Case(_make(nn.Linear, 67, 35), (3, 5, 67), _linear),
+    "linear, no bias": Case(_make(nn.Linear, 130, 129, bias=False), (131, 130), _linear),
+    "layer norm": Case(_make_norm(nn.LayerNorm, 67), (3, 5, 67), _layer_norm(1, 1e-5)),
+    "layer norm of two axes": Case(
+        _make_norm(nn.LayerNorm, (5, 7), eps=1e-3), (3, 5, 7), _layer_norm(2, 1e-3)
+    ),
+    "layer norm, no bias": Case(_make_norm(nn.LayerNorm, 33, bias=False), (3, 33), _layer_norm(1, 1e-5)),
+    "layer norm without parameters": Case(
+        _make_norm(nn.LayerNorm, 33, elementwise_affine=False), (3, 33), _layer_norm(1, 1e-5)
+    ),
+    "RMS norm": Case(_make_norm(nn.RMSNorm, 67, eps=1e-6), (3, 5, 67), _rms_norm(1, 1e-6)),
+    "RMS norm without parameters": Case(
+        _make_norm(nn.RMSNorm, (5, 7), 1e-5, elementwise_affine=False), (3, 5, 7), _rms_norm(2, 1e-5)
+    ),
+    **{
+        f"feed-forward, {activation}": Case(
+            _make(nn.FeedForward, 31, 65, activation=activation), (3, 5, 31), _feed_forward(activation)
+        )
+        for activation in ("relu", "gelu", "gelu_tanh", "gelu_sigmoid", "silu")
+    },
+    **ATTENDING,
+}
+
+
+def lively(case, dtype=np.float32):
+    """The layer with weights of which none is zero or one."""
+    layer = case.make(dtype=dtype, rng=1)
+    random = np.random.default_rng(2)
+    with layer.edit() as parameters:
+        for array in parameters.values():
+            array += (0.2 * random.standard_normal(array.shape)).astype(dtype)
+    return layer
+
+
+def normal(shape, dtype=np.float32, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def same_bits(a, b):
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+# ----------------------------------------------------------------------------------------------------------
+# The formula
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", LAYERS)
+def test_output_is_as_accurate_as_numpy(name, dtype, isa):
+    case = LAYERS[name]
+    layer = lively(case, dtype)
+    x = normal(case.shape, dtype)
+    assert_as_accurate_as_numpy(
+        layer(x), lambda x, dtype: case.formula(layer.parameters(), x, dtype=dtype), x
+    )
+
+
+MASKS = {
+    "mask": lambda case, random: {"mask": random.random((case.shape[1],) * 2) < 0.6},
+    "mask per sequence": lambda case, random: {
+        "mask": random.random((case.shape[0], 1, 1, case.shape[1])) < 0.6
+    },
+    "bias": lambda case, random: {"bias": random.standard_normal((case.shape[1],) * 2)},
+    "causal": lambda case, random: {"causal": True},
+    "window": lambda case, random: {"window": (3, 1)},
+    "key_lengths": lambda case, random: {"key_lengths": random.integers(0, case.shape[1] + 1, case.shape[0])},
+    "query_segments": lambda case, random: {
+        "query_segments": np.sort(random.integers(0, 3, case.shape[:2]), axis=-1)
+    },
+    "causal window and lengths": lambda case, random: {
+        "causal": True,
+        "window": (4, None),
+        "key_lengths": random.integers(1, case.shape[1] + 1, case.shape[0]),
+    },
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("name", ATTENDING)
+def test_attending_layers_take_the_masks_of_attention(name, mask, dtype):
+    case = ATTENDING[name]
+    layer = lively(case, dtype)
+    x = normal(case.shape, dtype)
+    masks = MASKS[mask](case, np.random.default_rng(3))
+    if "bias" in masks:
+        masks["bias"] = masks["bias"].astype(dtype)
+    assert_as_accurate_as_numpy(
+        layer(x, **masks), lambda x, dtype: case.formula(layer.parameters(), x, dtype=dtype, **masks), x
+    )
+
+
+@pytest.mark.parametrize("name", ATTENDING)
+def test_alibi_slopes_reach_every_head(name):
+    case = ATTENDING[name]
+    layer = lively(case)
+    arguments = layer._arguments.get("encoder_layer", layer)._arguments
+    heads = arguments.get("num_heads", arguments.get("nhead"))
+    slopes = (2.0 ** -np.arange(1, heads + 1)).astype(np.float32)
+    x = normal(case.shape)
+    assert_as_accurate_as_numpy(
+        layer(x, alibi_slopes=slopes),
+        lambda x, dtype: case.formula(layer.parameters(), x, dtype=dtype, alibi_slopes=slopes),
+        x,
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1), (0, 5), (5, 0), (7,), (1,), (0,)])
+@pytest.mark.parametrize("name", ATTENDING)
+def test_any_batch_and_length(name, shape):
+    case = ATTENDING[name]
+    layer = lively(case)
+    x = normal((*shape, case.shape[-1]))
+    y = layer(x)
+    assert y.shape == x.shape
+    if x.size:
+        assert_as_accurate_as_numpy(y, lambda x, dtype: case.formula(layer.parameters(), x, dtype=dtype), x)
+
+
+@pytest.mark.parametrize("shape", [(67,), (0, 67), (2, 0, 67), (2, 1, 3, 67)])
+@pytest.mark.parametrize("name", ["linear", "layer norm", "RMS norm"])
+def test_any_number_of_leading_axes(name, shape):
+    case = LAYERS[name]
+    layer = lively(case)
+    x = normal(shape)
+    y = layer(x)
+    assert y.shape[:-1] == shape[:-1]
+    if x.size:
+        assert_as_accurate_as_numpy(y, lambda x, dtype: case.formula(layer.parameters(), x, dtype=dtype), x)
+
+
+@pytest.mark.parametrize(("key_width", "value_width"), [(24, 24), (24, 10), (7, 24), (7, 10)])
+@pytest.mark.parametrize("num_kv_heads", [4, 2])
+def test_cross_attention_takes_keys_and_values_of_their_own(key_width, value_width, num_kv_heads):
+    layer = nn.MultiheadAttention(24, 4, kdim=key_width, vdim=value_width, num_kv_heads=num_kv_heads, rng=0)
+    query, key, value = (
+        normal((2, 5, 24)),
+        normal((2, 9, key_width), seed=1),
+        normal((2, 9, value_width), seed=2),
+    )
+    masks = {"key_lengths": [9, 4], "query_lengths": [3, 5], "causal": "lower_right"}
+
+    def formula(query, key, value, dtype):
+        heads = {"num_heads": 4, "num_kv_heads": num_kv_heads}
+        return reference.multi_head_attention(
+            layer.parameters(), query, key, value, **heads, **masks, return_weights=True, dtype=dtype
+        )
+
+    actual = layer(query, key, value, **masks, return_weights=True)
+    assert_as_accurate_as_numpy(actual, formula, query, key, value)
+
+
+def test_without_value_attention_takes_the_key_and_without_key_the_query():
+    layer = nn.MultiheadAttention(12, 3, rng=0)
+    query, key = normal((2, 5, 12)), normal((2, 7, 12), seed=1)
+    assert_as_accurate_as_numpy(layer(query, key), _two(layer), query, key, key)
+    assert_as_accurate_as_numpy(layer(query, value=key[:, :5]), _two(layer), query, query, key[:, :5])
+    # The first rows of one array are another array, however alike their addresses.
+    assert_as_accurate_as_numpy(layer(query[0, :2], query[0]), _two(layer), query[0, :2], query[0], query[0])
+
+
+def _two(layer):
+    return lambda query, key, value, dtype: reference.multi_head_attention(
+        layer.parameters(), query, key, value, num_heads=3, dtype=dtype
+    )
+
+
+@pytest.mark.parametrize("ids", [[[1, 9], [0, 3]], np.array(7, np.uint8), np.zeros((0, 3), np.int16), []])
+def test_embedding_looks_up_ids_of_any_integer_type(ids):
+    for dtype in (np.float32, np.float64):
+        layer = nn.Embedding(10, 7, dtype=dtype, rng=0)
+        expected = reference.embedding(np.asarray(ids, int), layer.parameters()["weight"], dtype=dtype)
+        assert same_bits(layer(ids), expected)
+        assert same_bits(layer.forward(ids)[0], expected)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Bits
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_forward_without_rng_is_the_call(name):
+    case = LAYERS[name]
+    layer = lively(case)
+    x = normal(case.shape)
+    y, saved = layer.forward(x)
+    assert same_bits(y, layer(x))
+    assert isinstance(saved, blasformer._core.Saved)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_results_have_the_same_bits_for_any_number_of_threads(dtype, isa):
+    layer = nn.TransformerEncoderLayer(96, 3, 390, dtype=dtype, rng=0)
+    x = normal((2, 203, 96), dtype)
+    results = []
+    for count in (1, 2, 3):
+        with blasformer.num_threads(count):
+            results.append((layer(x, causal=True), layer.forward(x, rng=5)[0]))
+    for result in results[1:]:
+        assert same_bits(result[0], results[0][0])
+        assert same_bits(result[1], results[0][1])
+
+
+def _misaligned(x):
+    buffer = np.empty(x.nbytes + 1, np.uint8)
+    view = buffer[1:].view(x.dtype).reshape(x.shape)
+    view[...] = x
+    return view
+
+
+LAYOUTS = {
+    "Fortran order": np.asfortranarray,
+    "every second": lambda x: np.repeat(x, 2, axis=-1)[..., ::2],
+    "backwards": lambda x: np.ascontiguousarray(x[::-1])[::-1],
+    "misaligned": _misaligned,
+    "read-only": lambda x: np.broadcast_to(x, x.shape),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["linear", "layer norm", "feed-forward, gelu", "post-norm encoder layer"])
+def test_any_memory_layout_gives_the_bits_of_a_dense_array(name, layout):
+    case = LAYERS[name]
+    layer = lively(case)
+    x = normal(case.shape)
+    arranged = LAYOUTS[layout](x)
+    before = arranged.copy()
+    assert same_bits(layer(arranged), layer(x))
+    assert same_bits(layer.forward(arranged)[0], layer(x))
+    assert same_bits(arranged.copy(), before)
+
+
+@pytest.mark.parametrize("name", ATTENDING)
+def test_what_lies_behind_the_key_lengths_changes_no_bit_before_them(name):
+    case = ATTENDING[name]
+    layer = lively(case)
+    x = normal(case.shape)
+    lengths = [3, 6, 5][: case.shape[0]]
+    spoilt = x.copy()
+    for sequence, length in zip(spoilt, lengths, strict=True):
+        sequence[length:] = np.nan
+    clean, dirty = layer(x, key_lengths=lengths), layer(spoilt, key_lengths=lengths)
+    for a, b, length in zip(clean, dirty, lengths, strict=True):
+        assert same_bits(a[:length], b[:length])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_outputs_own_their_memory_and_inputs_stay_as_they_are(name):
+    case = LAYERS[name]
+    layer = lively(case)
+    x = normal(case.shape)
+    before = x.copy()
+    y = layer(x)
+    assert y.flags.writeable
+    assert not np.shares_memory(x, y)
+    y += 1
+    assert same_bits(x, before)
+    assert same_bits(layer(x) + np.float32(1), y)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Attention weights
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.MultiheadAttention(24, 4, rng=0),
+        lambda: nn.TransformerEncoderLayer(24, 4, 30, rng=0),
+    ],
+)
+def test_layers_return_the_weights_of_each_head(make):
+    layer = make()
+    x = normal((2, 9, 24))
+    output, weights = layer(x, causal=True, return_weights=True)
+    assert same_bits(output, layer(x, causal=True))
+    parameters = layer.parameters()
+    own = reference.within(parameters, "self_attn.") or parameters
+
+    def formula(x, dtype):
+        return reference.multi_head_attention(
+            own, x, num_heads=4, causal=True, return_weights=True, dtype=dtype
+        )[1]
+
+    assert_as_accurate_as_numpy(weights, formula, x)
+    selection = blasformer.WeightSelection(heads=[-1, 0], rows=[3, 1], mean=False)
+    _, chosen = layer(x, causal=True, return_weights=selection)
+    assert same_bits(chosen, weights[:, [3, 0]][:, :, [3, 1]])
+    _, mean = layer(x[0], causal=True, return_weights=blasformer.WeightSelection(mean=True))
+    assert mean.shape == (9, 9)
+    np.testing.assert_allclose(mean, weights[0].mean(0), atol=1e-6)
+
+
+def test_encoders_return_the_weights_of_chosen_layers():
+    encoder = lively(LAYERS["pre-norm encoder"])
+    x = normal((2, 9, 24))
+    output, weights = encoder(x, return_weights=True)
+    assert same_bits(output, encoder(x))
+    assert list(weights) == [0, 1, 2]
+    assert all(array.shape == (2, 2, 9, 9) for array in weights.values())
+    _, chosen = encoder(x, return_weights=(-1, 0))
+    assert list(chosen) == [-1, 0]
+    assert same_bits(chosen[-1], weights[2])
+    assert same_bits(chosen[0], weights[0])
+    selection = {1: blasformer.WeightSelection(heads=[1], rows=[0, 8]), 2: True, 0: False}
+    _, selected = encoder(x, return_weights=selection)
+    assert list(selected) == [1, 2]
+    assert same_bits(selected[1], weights[1][:, 1:, [0, 8]])
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Dropout
+# ----------------------------------------------------------------------------------------------------------
+
+
+def test_dropout_in_a_feed_forward_network_is_its_formula():
+    layer = nn.FeedForward(13, 57, 0.3, "gelu", rng=0)
+    x = normal((3, 5, 13))
+    seed = reference.dropout_seed(7)
+
+    def formula(x, dtype):
+        p = layer.parameters()
+        hidden = reference.gelu(
+            reference.linear(x, p["linear1.weight"], p["linear1.bias"], dtype=dtype), dtype=dtype
+        )
+        dropped = reference.dropout(hidden, 0.3, seed, dtype=dtype)
+        return reference.linear(dropped, p["linear2.weight"], p["linear2.bias"], dtype=dtype)
+
+    assert_as_accurate_as_numpy(layer.forward(x, rng=7)[0], formula, x)
+
+
+def test_dropout_in_multi_head_attention_is_that_of_attention():
+    layer = nn.MultiheadAttention(24, 4, 0.4, rng=0)
+    x = normal((2, 9, 24))
+
+    def formula(x, dtype):
+        drop = {"dropout_p": 0.4, "rng": 7}
+        return reference.multi_head_attention(layer.parameters(), x, num_heads=4, **drop, dtype=dtype)
+
+    assert_as_accurate_as_numpy(layer.forward(x, rng=7)[0], formula, x)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_an_encoder_layer_drops_in_four_places(norm_first):
+    layer = nn.TransformerEncoderLayer(12, 3, 31, 0.2, norm_first=norm_first, rng=0)
+    x = normal((2, 9, 12))
+    seed = reference.dropout_seed(7)
+
+    def formula(x, dtype):
+        p = layer.parameters()
+
+        def drop(place, y):
+            return reference.dropout(y, 0.2, (seed + place) % 2**64, dtype=dtype)
+
+        def attend(y):
+            own = reference.within(p, "self_attn.")
+            attended = reference.multi_head_attention(own, y, num_heads=3, dropout_p=0.2, rng=7, dtype=dtype)
+            return drop(1, attended)
+
+        def feed(y):
+            hidden = reference.relu(reference.linear(y, p["linear1.weight"], p["linear1.bias"], dtype=dtype))
+            return drop(
+                3, reference.linear(drop(2, hidden), p["linear2.weight"], p["linear2.bias"], dtype=dtype)
+            )
+
+        def norm(name, y):
+            return reference.layer_norm(y, p[f"{name}.weight"], p[f"{name}.bias"], dtype=dtype)
+
+        if norm_first:
+            x = x + attend(norm("norm1", x))
+            return x + feed(norm("norm2", x))
+        x = norm("norm1", x + attend(x))
+        return norm("norm2", x + feed(x))
+
+    assert_as_accurate_as_numpy(layer.forward(x, rng=7)[0], formula, x)
+
+
+@pytest.mark.parametrize("dropout_p", [0.1, 0.5, 0.9])
+def test_dropout_drops_at_its_rate_and_keeps_the_mean(dropout_p):
+    layer = nn.FeedForward(1, 40_000, dropout_p, bias=False, rng=0)
+    with layer.edit() as p:
+        p["linear1.weight"][:] = 1
+        p["linear2.weight"][:] = 1 / 40_000
+    kept = layer.forward(np.ones((1, 1), np.float32), rng=0)[0]
+    assert kept[0, 0] == pytest.approx(1, abs=5 * np.sqrt(dropout_p / (1 - dropout_p) / 40_000))
+
+
+def test_dropout_of_everything_leaves_the_residual_stream():
+    layer = nn.TransformerEncoderLayer(12, 3, 31, 1.0, norm_first=True, rng=0)
+    x = normal((2, 9, 12))
+    assert same_bits(layer.forward(x, rng=0)[0], x)
+
+
+def test_the_same_rng_gives_the_same_bits_and_another_one_others():
+    encoder = _make_encoder(2, False, d_model=24, nhead=4, dim_feedforward=33)(dtype=np.float32, rng=0)
+    x = normal((2, 9, 24))
+    y = encoder.forward(x, rng=3)[0]
+    assert same_bits(encoder.forward(x, rng=np.random.default_rng(3))[0], y)
+    generator = np.random.default_rng(3)
+    assert same_bits(encoder.forward(x, rng=generator)[0], y)
+    assert not same_bits(encoder.forward(x, rng=generator)[0], y)
+    assert not same_bits(encoder(x), y)
+
+
+def test_no_dropout_probability_and_no_rng_drop_nothing():
+    x = normal((2, 9, 12))
+    for dropout_p, rng in ((0.0, 1), (0.7, None)):
+        layer = nn.TransformerEncoderLayer(12, 3, 31, dropout_p, rng=0)
+        assert same_bits(layer.forward(x, rng=rng)[0], layer(x))
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Parameters
+# ----------------------------------------------------------------------------------------------------------
+
+# As PyTorch's TransformerEncoder(TransformerEncoderLayer(8, 2, 12), 1, LayerNorm(8)).state_dict() has them.
+ENCODER_SHAPES = {
+    "layers.0.self_attn.in_proj_weight": (24, 8),
+    "layers.0.self_attn.in_proj_bias": (24,),
+    "layers.0.self_attn.out_proj.weight": (8, 8),
+    "layers.0.self_attn.out_proj.bias": (8,),
+    "layers.0.linear1.weight": (12, 8),
+    "layers.0.linear1.bias": (12,),
+    "layers.0.linear2.weight": (8, 12),
+    "layers.0.linear2.bias": (8,),
+    "layers.0.norm1.weight": (8,),
+    "layers.0.norm1.bias": (8,),
+    "layers.0.norm2.weight": (8,),
+    "layers.0.norm2.bias": (8,),
+    "norm.weight": (8,),
+    "norm.bias": (8,),
+}
+
+
+def small_encoder():
+    return nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, rng=0), 1, nn.LayerNorm(8))
+
+
+def test_a_state_dict_of_pytorch_loads_as_it_is():
+    arrays = {name: normal(shape, seed=i) for i, (name, shape) in enumerate(ENCODER_SHAPES.items())}
+    encoder = small_encoder()
+    encoder.load_state_dict(arrays)
+    assert list(encoder.parameters()) == list(ENCODER_SHAPES)
+    assert all(same_bits(encoder.parameters()[name], array) for name, array in arrays.items())
+    x = normal((2, 5, 8))
+
+    def formula(x, dtype):
+        return reference.transformer_encoder(arrays, x, num_layers=1, num_heads=2, dtype=dtype)
+
+    assert_as_accurate_as_numpy(encoder(x), formula, x)
+
+
+def test_separate_projections_are_named_as_in_pytorch():
+    layer = nn.MultiheadAttention(8, 2, kdim=3, vdim=5)
+    shapes = {name: array.shape for name, array in layer.parameters().items()}
+    assert shapes == {
+        "q_proj_weight": (8, 8),
+        "k_proj_weight": (8, 3),
+        "v_proj_weight": (8, 5),
+        "in_proj_bias": (24,),
+        "out_proj.weight": (8, 8),
+        "out_proj.bias": (8,),
+    }
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_parameters_are_read_only_views_of_the_live_weights(name):
+    layer = lively(LAYERS[name])
+    for one, other in zip(layer.parameters().values(), layer.parameters().values(), strict=True):
+        assert np.shares_memory(one, other)
+        with pytest.raises(ValueError, match="read-only"):
+            one[...] = 0
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            one.flags.writeable = True
+
+
+def test_a_view_of_a_parameter_outlives_its_layer():
+    weight = nn.Linear(3, 4, rng=0).parameters()["weight"]
+    assert same_bits(weight, nn.Linear(3, 4, rng=0).state_dict()["weight"])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_state_dict_is_a_copy_that_brings_the_layer_back(name):
+    case = LAYERS[name]
+    layer, other = lively(case), case.make(dtype=np.float32, rng=9)
+    state = layer.state_dict()
+    assert all(array.flags.writeable for array in state.values())
+    assert other.load_state_dict(state) == ([], [])
+    x = normal(case.shape)
+    before = layer(x)
+    for array in state.values():
+        array[...] = 0
+    assert same_bits(layer(x), before)
+    assert same_bits(other(x), before)
+
+
+def test_arrays_of_any_layout_load():
+    layer = nn.Linear(3, 4, rng=0)
+    weight = normal((4, 3))
+    for layout in LAYOUTS.values():
+        layer.load_state_dict({"weight": layout(weight), "bias": np.zeros(4, np.float32)})
+        assert same_bits(layer.parameters()["weight"], weight)
+
+
+def test_everything_that_does_not_fit_is_named_at_once_and_nothing_changes():
+    layer = nn.FeedForward(2, 3, rng=0)
+    before = layer.state_dict()
+    arrays = {
+        "linear1.weight": np.zeros((3, 2), np.float32),
+        "linear1.bias": np.zeros((3, 1), np.float32),
+        "linear2.weight": np.zeros((2, 3)),
+        "gain": np.zeros(2, np.float32),
+        "shift": [0, 0],
+    }
+    with pytest.raises(ValueError, match="state dict") as caught:
+        layer.load_state_dict(arrays)
+    assert str(caught.value) == (
+        "arrays must be a state dict of FeedForward; missing: linear2.bias; unexpected: gain, shift; "
+        "wrong shape: linear1.bias must have the shape (3,), got (3, 1); "
+        "wrong type: linear2.weight must be a NumPy array of float32, got float64"
+    )
+    assert all(same_bits(array, before[name]) for name, array in layer.parameters().items())
+
+
+@pytest.mark.parametrize(("bias", "got"), [([0.0] * 4, "list"), (np.zeros(4, ">f4"), ">f4")])
+def test_wrong_types_alone_are_a_type_error(bias, got):
+    layer = nn.Linear(3, 4)
+    with pytest.raises(TypeError, match=f"bias must be a NumPy array of float32, got {got}"):
+        layer.load_state_dict({**layer.state_dict(), "bias": bias})
+
+
+def test_loading_that_is_not_strict_returns_what_it_passed_over():
+    layer = nn.Linear(3, 4, rng=0)
+    before = layer.state_dict()
+    passed_over = layer.load_state_dict({"bias": np.ones(4, np.float32), "gain": 3}, strict=False)
+    assert passed_over == (["weight"], ["gain"])
+    assert passed_over.missing_keys == ["weight"]
+    assert same_bits(layer.parameters()["weight"], before["weight"])
+    assert same_bits(layer.parameters()["bias"], np.ones(4, np.float32))
+    with pytest.raises(ValueError, match=r"wrong shape: bias must have the shape \(4,\), got \(3,\)"):
+        layer.load_state_dict({"bias": np.ones(3, np.float32)}, strict=False)
+
+
+def test_an_edit_becomes_the_weights_at_its_end():
+    layer = nn.Linear(3, 4, rng=0)
+    x = normal((2, 3))
+    before, y = layer.state_dict(), layer(x)
+    with layer.edit() as parameters:
+        parameters["weight"] *= 2
+        parameters["bias"] = np.ones(4, np.float32)
+        assert same_bits(layer(x), y)
+    assert same_bits(layer.parameters()["weight"], 2 * before["weight"])
+    assert same_bits(layer.parameters()["bias"], np.ones(4, np.float32))
+
+
+def test_arrays_of_an_edit_have_no_power_after_it():
+    layer = nn.Linear(3, 4, rng=0)
+    with layer.edit() as parameters:
+        row = parameters["weight"][0]
+    after = layer.state_dict()
+    with pytest.raises(ValueError, match="read-only"):
+        parameters["weight"][0] = 0
+    row[...] = 0  # NumPy keeps views of views writeable: they reach nobody
+    assert same_bits(layer.parameters()["weight"], after["weight"])
+
+
+def test_an_edit_that_raises_or_does_not_fit_changes_nothing():
+    layer = nn.Linear(3, 4, rng=0)
+    before = layer.state_dict()
+
+    def interrupted():
+        with layer.edit() as parameters:
+            parameters["weight"][...] = 0
+            raise KeyError("interrupted")
+
+    def misshapen():
+        with layer.edit() as parameters:
+            parameters["weight"][...] = 0
+            parameters["bias"] = np.zeros(3, np.float32)
+
+    def reduced():
+        with layer.edit() as parameters:
+            del parameters["bias"]
+
+    for attempt, error, text in (
+        (interrupted, KeyError, "interrupted"),
+        (misshapen, ValueError, r"wrong shape: bias must have the shape \(4,\), got \(3,\)"),
+        (reduced, ValueError, "missing: bias"),
+    ):
+        with pytest.raises(error, match=text):
+            attempt()
+        assert all(same_bits(array, before[name]) for name, array in layer.parameters().items())
+
+
+def test_an_edit_of_weights_that_changed_meanwhile_is_refused():
+    layer = nn.Linear(3, 4, rng=0)
+    loaded = nn.Linear(3, 4, rng=1).state_dict()
+
+    def overtaken():
+        with layer.edit() as parameters:
+            layer.load_state_dict(loaded)
+            parameters["weight"][...] = 0
+
+    with pytest.raises(
+        RuntimeError, match="weights must not be changed elsewhere while they are being edited"
+    ):
+        overtaken()
+    assert same_bits(layer.parameters()["weight"], loaded["weight"])
+
+
+def test_an_encoder_is_made_of_copies_of_its_layer():
+    layer, norm = nn.TransformerEncoderLayer(8, 2, 12, rng=0), nn.LayerNorm(8)
+    encoder = nn.TransformerEncoder(layer, 2, norm)
+    with layer.edit() as parameters:
+        parameters["linear1.weight"][...] = 0
+    one, other = (encoder.parameters()[f"layers.{i}.linear1.weight"] for i in (0, 1))
+    assert same_bits(one, other)
+    assert one.any()
+    assert not np.shares_memory(one, other)
+    drawn = nn.TransformerEncoder(layer, 2, norm, rng=0).parameters()
+    assert not same_bits(drawn["layers.0.linear1.weight"], drawn["layers.1.linear1.weight"])
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Initial values
+# ----------------------------------------------------------------------------------------------------------
+
+
+def _uniform_within(array, bound):
+    assert np.abs(array).max() <= bound
+    assert np.abs(array).max() > 0.97 * bound
+    assert array.std() == pytest.approx(bound / np.sqrt(3), rel=0.06)
+    assert array.mean() == pytest.approx(0, abs=0.1 * bound)
+
+
+def test_initial_values_are_distributed_as_in_pytorch():
+    linear = nn.Linear(300, 200, rng=0).parameters()
+    _uniform_within(linear["weight"], 1 / np.sqrt(300))
+    _uniform_within(linear["bias"], 1 / np.sqrt(300))
+    attention = nn.MultiheadAttention(128, 4, rng=0).parameters()
+    _uniform_within(attention["in_proj_weight"], np.sqrt(6 / (4 * 128)))
+    _uniform_within(attention["out_proj.weight"], 1 / np.sqrt(128))
+    assert not attention["in_proj_bias"].any()
+    assert not attention["out_proj.bias"].any()
+    cross = nn.MultiheadAttention(128, 4, kdim=60, vdim=70, rng=0).parameters()
+    for name, fans in (("q", 256), ("k", 188), ("v", 198)):
+        _uniform_within(cross[f"{name}_proj_weight"], np.sqrt(6 / fans))
+    embedding = nn.Embedding(301, 51, padding_idx=2, rng=0).parameters()["weight"]
+    assert not embedding[2].any()
+    others = np.delete(embedding, 2, axis=0)
+    assert others.mean() == pytest.approx(0, abs=0.05)
+    assert others.std() == pytest.approx(1, abs=0.03)
+    assert (np.abs(others) < 1).mean() == pytest.approx(0.6827, abs=0.02)
+    norm = nn.LayerNorm(5).parameters()
+    assert norm["weight"].tolist() == [1] * 5
+    assert norm["bias"].tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_initial_values_depend_on_the_rng_alone(name):
+    make = LAYERS[name].make
+    single, doubled = make(dtype=np.float32, rng=4), make(dtype=np.float64, rng=np.random.default_rng(4))
+    with blasformer.num_threads(3):
+        again = make(dtype=np.float32, rng=4)
+    for key, array in single.parameters().items():
+        assert same_bits(array, again.parameters()[key])
+        assert same_bits(array, doubled.parameters()[key].astype(np.float32))
+
+
+def test_without_rng_initial_values_are_new_every_time():
+    one, other = nn.Linear(3, 4), nn.Linear(3, 4)
+    assert not same_bits(one.parameters()["weight"], other.parameters()["weight"])
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Objects
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, copy.copy, lambda layer: pickle.loads(pickle.dumps(layer))]
+)
+@pytest.mark.parametrize("name", LAYERS)
+def test_copies_and_pickles_are_layers_of_their_own(name, duplicate):
+    case = LAYERS[name]
+    layer = lively(case, np.float64)
+    other = duplicate(layer)
+    x = normal(case.shape, np.float64)
+    assert same_bits(other(x), layer(x))
+    assert repr(other) == repr(layer)
+    for one, copied in zip(layer.parameters().values(), other.parameters().values(), strict=True):
+        assert not np.shares_memory(one, copied)
+
+
+def test_repr_shows_arguments_and_the_number_of_parameters():
+    assert repr(nn.Linear(300, 4)) == (
+        "Linear(in_features=300, out_features=4, bias=True, dtype='float32')  # 1,204 parameters"
+    )
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12), 1, nn.LayerNorm(8))
+    assert repr(encoder) == (
+        "TransformerEncoder(encoder_layer=TransformerEncoderLayer(d_model=8, nhead=2, dim_feedforward=12, "
+        "dropout=0.1, activation='relu', layer_norm_eps=1e-05, norm_first=False, bias=True, "
+        "dtype='float32'), num_layers=1, norm=LayerNorm(normalized_shape=(8,), eps=1e-05, "
+        "elementwise_affine=True, bias=True, dtype='float32'))  # 548 parameters"
+    )
+
+
+def test_many_threads_may_use_a_layer_while_it_is_changed():
+    layer = nn.TransformerEncoderLayer(32, 4, 64, rng=0)
+    states = [nn.TransformerEncoderLayer(32, 4, 64, rng=seed).state_dict() for seed in range(3)]
+    x = normal((2, 37, 32))
+    expected = set()
+    for state in states:
+        layer.load_state_dict(state)
+        expected.add(layer(x).tobytes())
+    wrong = []
+    done = threading.Event()
+
+    def use():
+        while not done.is_set():
+            if layer(x).tobytes() not in expected or layer.forward(x)[0].tobytes() not in expected:
+                wrong.append(1)
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for turn in range(60):
+        layer.load_state_dict(states[turn % 3])
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Errors
+# ----------------------------------------------------------------------------------------------------------
+
+X = np.zeros((2, 5, 8), np.float32)
+FOREIGN = X.astype(">f4")
+
+ERRORS = {
+    TypeError: {
+        "in_features must be an integer, got float": lambda: nn.Linear(3.0, 3),
+        "dtype must be float32 or float64, got float16": lambda: nn.Linear(3, 3, dtype=np.float16),
+        "dtype must be float32 or float64, got int64": lambda: nn.LayerNorm(3, dtype=int),
+        "rng must be a numpy.random.Generator or an int, got str": lambda: nn.Linear(3, 3, rng="0"),
+        "normalized_shape must be an integer, got str": lambda: nn.LayerNorm(["3"]),
+        "eps must be a number, got str": lambda: nn.RMSNorm(3, "small"),
+        "activation must be a string, got builtin_function_or_method": lambda: nn.FeedForward(
+            3, 3, activation=max
+        ),
+        "encoder_layer must be a TransformerEncoderLayer, got Linear": lambda: nn.TransformerEncoder(
+            nn.Linear(8, 8), 2
+        ),
+        "norm must be a LayerNorm or None, got RMSNorm": lambda: nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 4), 2, nn.RMSNorm(8)
+        ),
+        "norm must have the dtype of encoder_layer, float32, got float64": lambda: nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 4), 2, nn.LayerNorm(8, dtype=np.float64)
+        ),
+        "x must be a NumPy array of float32, the dtype of the layer, got float64": lambda: nn.Linear(8, 3)(
+            X.astype(float)
+        ),
+        "x must be a NumPy array of float64, the dtype of the layer, got float32": lambda: nn.LayerNorm(
+            8, dtype=float
+        )(X),
+        "x must be a NumPy array of float32, the dtype of the layer, got float16": lambda: nn.FeedForward(
+            8, 3
+        )(X.astype(np.float16)),
+        "x must be a NumPy array of float32, the dtype of the layer, got float32 in foreign byte order": (
+            lambda: nn.Linear(8, 3)(FOREIGN)
+        ),
+        "x must be a NumPy array of float32, the dtype of the layer, got list": lambda: nn.Linear(8, 3)(
+            [0.0] * 8
+        ),
+        "x must be a NumPy array of float32, the dtype of the layer, got NoneType": lambda: (
+            nn.TransformerEncoderLayer(8, 2, 4)(None)
+        ),
+        "query must be a NumPy array of float32, the dtype of the layer, got int64": lambda: (
+            nn.MultiheadAttention(8, 2)(X.astype(int))
+        ),
+        "key must be a NumPy array of float32, the dtype of the layer, got float64": lambda: (
+            nn.MultiheadAttention(8, 2)(X, X.astype(float))
+        ),
+        "ids must be integers, got float32": lambda: nn.Embedding(3, 3)(X),
+        "ids must be integers, got bool": lambda: nn.Embedding(3, 3)(np.array([True])),
+        "mask must be a NumPy array of bool (True = may attend), got int64": lambda: nn.MultiheadAttention(
+            8, 2
+        )(X, mask=np.ones((5, 5), int)),
+        "bias must have the dtype of query, float32, got float64": lambda: nn.MultiheadAttention(8, 2)(
+            X, bias=np.zeros((5, 5))
+        ),
+        "rng must be a numpy.random.Generator or an int, got bool": lambda: nn.Linear(8, 3).forward(
+            X, rng=True
+        ),
+        "return_weights must be a bool or a WeightSelection, got list": lambda: nn.MultiheadAttention(8, 2)(
+            X, return_weights=[0]
+        ),
+        "layers of return_weights must be an integer, got str": lambda: small_encoder()(
+            X, return_weights="0"
+        ),
+        "return_weights must be a bool, layer indices or a dict from them to WeightSelections, got float": (
+            lambda: small_encoder()(X, return_weights=0.5)
+        ),
+    },
+    ValueError: {
+        "in_features must be positive, got 0": lambda: nn.Linear(0, 3),
+        "out_features must be positive, got -1": lambda: nn.Linear(3, -1),
+        "in_features must fit into 64 bits, got 1180591620717411303424": lambda: nn.Linear(2**70, 3),
+        "rng must be a numpy.random.Generator or an int >= 0, got -1": lambda: nn.Linear(3, 3, rng=-1),
+        "num_embeddings must be positive, got 0": lambda: nn.Embedding(0, 3),
+        "embedding_dim must be positive, got 0": lambda: nn.Embedding(3, 0),
+        "padding_idx must lie in [0, 3), got 3": lambda: nn.Embedding(3, 3, 3),
+        "normalized_shape must hold at least one axis, all of them positive, got (3, 0)": lambda: (
+            nn.LayerNorm((3, 0))
+        ),
+        "normalized_shape must hold at least one axis, all of them positive, got ()": lambda: nn.RMSNorm(()),
+        "eps must be at least 0, got -1": lambda: nn.LayerNorm(3, -1),
+        "eps must be at least 0, got nan": lambda: nn.RMSNorm(3, float("nan")),
+        "activation must be relu, gelu, gelu_tanh, gelu_sigmoid or silu, got swish": lambda: nn.FeedForward(
+            3, 3, activation="swish"
+        ),
+        "dropout must lie between 0 and 1, got 1.5": lambda: nn.FeedForward(3, 3, 1.5),
+        "dropout must lie between 0 and 1, got nan": lambda: nn.MultiheadAttention(3, 3, float("nan")),
+        "num_heads must be positive, got 0": lambda: nn.MultiheadAttention(8, 0),
+        "embed_dim must be a multiple of num_heads = 3, got 8": lambda: nn.MultiheadAttention(8, 3),
+        "num_kv_heads must divide num_heads = 4, got 3": lambda: nn.MultiheadAttention(8, 4, num_kv_heads=3),
+        "num_kv_heads must divide num_heads = 4, got 0": lambda: nn.MultiheadAttention(8, 4, num_kv_heads=0),
+        "kdim must be positive, got 0": lambda: nn.MultiheadAttention(8, 4, kdim=0),
+        "vdim must be positive, got -2": lambda: nn.MultiheadAttention(8, 4, vdim=-2),
+        "d_model must be a multiple of nhead = 3, got 8": lambda: nn.TransformerEncoderLayer(8, 3),
+        "d_model must be positive, got 0": lambda: nn.TransformerEncoderLayer(0, 1),
+        "nhead must be positive, got 0": lambda: nn.TransformerEncoderLayer(8, 0),
+        "dim_feedforward must be positive, got 0": lambda: nn.TransformerEncoderLayer(8, 2, 0),
+        "layer_norm_eps must be at least 0, got -1": lambda: nn.TransformerEncoderLayer(
+            8, 2, layer_norm_eps=-1
+        ),
+        "num_layers must be positive, got 0": lambda: nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 4), 0
+        ),
+        "norm must normalise over the 8 features of the encoder layer, got normalized_shape (7,)": lambda: (
+            nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 4), 2, nn.LayerNorm(7))
+        ),
+        "x must have the shape (..., 7), got (2, 5, 8)": lambda: nn.Linear(7, 3)(X),
+        "x must have the shape (..., 8), got ()": lambda: nn.Linear(8, 3)(np.zeros((), np.float32)),
+        "x must end in the axes of normalized_shape (4, 8), got (2, 5, 8)": lambda: nn.LayerNorm((4, 8))(X),
+        "x must end in the axes of normalized_shape (7,), got (2, 5, 8)": lambda: nn.RMSNorm(7)(X),
+        "x must end in the axes of normalized_shape (2, 8), got (8,)": lambda: nn.RMSNorm((2, 8))(X[0, 0]),
+        "query must have the shape (batch, length, 6) or (length, 6), got (2, 5, 8)": lambda: (
+            nn.MultiheadAttention(6, 2)(X)
+        ),
+        "key must have the shape (2, key_length, 8) to fit query (2, 5, 8), got (1, 5, 8)": lambda: (
+            nn.MultiheadAttention(8, 2)(X, X[:1])
+        ),
+        "key must have the shape (2, key_length, 6) to fit query (2, 5, 8), got (2, 5, 8)": lambda: (
+            nn.MultiheadAttention(8, 2, kdim=6)(X)
+        ),
+        "value must have the shape (2, 5, 8) to fit key (2, 5, 8), got (2, 4, 8)": lambda: (
+            nn.MultiheadAttention(8, 2)(X, X, X[:, :4])
+        ),
+        "x must have the shape (batch, length, 6) or (length, 6), got (2, 5, 8)": lambda: (
+            nn.TransformerEncoderLayer(6, 2, 4)(X)
+        ),
+        "x must have the shape (batch, length, 8) or (length, 8), got (8,)": lambda: (
+            nn.TransformerEncoderLayer(8, 2, 4, norm_first=True)(X[0, 0])
+        ),
+        "mask must broadcast to (..., heads, query_length, key_length) = (2, 2, 5, 5), got (4, 5)": lambda: (
+            nn.TransformerEncoderLayer(8, 2, 4)(X, mask=np.ones((4, 5), bool))
+        ),
+        "key_lengths must lie in [0, 5], got 6 for sequence 1": lambda: nn.TransformerEncoderLayer(8, 2, 4)(
+            X, key_lengths=[5, 6]
+        ),
+        "causal=True is ambiguous for query length 5 and key length 4": lambda: nn.MultiheadAttention(8, 2)(
+            X, X[:, :4], causal=True
+        ),
+        "layers of return_weights must not name a layer twice, got [0, -1]": lambda: small_encoder()(
+            X, return_weights=(0, -1)
+        ),
+    },
+    IndexError: {
+        "ids must be in [0, 3) to select rows of weight, got 3 at position 1": lambda: nn.Embedding(3, 3)(
+            [0, 3]
+        ),
+        "ids must be in [0, 3) to select rows of weight, got -1 at position 0": lambda: nn.Embedding(3, 3)(
+            [-1]
+        ),
+        "heads of a WeightSelection must lie in [-2, 1], got 2": lambda: nn.MultiheadAttention(8, 2)(
+            X, return_weights=blasformer.WeightSelection(heads=[2])
+        ),
+        "layers of return_weights must lie in [-1, 0], got 1": lambda: small_encoder()(
+            X, return_weights=(0, 1)
+        ),
+    },
+    MemoryError: {
+        "not enough memory for this call's arrays": lambda: nn.Linear(2**31, 2**31),
+    },
+}
+
+
+@pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind, calls in ERRORS.items() for text in calls])
+def test_errors_name_the_argument_what_it_must_be_and_what_it_was(kind, text):
+    with pytest.raises(kind) as caught:
+        ERRORS[kind][text]()
+    assert type(caught.value) is kind
+    assert str(caught.value).startswith(text)
+
+
+def test_examples_in_the_documentation_run():
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    tests = finder.find(nn, extraglobs={"np": np})
+    examples = [test for test in tests if test.examples]
+    assert len(examples) >= 9
+    for test in examples:
+        assert doctest.DocTestRunner().run(test).failed == 0, test.name
+
+
+# ----------------------------------------------------------------------------------------------------------
+# PyTorch, where it is installed
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_an_encoder_of_pytorch_computes_the_same(activation, norm_first):
+    torch = pytest.importorskip("torch", reason="PyTorch is an optional cross-check")
+    theirs = torch.nn.TransformerEncoder(
+        torch.nn.TransformerEncoderLayer(
+            24, 4, 48, 0.0, activation, norm_first=norm_first, batch_first=True, dtype=torch.float64
+        ),
+        2,
+        torch.nn.LayerNorm(24, dtype=torch.float64),
+        enable_nested_tensor=False,
+    )
+    layer = nn.TransformerEncoderLayer(24, 4, 48, activation=activation, norm_first=norm_first, dtype=float)
+    ours = nn.TransformerEncoder(layer, 2, nn.LayerNorm(24, dtype=float))
+    ours.load_state_dict({name: tensor.numpy() for name, tensor in theirs.state_dict().items()})
+    x = normal((3, 17, 24), np.float64)
+    lengths = np.array([17, 9, 1])
+    padding = torch.from_numpy(np.arange(17) >= lengths[:, None])
+    expected = theirs(torch.from_numpy(x), src_key_padding_mask=padding).detach().numpy()
+    assert reference.error(ours(x, key_lengths=lengths), expected) < 1e-14
