@@ -2,6 +2,7 @@
 
 // How errors speak of arrays.
 
+#include <sstream>
 #include <string>
 
 #include "core/array_view.h"
@@ -21,17 +22,19 @@ inline const char* dtype_text(DType dtype) {
   return "unknown";
 }
 
-inline std::string shape_text(const Index* shape, int rank) { return shape_text(Shape(shape, shape + rank)); }
+inline ShapeText shape_text(const Index* shape, int rank) { return {shape, rank}; }
 
 template <class Void>
-std::string shape_text(const BasicArrayView<Void>& view) {
-  return shape_text(view.shape, view.rank);
+ShapeText shape_text(const BasicArrayView<Void>& view) {
+  return {view.shape, view.rank};
 }
 
 // "float32 (2, 3)"
 template <class Void>
 std::string describe(const BasicArrayView<Void>& view) {
-  return dtype_text(view.dtype) + (" " + shape_text(view));
+  std::ostringstream text;
+  text << dtype_text(view.dtype) << ' ' << shape_text(view);
+  return text.str();
 }
 
 }  // namespace blasformer

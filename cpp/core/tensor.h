@@ -4,7 +4,7 @@
 #include <initializer_list>
 #include <memory>
 #include <new>
-#include <string>
+#include <ostream>
 #include <utility>
 #include <vector>
 
@@ -22,15 +22,24 @@ inline Index element_count(const Shape& shape) {
   return count;
 }
 
-// "(2, 3)": how errors describe a shape.
-inline std::string shape_text(const Shape& shape) {
-  std::string text = "(";
-  for (std::size_t axis = 0; axis < shape.size(); ++axis) {
-    if (axis > 0) text += ", ";
-    text += std::to_string(shape[axis]);
+// How errors describe a shape, "(2, 3)". The text is only made when it is written: what `require` is given costs nothing while the
+// condition holds. Borrows the shape.
+class ShapeText {
+ public:
+  ShapeText(const Index* shape, Index rank) : shape_(shape), rank_(rank) {}
+
+  friend std::ostream& operator<<(std::ostream& out, const ShapeText& text) {
+    out << '(';
+    for (Index axis = 0; axis < text.rank_; ++axis) out << (axis > 0 ? ", " : "") << text.shape_[axis];
+    return out << (text.rank_ == 1 ? ",)" : ")");
   }
-  return text + (shape.size() == 1 ? ",)" : ")");
-}
+
+ private:
+  const Index* shape_;
+  Index rank_;
+};
+
+inline ShapeText shape_text(const Shape& shape) { return {shape.data(), static_cast<Index>(shape.size())}; }
 
 // A dense row-major array that shares its memory with its copies, aligned to a cache line.
 template <class T>
