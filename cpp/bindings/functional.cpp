@@ -13,6 +13,7 @@
 #include "bindings/output.h"
 #include "kernels/elements.h"
 #include "kernels/math_kernels.h"
+#include "kernels/row_kernels.h"
 #include "layers/activations.h"
 #include "layers/dense.h"
 #include "layers/embedding.h"
@@ -387,7 +388,7 @@ py::array sinusoidal_array(const py::object& length_argument, const py::object& 
   return array;
 }
 
-// ---- For tests: one elementary function of kernels/math_kernels.h, of the active instruction set
+// ---- For tests: the elementary functions inside of kernels, of the active instruction set
 
 template <class T>
 typename MathKernels<T>::Function math_function(const std::string& name) {
@@ -406,6 +407,13 @@ py::array_t<T> elementary(const std::string& name, const py::array_t<T, py::arra
   py::array_t<T> y(x.size());
   math_function<T>(name)(x.data(), x.size(), y.mutable_data());
   return y;
+}
+
+py::tuple cosine_sine(double position, const py::array_t<double, py::array::c_style>& frequency) {
+  py::array_t<double> cosine(frequency.size()), sine(frequency.size());
+  row_kernels<double>().cosine_sine(position, frequency.data(), frequency.size(), cosine.mutable_data(),
+                                    sine.mutable_data());
+  return py::make_tuple(cosine, sine);
 }
 
 }  // namespace
@@ -433,6 +441,7 @@ void bind_functional(py::module_& module) {
              py::arg("layout"), py::arg("first"), py::arg("dtype"));
   module.def("_elementary", elementary<float>, py::arg("name"), py::arg("x").noconvert());
   module.def("_elementary", elementary<double>, py::arg("name"), py::arg("x").noconvert());
+  module.def("_cosine_sine", cosine_sine, py::arg("position"), py::arg("frequency"));
 }
 
 }  // namespace blasformer::bindings

@@ -14,7 +14,7 @@ struct MathKernels {
   Function exp2_nonpositive;  // likewise
   Function tanh;              // within 3 ulp
   Function sigmoid;           // within 4 ulp
-  Function gelu;              // x Phi(x), within 5 ulp, and zero where the result would be denormal
+  Function gelu;              // x Phi(x), within 6 ulp
 };
 
 // Those of active_isa().
