@@ -701,12 +701,16 @@ def bert(
     *,
     num_heads,
     lengths=None,
+    mask=None,
     token_type_ids=None,
     eps=1e-12,
     activation="gelu",
     dtype=np.float64,
 ):
-    """(last_hidden_state, pooler_output or None) of BERT (Devlin et al. 2018) for ids (batch, length)."""
+    """(last_hidden_state, pooler_output or None) of BERT (Devlin et al. 2018) for ids (batch, length).
+
+    mask: bool, broadcasts to (batch, heads, length, length); True = may attend
+    """
     input_ids = np.asarray(input_ids)
     token_type_ids = np.zeros_like(input_ids) if token_type_ids is None else token_type_ids
     x = (
@@ -732,6 +736,7 @@ def bert(
             activation=activation,
             layer_norm_eps=eps,
             key_lengths=lengths,
+            mask=mask,
             dtype=dtype,
         )
     pooled = None

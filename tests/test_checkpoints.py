@@ -12,42 +12,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 from blasformer.io import Checkpoint, load_tensors
-from hypothesis import HealthCheck, given, settings
+from checkpoint_files import entry, file_bytes, save, save_sharded
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 FLOATING = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
-
-
-def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
-    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
-
-
-def file_bytes(header, data=b"\0" * 8, length=None):
-    """A safetensors file: the length of the header in 8 bytes, the header, the data."""
-    header = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(header) if length is None else length) + header + data
-
-
-def save(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes a file as the format describes it, so that reading is tested against the format."""
-    names = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64"}
-    header, data = {}, b""
-    for name, array in tensors.items():
-        end = len(data) + array.nbytes
-        header[name] = entry(names[array.dtype.name], array.shape, (len(data), end))
-        data += array.tobytes()
-    path.write_bytes(file_bytes(header, data))
-
-
-def save_sharded(folder: Path, *shards: dict[str, np.ndarray]) -> None:
-    weight_map = {}
-    for number, tensors in enumerate(shards, 1):
-        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        save(folder / name, tensors)
-        weight_map |= dict.fromkeys(tensors, name)
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": weight_map})
-    )
 
 
 def some_tensors(dtype, seed=0):
@@ -328,7 +297,7 @@ MUTATED = file_bytes(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5 * settings.default.max_examples)
 @given(
     cut=st.integers(0, len(MUTATED)) | st.none(),
     changes=st.lists(st.tuples(st.integers(0, len(MUTATED) - 1), st.integers(0, 255)), max_size=4),

@@ -10,6 +10,7 @@ namespace py = pybind11;
 namespace blasformer::bindings {
 void bind_attention(py::module_& module);
 void bind_functional(py::module_& module);
+void bind_models(py::module_& module);
 void bind_nn(py::module_& module);
 void bind_runtime(py::module_& module);
 }
@@ -28,6 +29,7 @@ PYBIND11_MODULE(_core, module) {
   });
   blasformer::bindings::bind_attention(module);
   blasformer::bindings::bind_functional(module);
+  blasformer::bindings::bind_models(module);
   blasformer::bindings::bind_nn(module);
   blasformer::bindings::bind_runtime(module);
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -74,6 +74,40 @@ def choose_weights(
     if chosen.mean and not selected:
         raise ValueError("heads of a WeightSelection with mean=True must not be empty")
     return selected, _indices(chosen.rows, length, "rows"), chosen.mean
+
+
+LayerWeights: TypeAlias = bool | Sequence[int] | Mapping[int, bool | WeightSelection]
+
+
+def choose_layers(
+    return_weights: LayerWeights, layers: int, heads: int, length: int
+) -> dict[int, tuple[int, ChosenWeights]]:
+    """The weights to return of a stack of layers: index as given -> (index from 0, what of that layer)."""
+    if isinstance(return_weights, Mapping):
+        of_layers = dict(return_weights)
+    elif isinstance(return_weights, bool):
+        of_layers = dict.fromkeys(range(layers), return_weights)
+    elif isinstance(return_weights, Sequence) and not isinstance(return_weights, str):
+        of_layers = dict.fromkeys(return_weights, True)
+    else:
+        raise TypeError(
+            "return_weights must be a bool, layer indices or a dict from them to WeightSelections, "
+            f"got {type(return_weights).__name__}"
+        )
+    asked: dict[int, tuple[int, ChosenWeights]] = {}
+    for name, of_layer in of_layers.items():
+        try:
+            index = operator.index(name)
+        except TypeError:
+            raise TypeError(f"layers of return_weights must be an integer, got {type(name).__name__}") from None
+        if not -layers <= index < layers:
+            raise IndexError(f"layers of return_weights must lie in [{-layers}, {layers - 1}], got {index}")
+        chosen = choose_weights(of_layer, heads, length)
+        if chosen is not None:
+            asked[name] = (index % layers, chosen)
+    if len({index for index, _ in asked.values()}) < len(asked):
+        raise ValueError(f"layers of return_weights must not name a layer twice, got {list(asked)}")
+    return asked
 
 
 def _selection(return_weights: bool | WeightSelection, query: Array) -> ChosenWeights | None:

@@ -195,3 +195,30 @@ def encoder(
     norm: object,
     seed: SupportsInt | SupportsIndex | None,
 ) -> SelfAttendingLayer: ...
+
+class BertModel:
+    def __init__(
+        self,
+        dtype: str,
+        *,
+        vocab_size: SupportsInt | SupportsIndex,
+        hidden_size: SupportsInt | SupportsIndex,
+        num_hidden_layers: SupportsInt | SupportsIndex,
+        num_attention_heads: SupportsInt | SupportsIndex,
+        intermediate_size: SupportsInt | SupportsIndex,
+        max_position_embeddings: SupportsInt | SupportsIndex,
+        type_vocab_size: SupportsInt | SupportsIndex,
+        activation: str,
+        layer_norm_eps: SupportsFloat | SupportsIndex,
+        with_pooler: bool,
+    ) -> None: ...
+    def parameters(self) -> dict[str, Array]: ...
+    def forward(
+        self,
+        ids: object,
+        positions: object,
+        types: object,
+        starts: Sequence[SupportsInt | SupportsIndex],
+        asked: Sequence[tuple[SupportsInt | SupportsIndex, Sequence[SupportsInt | SupportsIndex], bool]],
+        with_pooled: bool,
+    ) -> tuple[Array, Array | None, dict[int, list[Array]]]: ...

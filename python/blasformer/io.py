@@ -6,10 +6,11 @@ unpickling a file runs the code in it. Needs `pip install "blasformer[io]"`.
 """
 
 import json
+import os
 from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +19,9 @@ from ._optional import require_package
 
 __all__ = ["Checkpoint", "load_tensors"]
 
-PathLike = str | Path
-FloatDType = npt.DTypeLike
+PathLike: TypeAlias = str | os.PathLike[str]
+FloatDType: TypeAlias = npt.DTypeLike
+Json = TypeVar("Json", dict[str, Any], list[Any])
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -46,8 +48,8 @@ class Checkpoint:
 
     path: a folder that holds model.safetensors or model.safetensors.index.json, or one of these files itself.
 
-    Opening reads and checks the headers only. `shapes` maps each name to its shape, `dtypes` to NumPy's name of
-    the dtype it is stored in. Use it as a context manager, or `close()` it.
+    Opening reads and checks the headers only. `shapes` maps each name to its shape, `dtypes` to the name of
+    its dtype in the file. Use it as a context manager, or `close()` it.
 
     Raises FileNotFoundError if there is no such file, and ValueError, naming the file and what is wrong with
     it, for a file that is damaged, truncated, hostile or pickled. The shards that an index names must lie in
@@ -89,7 +91,10 @@ class Checkpoint:
     def _open_shards(self, index: Path) -> None:
         """Opens the files an index names, and holds them to what it says of them."""
         names_of = _read_index(index)
-        shards = {shard: _shard_path(index, shard) for shard in names_of}
+        for shard in names_of:
+            if Path(shard).suffix in PICKLED_SUFFIXES:
+                raise ValueError(_pickle_text(index.parent / shard))
+        shards = {shard: path_inside(index.parent, shard, named_by=index) for shard in names_of}
         for shard, path in shards.items():
             found = self._open_file(path).shapes.keys()
             if absent := names_of[shard] - found:
@@ -168,25 +173,58 @@ def some_names(names: Collection[str], limit: int = 20) -> str:
     return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises ValueError, naming the file, for anything else."""
-    _require_regular_file(path)
+def read_json(path: Path, kind: type[Json]) -> Json:
+    """The JSON object (kind=dict) or array (kind=list) in a file; ValueError, naming the file, otherwise."""
+    require_regular_file(path)
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError(f"{path} must have at most {MAX_JSON_BYTES} bytes, got {path.stat().st_size}")
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    if not isinstance(value, kind):
+        wanted = {dict: "object", list: "array"}[kind]
+        raise ValueError(f"{path} must hold a JSON {wanted}, got {type(value).__name__}")
     return value
+
+
+def require_regular_file(path: Path) -> None:
+    """A pipe would block, a device would never end."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if not path.is_file():
+        raise ValueError(f"{path} must be a regular file")
+
+
+def path_inside(folder: Path, relative: str, named_by: Path) -> Path:
+    """Where the file `relative` lies that `named_by` names; it may name nothing outside its folder."""
+    shown = relative[:MAX_NAME_LENGTH]
+    if Path(relative).is_absolute() or ".." in Path(relative).parts:
+        raise ValueError(f"{named_by}: {shown!r} must be the name of a file in the same folder")
+    folder = folder.resolve()
+    allowed = [folder]
+    if folder.parent.name == "snapshots":  # a Hugging Face cache: snapshots/<revision>/ links to blobs/
+        allowed.append(folder.parent.parent / "blobs")
+    try:
+        path = (folder / relative).resolve(strict=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder / relative} does not exist, but {named_by.name} names it") from None
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # a loop of links, a name the file system cannot have
+        raise ValueError(f"{named_by}: {shown!r} cannot be opened: {error}") from error
+    if not any(path.is_relative_to(root) for root in allowed):
+        raise ValueError(f"{named_by}: {shown!r} is a link that leaves the folder")
+    return folder / relative
 
 
 class _TensorFile:
     """One open safetensors file."""
 
     def __init__(self, path: Path) -> None:
-        _require_regular_file(path)
+        require_regular_file(path)
         safetensors = require_package("safetensors", extra="io", purpose="reading checkpoints")
         self.path = path
         self._error = safetensors.SafetensorError
@@ -257,14 +295,6 @@ def _pickle_text(path: Path) -> str:
     )
 
 
-def _require_regular_file(path: Path) -> None:
-    """A pipe would block, a device would never end."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    if not path.is_file():
-        raise ValueError(f"{path} must be a regular file")
-
-
 def _require_readable_name(path: Path, name: str) -> None:
     if len(name) > MAX_NAME_LENGTH or not name.isprintable():
         raise ValueError(
@@ -275,7 +305,7 @@ def _require_readable_name(path: Path, name: str) -> None:
 
 def _read_index(index: Path) -> dict[str, set[str]]:
     """The tensor names that an index assigns to each of its files."""
-    weight_map = read_json_object(index).get("weight_map")
+    weight_map = read_json(index, dict).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index} must hold a JSON object 'weight_map' of tensor names and file names")
     if len(weight_map) > MAX_TENSORS:
@@ -287,29 +317,3 @@ def _read_index(index: Path) -> dict[str, set[str]]:
             raise ValueError(f"{index}: the file of tensor {name!r} must be a string, got {shard!r}")
         names_of.setdefault(shard, set()).add(name)
     return names_of
-
-
-def _shard_path(index: Path, shard: str) -> Path:
-    """Where a shard lies; an index may point to nothing but safetensors files of its own folder."""
-    relative = Path(shard)
-    if relative.is_absolute() or ".." in relative.parts:
-        raise ValueError(f"{index}: {shard!r} must be the name of a file in the same folder")
-    if relative.suffix in PICKLED_SUFFIXES:
-        raise ValueError(_pickle_text(index.parent / shard))
-    folder = index.parent.resolve()
-    allowed = [folder]
-    if folder.parent.name == "snapshots":  # a Hugging Face cache: snapshots/<revision>/ links to blobs/
-        allowed.append(folder.parent.parent / "blobs")
-    try:
-        path = (folder / shard).resolve(strict=True)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{index.parent / shard} does not exist, but {index.name} names it") from None
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # a loop of links, a name the file system cannot have
-        raise ValueError(f"{index}: {shard[:MAX_NAME_LENGTH]!r} cannot be opened: {error}") from error
-    if not any(path.is_relative_to(root) for root in allowed):
-        raise ValueError(f"{index}: {shard!r} is a link that leaves the folder")
-    return path

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from . import _core
-from ._attention import Array, Causal, ChosenWeights, WeightSelection, choose_weights
+from ._attention import Array, Causal, LayerWeights, WeightSelection, choose_layers, choose_weights
 from ._random import Rng, draw_seed
 
 __all__ = [
@@ -822,40 +822,12 @@ class TransformerEncoder(_SelfAttendingLayer):
         key_lengths: Array | Sequence[int] | None = None,
         query_segments: Array | None = None,
         alibi_slopes: Array | None = None,
-        return_weights: bool | Sequence[int] | Mapping[int, bool | WeightSelection] = False,
+        return_weights: LayerWeights = False,
     ) -> Any:
         masks = (mask, bias, causal, None, window, None, key_lengths, query_segments, None, alibi_slopes)
         if return_weights is False:
             return self._held.call(x, masks, [])[0]
-        asked = self._asked(return_weights, x)
+        heads = self._arguments["encoder_layer"]._arguments["nhead"]
+        asked = choose_layers(return_weights, self._arguments["num_layers"], heads, _length(x))
         output, weights = self._held.call(x, masks, [(index, chosen) for index, chosen in asked.values()])
         return output, {name: weights[index] for name, (index, _) in asked.items()}
-
-    def _asked(
-        self, return_weights: bool | Sequence[int] | Mapping[int, bool | WeightSelection], x: Array
-    ) -> dict[int, tuple[int, ChosenWeights]]:
-        """The weights to return: index as given -> (index from 0, what of that layer)."""
-        count = self._arguments["num_layers"]
-        heads = self._arguments["encoder_layer"]._arguments["nhead"]
-        if isinstance(return_weights, Mapping):
-            of_layers = dict(return_weights)
-        elif return_weights is True:
-            of_layers = dict.fromkeys(range(count), True)
-        elif isinstance(return_weights, Sequence):
-            of_layers = dict.fromkeys(return_weights, True)
-        else:
-            raise TypeError(
-                "return_weights must be a bool, layer indices or a dict from them to WeightSelections, "
-                f"got {type(return_weights).__name__}"
-            )
-        asked = {}
-        for name, of_layer in of_layers.items():
-            index = _integer("layers of return_weights", name)
-            if not -count <= index < count:
-                raise IndexError(f"layers of return_weights must lie in [{-count}, {count - 1}], got {index}")
-            chosen = choose_weights(of_layer, heads, _length(x))
-            if chosen is not None:
-                asked[name] = (index % count, chosen)
-        if len({index for index, _ in asked.values()}) < len(asked):
-            raise ValueError(f"layers of return_weights must not name a layer twice, got {list(asked)}")
-        return asked
