@@ -569,7 +569,7 @@ IDS = [[1, 2, 3], [4, 5, 6]]
             "return_weights must be a bool or a WeightSelection, got list",
         ),
         (
-            {"return_weights": "last"},
+            {"return_weights": 2.0},
             TypeError,
             "return_weights must be a bool, layer indices or a dict",
         ),

@@ -87,7 +87,7 @@ def choose_layers(
         of_layers = dict(return_weights)
     elif isinstance(return_weights, bool):
         of_layers = dict.fromkeys(range(layers), return_weights)
-    elif isinstance(return_weights, Sequence) and not isinstance(return_weights, str):
+    elif isinstance(return_weights, Sequence):
         of_layers = dict.fromkeys(return_weights, True)
     else:
         raise TypeError(
