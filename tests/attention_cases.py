@@ -41,6 +41,16 @@ class Sizes(NamedTuple):
         return (*self.batch, self.heads, self.query_length, self.key_length)
 
 
+# Both sides of a tile, few queries that share their keys, and several leading axes.
+SIZES = [
+    Sizes(),
+    Sizes(130, 33, 40, 59, 3, 1),
+    Sizes(5, 257, 64, 64, 2, 2, (1, 2)),
+    Sizes(1, 257, 64, 64, 8, 2),
+    Sizes(3, 97, 17, 40, 6, 1, (3,)),
+]
+
+
 def normal(random, shape, dtype):
     return random.standard_normal(shape).astype(dtype)
 
