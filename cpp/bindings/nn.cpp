@@ -12,6 +12,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/attention_call.h"
+#include "bindings/gil.h"
 #include "layers/embedding.h"
 #include "layers/encoder.h"
 #include "layers/encoder_layer.h"
@@ -120,7 +121,7 @@ class Holding : public Base {
   template <class Compute>
   auto run(Index elements, const Compute& compute) const {
     if (static_cast<double>(elements) * static_cast<double>(size_) < 1e6) return compute();
-    const py::gil_scoped_release released;
+    const ReleaseGil released;
     return compute();
   }
 
