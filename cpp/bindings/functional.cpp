@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <utility>
 
@@ -337,9 +338,10 @@ py::array rotary_array(py::object x_argument, py::object positions_argument, con
   const bool fits = per_batch ? positions.shape[0] == x.shape[0] && positions.shape[1] == length
                               : positions.rank == 1 && positions.shape[0] == length;
   if (!fits) {
-    const std::string batched = x.rank >= 3 ? " or " + shape_text(Shape{x.shape[0], length}) : "";
-    fail("positions must have the shape ", shape_text(Shape{length}), batched, " to fit x ", shape_text(x),
-         ", got ", shape_text(positions));
+    std::ostringstream shapes;
+    shapes << shape_text(Shape{length});
+    if (x.rank >= 3) shapes << " or " << shape_text(Shape{x.shape[0], length});
+    fail("positions must have the shape ", shapes.str(), " to fit x ", shape_text(x), ", got ", shape_text(positions));
   }
   const double base = number(base_argument, "base");
   require(std::isfinite(base) && base > 0, "base must be finite and greater than 0, got ", base);
