@@ -48,6 +48,14 @@ struct AttentionProblem {
   double dropout_p = 0;
   std::uint64_t seed = 0;
 
+  // Whether scores are brought to the units of the logits before the softmax. If not, they stay query key^T and the scale is applied to
+  // their distance from the maximum, where its rounding costs nothing even when scores are in the thousands.
+  bool has_logits() const {
+    return softcap > 0 || bias.data != nullptr || alibi_slopes != nullptr || sinks != nullptr || scale < 1e-30;
+  }
+  // weight = exp2((score - maximum) * exponent_factor()).
+  double exponent_factor() const { return 1.4426950408889634074 * (has_logits() ? 1 : scale); }
+
   Index group() const { return query_heads / key_heads; }
   Index key_head(Index head) const { return head / group(); }
   // Whether a tile of so many queries may hold queries of several heads.

@@ -60,6 +60,7 @@ void attention_forward(const AttentionArguments& arguments, const MutableArrayVi
   if (statistics != nullptr) {
     statistics->maximum = Tensor<T>(checked.statistics_shape());
     statistics->reciprocal_sum = Tensor<T>(checked.statistics_shape());
+    statistics->unit = p.has_logits() ? 1 : p.scale;
   }
   const AttentionKernels<T>& kernels = attention_kernels<T>();
   const QueryCut cut(p, kernels.query_tile);
@@ -105,12 +106,11 @@ void attention_weights(const AttentionArguments& arguments, const AttentionStati
 
 template <class T>
 void attention_logsumexp(const AttentionStatistics<T>& statistics, T* logsumexp) {
-  constexpr double ln_2 = 0.69314718055994530942;
   for (Index i = 0; i < statistics.maximum.size(); ++i) {
     const double maximum = static_cast<double>(statistics.maximum.data()[i]);
     const double reciprocal_sum = static_cast<double>(statistics.reciprocal_sum.data()[i]);
     logsumexp[i] = reciprocal_sum == 0 ? -std::numeric_limits<T>::infinity()
-                                       : static_cast<T>(maximum * ln_2 - std::log(reciprocal_sum));
+                                       : static_cast<T>(maximum * statistics.unit - std::log(reciprocal_sum));
   }
 }
 

@@ -42,10 +42,11 @@ struct AttentionArguments {
 };
 
 // The normaliser of each row, (..., query_heads, query_length), in the units of the kernels: backward and weights need it.
-// weight = exp2(score * log2(e) - maximum) * reciprocal_sum; a row that may attend to nothing has reciprocal_sum 0.
+// weight = exp(unit * (score - maximum)) * reciprocal_sum; a row that may attend to nothing has reciprocal_sum 0.
 template <class T>
 struct AttentionStatistics {
   Tensor<T> maximum, reciprocal_sum;
+  double unit = 1;  // 1 when scores are logits, scale when they are query key^T
 };
 
 // Throws std::invalid_argument or TypeMismatch unless the arguments fit together; returns the shape of the output.

@@ -103,7 +103,6 @@ void operand_gradients(const AttentionProblem& p, const BackwardInputs<T>& input
 // A sink's score has the gradient weight * (0 - delta), for its value is 0.
 template <class T>
 void sink_gradients(const AttentionProblem& p, const BackwardInputs<T>& inputs, const MutableArrayView& d_sinks) {
-  constexpr double log2_e = 1.4426950408889634074;
   for (Index head = 0; head < p.query_heads; ++head) {
     double sum = 0;
     for (Index batch = 0; batch < p.batch; ++batch) {
@@ -111,7 +110,7 @@ void sink_gradients(const AttentionProblem& p, const BackwardInputs<T>& inputs, 
       for (Index i = first; i < first + p.query_length; ++i) {
         const double reciprocal_sum = static_cast<double>(inputs.reciprocal_sum[i]);
         if (reciprocal_sum == 0) continue;  // attends to nothing
-        const double weight = std::exp2(p.sinks[head] * log2_e - static_cast<double>(inputs.maximum[i])) * reciprocal_sum;
+        const double weight = std::exp(p.sinks[head] - static_cast<double>(inputs.maximum[i])) * reciprocal_sum;
         sum -= weight * static_cast<double>(inputs.delta[i]);
       }
     }

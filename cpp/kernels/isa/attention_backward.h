@@ -29,7 +29,7 @@ constexpr Index whole_vectors(Index columns) {
 template <class T>
 struct BackwardTile {
   QueryTile<T> queries;
-  T* query;          // dim x queries, scaled as in forward
+  T* query;          // dim x queries
   T* query_rows;     // queries x dim in whole vectors, times scale
   T* d_output;       // value_dim x queries
   T* d_output_rows;  // queries x value_dim in whole vectors
@@ -110,8 +110,8 @@ std::uint32_t pack_rows(const AttentionOperand& x, const QueryTile<T>& tile, Ind
 
 template <class T>
 void start_backward_tile(const AttentionProblem& p, const BackwardInputs<T>& inputs, BackwardWorkspace<T>& work, BackwardTile<T>& tile) {
-  pack_queries(p.query, tile.queries, p.dim, static_cast<T>(query_factor(p)), work.dense, tile.query);
-  pack_queries(inputs.d_output, tile.queries, p.value_dim, T(1), work.dense, tile.d_output);
+  pack_queries(p.query, tile.queries, p.dim, work.dense, tile.query);
+  pack_queries(inputs.d_output, tile.queries, p.value_dim, work.dense, tile.d_output);
   tile.unsafe_query = pack_rows(p.query, tile.queries, p.dim, static_cast<T>(p.scale), tile.query_rows);
   tile.unsafe_d_output = pack_rows(inputs.d_output, tile.queries, p.value_dim, T(1), tile.d_output_rows);
   load_statistics(p, tile.queries, inputs.maximum, inputs.reciprocal_sum, tile.maximum, tile.reciprocal_sum);
@@ -134,18 +134,18 @@ void find_visible_for_gradients(const AttentionProblem& p, const QueryTile<T>& t
 
 // scores: becomes P Z; d_scores: comes as d_output value^T, becomes dS.
 template <class T>
-void score_gradients(Index count, const VisibleQueries& visible, const std::uint32_t* keep, T keep_scale, const BackwardTile<T>& tile,
-                     T* scores, T* d_scores) {
+void score_gradients(Index count, const VisibleQueries& visible, const std::uint32_t* keep, T keep_scale, T exponent_factor,
+                     const BackwardTile<T>& tile, T* scores, T* d_scores) {
   using S = Simd<T>;
   const Index width = tile.queries.width;
-  const auto kept_scale = S::broadcast(keep_scale);
+  const auto kept_scale = S::broadcast(keep_scale), unit = S::broadcast(exponent_factor);
   for (Index v = 0; v < tile.queries.vectors; ++v) {
     const auto top = S::load(tile.maximum + v * S::lanes), scale = S::load(tile.reciprocal_sum + v * S::lanes);
     const auto delta = S::load(tile.delta + v * S::lanes);
     for (Index k = 0; k < count; ++k) {
       T* score = scores + k * width + v * S::lanes;
       T* d_score = d_scores + k * width + v * S::lanes;
-      const auto weight = exp2_nonpositive<T>(S::load(score) - top) * scale;
+      const auto weight = exp2_nonpositive<T>((S::load(score) - top) * unit) * scale;
       auto used = weight, d_weight = S::load(d_score);
       if (keep != nullptr) {
         const auto kept = S::from_bits(keep[k] >> (v * S::lanes));
@@ -174,7 +174,7 @@ void recompute(const AttentionProblem& p, Index first, Index count, const KeyBlo
                                   work.scores, width);
   if (p.softcap > 0) {
     for (Index i = 0; i < count * width; i += S::lanes) {
-      const auto t = tanh<T>(S::load(work.scores + i));
+      const auto t = tanh<T>(S::load(work.scores + i) * S::broadcast(static_cast<T>(p.scale / p.softcap)));
       S::store(work.cap + i, S::fma(t * S::broadcast(T(-1)), t, S::broadcast(T(1))));
     }
   }
@@ -184,8 +184,8 @@ void recompute(const AttentionProblem& p, Index first, Index count, const KeyBlo
                                   width, work.d_scores, width);
   std::uint32_t keep[kKeyBlock];
   if (p.dropout_p > 0) find_kept(p, tile.queries, first, count, keep);
-  score_gradients(count, visible, p.dropout_p > 0 ? keep : nullptr, static_cast<T>(keep_factor(p)), tile, work.scores,
-                  work.d_scores);
+  score_gradients(count, visible, p.dropout_p > 0 ? keep : nullptr, static_cast<T>(keep_factor(p)),
+                  static_cast<T>(p.exponent_factor()), tile, work.scores, work.d_scores);
 }
 
 // gradient[key] += sum over queries of weight[key][query] * rows[query]; the share of unsafe queries goes only to keys they see.

@@ -138,7 +138,7 @@ void attend_few(const AttentionProblem& p, Index first, Index count, FewWorkspac
   finish_scores(p, place, first, count, work.bias, work.scores);
   if (!visible.all) hide(place, count, visible, kMinusInfinity<T>, work.scores);
   const auto softmax = place.vectors == 1 ? online_softmax<T, 1> : online_softmax<T, kTileVectors>;
-  softmax(count, work.scores, tile.maximum, tile.sum, work.factor);
+  softmax(count, static_cast<T>(p.exponent_factor()), work.scores, tile.maximum, tile.sum, work.factor);
   if (p.dropout_p > 0) {
     std::uint32_t keep[kKeyBlock];
     find_kept(p, place, first, count, keep);
@@ -170,7 +170,6 @@ void forward_few(const AttentionProblem& p, const QueryRun& run, void* memory, c
   const QueryTile<T>& place = tile.queries;
   for (Index q = 0; q < place.count; ++q) {
     copy_rows(p.query, place.offset(p.query, q), 1, p.dim, work.rows + q * p.dim, p.dim);
-    for (Index c = 0; c < p.dim; ++c) work.rows[q * p.dim + c] *= static_cast<T>(query_factor(p));
   }
   start_statistics(p, tile);
   using Attend = void (*)(const AttentionProblem&, Index, Index, FewWorkspace<T>&);

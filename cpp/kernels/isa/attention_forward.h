@@ -6,7 +6,7 @@
 // block of keys and values is read from the outer caches once for all tiles. For every tile and block:
 //
 //   scores = keys queries^T                      (key, query)
-//   m' = max(m, max over keys);  weights = exp2(scores - m');  a = exp2(m - m')
+//   m' = max(m, max over keys);  weights = exp(scale (scores - m'));  a = exp(scale (m - m'))
 //   l  = l * a + sum over keys of weights
 //   output^T = output^T * a + values^T weights   (value column, query)
 //
@@ -21,7 +21,7 @@ namespace {
 template <class T>
 struct ForwardTile {
   QueryTile<T> queries;
-  T* query;   // dim x queries, scaled
+  T* query;   // dim x queries
   T* output;  // value_dim x queries
   T* maximum;
   T* sum;
@@ -75,7 +75,7 @@ template <class T>
 void start_statistics(const AttentionProblem& p, ForwardTile<T>& tile) {
   // A sink is a key with this score and the value zero.
   for (Index l = 0; l < tile.queries.width; ++l) {
-    tile.maximum[l] = p.sinks != nullptr ? static_cast<T>(p.sinks[tile.queries.head[l]] * kLog2E) : kMinusInfinity<T>;
+    tile.maximum[l] = p.sinks != nullptr ? static_cast<T>(p.sinks[tile.queries.head[l]]) : kMinusInfinity<T>;
     tile.sum[l] = tile.maximum[l] == kMinusInfinity<T> ? T(0) : T(1);
   }
   tile.seen = 0;
@@ -84,10 +84,11 @@ void start_statistics(const AttentionProblem& p, ForwardTile<T>& tile) {
 
 // scores become weights relative to the running maximum; factor receives what earlier results are to be multiplied by.
 template <class T, Index vectors>
-void online_softmax(Index count, T* scores, T* maximum, T* sum, T* factor) {
+void online_softmax(Index count, T exponent_factor, T* scores, T* maximum, T* sum, T* factor) {
   using S = Simd<T>;
   using Vector = typename S::Vector;
   constexpr Index width = vectors * S::lanes;
+  const Vector unit = S::broadcast(exponent_factor);
   Vector top[vectors];
   for (Index v = 0; v < vectors; ++v) {
     // max(x, y) is y when either is NaN: a NaN score does not become the maximum, but its weight is NaN below.
@@ -102,7 +103,7 @@ void online_softmax(Index count, T* scores, T* maximum, T* sum, T* factor) {
     top[v] = S::max(even, odd);
     // Nothing seen so far: subtract 0 instead of -inf, whose difference with itself is NaN.
     const Vector safe = S::select(S::equal(top[v], S::broadcast(kMinusInfinity<T>)), S::zero(), top[v]);
-    S::store(factor + v * S::lanes, exp2_nonpositive<T>(S::load(maximum + v * S::lanes) - safe));
+    S::store(factor + v * S::lanes, exp2_nonpositive<T>((S::load(maximum + v * S::lanes) - safe) * unit));
     S::store(maximum + v * S::lanes, top[v]);
     top[v] = safe;
   }
@@ -110,7 +111,7 @@ void online_softmax(Index count, T* scores, T* maximum, T* sum, T* factor) {
   for (Index v = 0; v < vectors; ++v) total[v][0] = total[v][1] = S::zero();
   const auto weigh = [&](Index k, Index v, Vector& partial) {
     T* score = scores + k * width + v * S::lanes;
-    const Vector weight = exp2_nonpositive<T>(S::load(score) - top[v]);
+    const Vector weight = exp2_nonpositive<T>((S::load(score) - top[v]) * unit);
     partial += weight;
     S::store(score, weight);
   };
@@ -155,7 +156,7 @@ void attend_to_block(const AttentionProblem& p, Index first, Index count, const 
   finish_scores(p, place, first, count, work.bias, work.scores);
   if (!visible.all) hide(place, count, visible, kMinusInfinity<T>, work.scores);
   const auto softmax = place.vectors == 1 ? online_softmax<T, 1> : online_softmax<T, kTileVectors>;
-  softmax(count, work.scores, tile.maximum, tile.sum, work.factor);
+  softmax(count, static_cast<T>(p.exponent_factor()), work.scores, tile.maximum, tile.sum, work.factor);
   if (p.dropout_p > 0) {
     std::uint32_t keep[kKeyBlock];
     find_kept(p, place, first, count, keep);
@@ -184,7 +185,7 @@ void forward_tiles(const AttentionProblem& p, const QueryRun& run, void* memory,
   for (Index t = 0, done = 0; t < work.tiles; ++t) {
     ForwardTile<T>& tile = work.tile[t];
     done += place_run(p, run, done, tile.queries);
-    pack_queries(p.query, tile.queries, p.dim, static_cast<T>(query_factor(p)), work.dense, tile.query);
+    pack_queries(p.query, tile.queries, p.dim, work.dense, tile.query);
     start_statistics(p, tile);
     lowest = smaller(lowest, tile.queries.lowest_first);
     highest = larger(highest, tile.queries.highest_last);

@@ -23,7 +23,6 @@ constexpr Index kTileQueries = kTileVectors * Simd<T>::lanes;
 
 template <class T>
 constexpr T kMinusInfinity = -std::numeric_limits<T>::infinity();
-constexpr double kLog2E = 1.4426950408889634074;
 
 inline Index smaller(Index a, Index b) { return a < b ? a : b; }
 inline Index larger(Index a, Index b) { return a > b ? a : b; }
@@ -60,37 +59,35 @@ void copy_rows(const AttentionOperand& x, Index start, Index rows, Index columns
 inline void transpose_square(__m128& a, __m128& b, __m128& c, __m128& d) { _MM_TRANSPOSE4_PS(a, b, c, d); }
 #endif
 
-// out[c][lane] = factor * row[lane][c] for whole tiles of lanes. The rows are dense.
-inline void transpose_rows(const float* const* row, Index lanes, Index columns, float factor, float* out) {
-  const __m128 scale = _mm_set1_ps(factor);
+// out[c][lane] = row[lane][c] for whole tiles of lanes. The rows are dense.
+inline void transpose_rows(const float* const* row, Index lanes, Index columns, float* out) {
   for (Index l = 0; l < lanes; l += 4) {
     Index c = 0;
     for (; c + 4 <= columns; c += 4) {
       __m128 x0 = _mm_loadu_ps(row[l] + c), x1 = _mm_loadu_ps(row[l + 1] + c);
       __m128 x2 = _mm_loadu_ps(row[l + 2] + c), x3 = _mm_loadu_ps(row[l + 3] + c);
       transpose_square(x0, x1, x2, x3);
-      _mm_storeu_ps(out + c * lanes + l, _mm_mul_ps(x0, scale));
-      _mm_storeu_ps(out + (c + 1) * lanes + l, _mm_mul_ps(x1, scale));
-      _mm_storeu_ps(out + (c + 2) * lanes + l, _mm_mul_ps(x2, scale));
-      _mm_storeu_ps(out + (c + 3) * lanes + l, _mm_mul_ps(x3, scale));
+      _mm_storeu_ps(out + c * lanes + l, x0);
+      _mm_storeu_ps(out + (c + 1) * lanes + l, x1);
+      _mm_storeu_ps(out + (c + 2) * lanes + l, x2);
+      _mm_storeu_ps(out + (c + 3) * lanes + l, x3);
     }
     for (; c < columns; ++c) {
-      for (Index i = 0; i < 4; ++i) out[c * lanes + l + i] = row[l + i][c] * factor;
+      for (Index i = 0; i < 4; ++i) out[c * lanes + l + i] = row[l + i][c];
     }
   }
 }
 
-inline void transpose_rows(const double* const* row, Index lanes, Index columns, double factor, double* out) {
-  const __m128d scale = _mm_set1_pd(factor);
+inline void transpose_rows(const double* const* row, Index lanes, Index columns, double* out) {
   for (Index l = 0; l < lanes; l += 2) {
     Index c = 0;
     for (; c + 2 <= columns; c += 2) {
       const __m128d x0 = _mm_loadu_pd(row[l] + c), x1 = _mm_loadu_pd(row[l + 1] + c);
-      _mm_storeu_pd(out + c * lanes + l, _mm_mul_pd(_mm_unpacklo_pd(x0, x1), scale));
-      _mm_storeu_pd(out + (c + 1) * lanes + l, _mm_mul_pd(_mm_unpackhi_pd(x0, x1), scale));
+      _mm_storeu_pd(out + c * lanes + l, _mm_unpacklo_pd(x0, x1));
+      _mm_storeu_pd(out + (c + 1) * lanes + l, _mm_unpackhi_pd(x0, x1));
     }
     for (; c < columns; ++c) {
-      for (Index i = 0; i < 2; ++i) out[c * lanes + l + i] = row[l + i][c] * factor;
+      for (Index i = 0; i < 2; ++i) out[c * lanes + l + i] = row[l + i][c];
     }
   }
 }
@@ -226,9 +223,9 @@ void place_rows(const AttentionProblem& p, Index batch, Index head, const Index*
   place_tile(p, tile);
 }
 
-// Queries of a tile as q[c][lane] = factor * query[row[lane], c]; `dense` holds kTileQueries x columns when a copy is needed first.
+// Queries of a tile as q[c][lane] = query[row[lane], c]; `dense` holds kTileQueries x columns when a copy is needed first.
 template <class T>
-void pack_queries(const AttentionOperand& x, const QueryTile<T>& tile, Index columns, T factor, T* dense, T* out) {
+void pack_queries(const AttentionOperand& x, const QueryTile<T>& tile, Index columns, T* dense, T* out) {
   const T* row[kTileQueries<T>];
   const bool direct = x.dtype == dtype_of<T>() && x.column_stride == 1;
   for (Index l = 0; l < tile.width; ++l) {
@@ -240,7 +237,7 @@ void pack_queries(const AttentionOperand& x, const QueryTile<T>& tile, Index col
       row[l] = dense + l * columns;
     }
   }
-  transpose_rows(row, tile.width, columns, factor, out);
+  transpose_rows(row, tile.width, columns, out);
 }
 
 // row[lane][c] = x[c][lane] * factor[lane] into the caller's array; `dense` as above.
@@ -372,15 +369,6 @@ struct BiasTile {
   bool shared;
 };
 
-// Finite biases are kept finite when they are multiplied by log2(e): finfo.min pushes a key away, but only -inf masks it.
-template <class T>
-inline typename Simd<T>::Vector bounded_bias(typename Simd<T>::Vector x) {
-  using S = Simd<T>;
-  const auto bound = S::broadcast(std::numeric_limits<T>::max() / 2);
-  const auto infinite = S::equal(S::abs(x), S::broadcast(std::numeric_limits<T>::infinity()));
-  return S::select(infinite, x, S::max(S::zero() - bound, S::min(bound, x)));
-}
-
 // Loads the bias; -inf masks.
 template <class T>
 void load_bias(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count, BiasTile<T>& bias,
@@ -398,10 +386,6 @@ void load_bias(const AttentionProblem& p, const QueryTile<T>& tile, Index first,
       bias.value[k] = read_element<T>(x.data, x.dtype, start + k * x.column_stride);
       if (bias.value[k] == kMinusInfinity<T>) visible.bits[k] = 0;
     }
-    for (Index k = 0; k < count; k += S::lanes) {
-      const Index left = smaller(S::lanes, count - k);
-      S::store_first(bias.value + k, bounded_bias<T>(S::load_first(bias.value + k, left)), left);
-    }
   } else {
     const T* row[kTileQueries<T>];
     for (Index l = 0; l < tile.width; ++l) {
@@ -413,42 +397,36 @@ void load_bias(const AttentionProblem& p, const QueryTile<T>& tile, Index first,
         row[l] = bias.dense + l * kKeyBlock;
       }
     }
-    transpose_rows(row, tile.width, count, T(1), bias.value);
+    transpose_rows(row, tile.width, count, bias.value);
     const auto minus_infinity = S::broadcast(kMinusInfinity<T>);
     for (Index k = 0; k < count; ++k) {
       for (Index v = 0; v < tile.vectors; ++v) {
-        T* value = bias.value + k * tile.width + v * S::lanes;
-        const auto loaded = S::load(value);
-        visible.bits[k] &= ~(S::to_bits(S::equal(loaded, minus_infinity)) << (v * S::lanes));
-        S::store(value, bounded_bias<T>(loaded));
+        const auto value = S::load(bias.value + k * tile.width + v * S::lanes);
+        visible.bits[k] &= ~(S::to_bits(S::equal(value, minus_infinity)) << (v * S::lanes));
       }
     }
   }
   summarise(count, tile.every(), visible);
 }
 
-// What the query is multiplied by while it is packed. Scores are in units of 1 / log2(e), so that exp2 needs no multiplication;
-// with a softcap they are first score / softcap.
-inline double query_factor(const AttentionProblem& p) { return p.softcap > 0 ? p.scale / p.softcap : p.scale * kLog2E; }
-
-// Every function that turns q k^T into the logits of the softmax, times log2(e).
+// Every function that turns query key^T into the logits of the softmax, where there is one (p.has_logits()).
 template <class T>
 void finish_scores(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count, const BiasTile<T>& bias,
                    T* scores) {
   using S = Simd<T>;
   const Index width = tile.width;
-  if (p.softcap > 0) {
-    const auto cap = S::broadcast(static_cast<T>(p.softcap * kLog2E));
-    for (Index i = 0; i < count * width; i += S::lanes) S::store(scores + i, cap * tanh<T>(S::load(scores + i)));
-  }
-  if (p.bias.data != nullptr) {
-    const auto log2_e = S::broadcast(static_cast<T>(kLog2E));
-    for (Index k = 0; k < count; ++k) {
-      for (Index v = 0; v < tile.vectors; ++v) {
-        T* score = scores + k * width + v * S::lanes;
-        const auto add = bias.shared ? S::broadcast(bias.value[k]) : S::load(bias.value + k * width + v * S::lanes);
-        S::store(score, S::fma(add, log2_e, S::load(score)));
+  if (!p.has_logits()) return;
+  const auto scale = S::broadcast(static_cast<T>(p.softcap > 0 ? p.scale / p.softcap : p.scale));
+  const auto cap = S::broadcast(static_cast<T>(p.softcap));
+  for (Index k = 0; k < count; ++k) {
+    for (Index v = 0; v < tile.vectors; ++v) {
+      T* score = scores + k * width + v * S::lanes;
+      auto logit = S::load(score) * scale;
+      if (p.softcap > 0) logit = cap * tanh<T>(logit);
+      if (p.bias.data != nullptr) {
+        logit += bias.shared ? S::broadcast(bias.value[k]) : S::load(bias.value + k * width + v * S::lanes);
       }
+      S::store(score, logit);
     }
   }
   if (p.alibi_slopes != nullptr) {
@@ -456,7 +434,7 @@ void finish_scores(const AttentionProblem& p, const QueryTile<T>& tile, Index fi
     T position[kTileQueries<T>], minus_slope[kTileQueries<T>];
     for (Index l = 0; l < width; ++l) {
       position[l] = static_cast<T>(tile.row[l] + offset - first);
-      minus_slope[l] = static_cast<T>(-p.alibi_slopes[tile.batch * p.query_heads + tile.head[l]] * kLog2E);
+      minus_slope[l] = static_cast<T>(-p.alibi_slopes[tile.batch * p.query_heads + tile.head[l]]);
     }
     for (Index k = 0; k < count; ++k) {
       const auto key = S::broadcast(static_cast<T>(k));

@@ -46,15 +46,17 @@ void load_statistics(const AttentionProblem& p, const QueryTile<T>& tile, const 
   }
 }
 
-// weights[key][query] = exp2(scores - maximum) * reciprocal_sum.
+// weights[key][query] = exp2((scores - maximum) * exponent_factor) * reciprocal_sum.
 template <class T>
-void normalised_weights(const QueryTile<T>& tile, Index count, const T* maximum, const T* reciprocal_sum, T* scores) {
+void normalised_weights(const QueryTile<T>& tile, Index count, T exponent_factor, const T* maximum, const T* reciprocal_sum,
+                        T* scores) {
   using S = Simd<T>;
+  const auto unit = S::broadcast(exponent_factor);
   for (Index v = 0; v < tile.vectors; ++v) {
     const auto top = S::load(maximum + v * S::lanes), scale = S::load(reciprocal_sum + v * S::lanes);
     for (Index k = 0; k < count; ++k) {
       T* score = scores + k * tile.width + v * S::lanes;
-      S::store(score, exp2_nonpositive<T>(S::load(score) - top) * scale);
+      S::store(score, exp2_nonpositive<T>((S::load(score) - top) * unit) * scale);
     }
   }
 }
@@ -67,7 +69,7 @@ void weights(const AttentionProblem& p, Index batch, Index head, const Index* ro
   WeightsWorkspace<T> work(p, carver);
   QueryTile<T> tile;
   place_rows(p, batch, head, rows, count, tile);
-  pack_queries(p.query, tile, p.dim, static_cast<T>(query_factor(p)), work.dense, work.query);
+  pack_queries(p.query, tile, p.dim, work.dense, work.query);
   load_statistics(p, tile, maximum, reciprocal_sum, work.maximum, work.reciprocal_sum);
   if (!add) {
     for (Index i = 0; i < count * p.key_length; ++i) out[i] = T(0);
@@ -84,7 +86,7 @@ void weights(const AttentionProblem& p, Index batch, Index head, const Index* ro
                                     tile.width, work.scores, tile.width);
     finish_scores(p, tile, begin, block, work.bias, work.scores);
     if (!visible.all) hide(tile, block, visible, kMinusInfinity<T>, work.scores);
-    normalised_weights(tile, block, work.maximum, work.reciprocal_sum, work.scores);
+    normalised_weights(tile, block, static_cast<T>(p.exponent_factor()), work.maximum, work.reciprocal_sum, work.scores);
     for (Index l = 0; l < count; ++l) {
       for (Index k = 0; k < block; ++k) {
         if (visible.all || (visible.bits[k] >> l & 1u) != 0) out[l * p.key_length + begin + k] += work.scores[k * tile.width + l];
