@@ -56,6 +56,10 @@ struct AttentionProblem {
   // weight = exp2((score - maximum) * exponent_factor()).
   double exponent_factor() const { return 1.4426950408889634074 * (has_logits() ? 1 : scale); }
 
+  // Decoding: so few queries read a key head that lanes along the head serve better than lanes along the queries.
+  bool few_queries() const { return group() * query_length <= kFewQueries; }
+  static constexpr Index kFewQueries = 4;
+
   Index group() const { return query_heads / key_heads; }
   Index key_head(Index head) const { return head / group(); }
   // Whether a tile of so many queries may hold queries of several heads.

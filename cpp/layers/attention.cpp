@@ -82,15 +82,17 @@ void attention_weights(const AttentionArguments& arguments, const AttentionStati
   const Index heads = static_cast<Index>(selection.heads.size()), rows = static_cast<Index>(selection.rows.size());
   const Index groups = selection.mean ? 1 : heads;             // heads that are written separately
   const Index heads_of_group = selection.mean ? heads : 1;     // heads that are averaged
-  const Index parts = ceil_div(rows, kernels.query_tile);
+  // Rows may be asked for more than once.
+  const Index step = p.few_queries() ? AttentionProblem::kFewQueries : kernels.query_tile;
+  const Index parts = ceil_div(rows, step);
   const Index scratch = round_up(kernels.weights_workspace(p), 64);
-  const Index buffer = kernels.query_tile * p.key_length * static_cast<Index>(sizeof(T));
+  const Index buffer = step * p.key_length * static_cast<Index>(sizeof(T));
   parallel_for(p.batch * groups * parts, attention_work(p), [&](Index task, int) {
     const FlushDenormals flush;
     auto* memory = static_cast<char*>(thread_workspace(scratch + buffer));
     auto* tile = reinterpret_cast<T*>(memory + scratch);
-    const Index first = task % parts * kernels.query_tile, group = task / parts % groups, batch = task / parts / groups;
-    const Index count = std::min(kernels.query_tile, rows - first);
+    const Index first = task % parts * step, group = task / parts % groups, batch = task / parts / groups;
+    const Index count = std::min(step, rows - first);
     for (Index i = 0; i < heads_of_group; ++i) {
       const Index head = selection.heads[static_cast<std::size_t>(group + i)];
       kernels.weights(p, batch, head, selection.rows.data() + first, count, statistics.maximum.data(),

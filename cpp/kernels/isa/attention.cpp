@@ -10,13 +10,13 @@ namespace {
 
 template <class T>
 Index forward_workspace(const AttentionProblem& p, Index queries) {
-  return queries <= kFewQueries ? few_workspace<T>(p) : larger(few_workspace<T>(p), tiles_workspace<T>(p, queries));
+  return p.few_queries() ? few_workspace<T>(p) : tiles_workspace<T>(p, queries);
 }
 
 template <class T>
 void forward(const AttentionProblem& p, const QueryRun& run, void* workspace, const MutableAttentionOperand& output, T* maximum,
              T* reciprocal_sum) {
-  const auto kernel = run.count <= kFewQueries ? forward_few<T> : forward_tiles<T>;
+  const auto kernel = p.few_queries() ? forward_few<T> : forward_tiles<T>;
   kernel(p, run, workspace, output, maximum, reciprocal_sum);
 }
 

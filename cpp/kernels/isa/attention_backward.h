@@ -50,8 +50,8 @@ struct BackwardWorkspace {
     scores = carver.take<T>(kKeyBlock * queries);
     d_scores = carver.take<T>(kKeyBlock * queries);
     cap = carver.take<T>(p.softcap > 0 ? kKeyBlock * queries : 0);
-    keys = carver.take<T>(p.key.dtype != dtype_of<T>() ? kKeyBlock * p.dim : 0);
-    values = carver.take<T>(p.value.dtype != dtype_of<T>() ? kKeyBlock * p.value_dim : 0);
+    keys = carver.take<T>(needs_copy<T>(p, p.key) ? kKeyBlock * p.dim : 0);
+    values = carver.take<T>(needs_copy<T>(p, p.value) ? kKeyBlock * p.value_dim : 0);
     safe_keys = carver.take<T>(kKeyBlock * p.dim);
     dense = carver.take<T>(queries * larger(p.dim, p.value_dim));
     scale = carver.take<T>(queries);
@@ -110,7 +110,7 @@ std::uint32_t pack_rows(const AttentionOperand& x, const QueryTile<T>& tile, Ind
 
 template <class T>
 void start_backward_tile(const AttentionProblem& p, const BackwardInputs<T>& inputs, BackwardWorkspace<T>& work, BackwardTile<T>& tile) {
-  pack_queries(p.query, tile.queries, p.dim, work.dense, tile.query);
+  pack_scores_operand(p, tile.queries, work.dense, tile.query);
   pack_queries(inputs.d_output, tile.queries, p.value_dim, work.dense, tile.d_output);
   tile.unsafe_query = pack_rows(p.query, tile.queries, p.dim, static_cast<T>(p.scale), tile.query_rows);
   tile.unsafe_d_output = pack_rows(inputs.d_output, tile.queries, p.value_dim, T(1), tile.d_output_rows);
@@ -170,8 +170,7 @@ void recompute(const AttentionProblem& p, Index first, Index count, const KeyBlo
                const VisibleQueries& visible, BackwardWorkspace<T>& work, const BackwardTile<T>& tile) {
   using S = Simd<T>;
   const Index vectors = tile.queries.vectors, width = tile.queries.width;
-  block_product<T, Finish::store>(count, vectors, p.dim, {keys.data, keys.row_stride, keys.column_stride}, tile.query, width,
-                                  work.scores, width);
+  score_product(p, tile.queries, count, keys, tile.query, work.scores);
   if (p.softcap > 0) {
     for (Index i = 0; i < count * width; i += S::lanes) {
       const auto t = tanh<T>(S::load(work.scores + i) * S::broadcast(static_cast<T>(p.scale / p.softcap)));
@@ -256,8 +255,8 @@ void backward(const AttentionProblem& p, const QueryRun& run, const BackwardInpu
     }
     for (Index first = lowest / kKeyBlock * kKeyBlock; first < highest; first += kKeyBlock) {
       const Index count = smaller(kKeyBlock, p.key_length - first);
-      const KeyBlock<T> keys = key_block(p.key, run.batch, run.key_head, first, count, p.dim, work.keys);
-      const KeyBlock<T> values = key_block(p.value, run.batch, run.key_head, first, count, p.value_dim, work.values);
+      const KeyBlock<T> keys = key_block(p, p.key, run.batch, run.key_head, first, count, p.dim, work.keys);
+      const KeyBlock<T> values = key_block(p, p.value, run.batch, run.key_head, first, count, p.value_dim, work.values);
       for (Index t = 0; t < tiles; ++t) {
         const QueryTile<T>& place = work.tile[t].queries;
         const Index begin = larger(first, place.lowest_first), end = smaller(first + count, place.highest_last);
@@ -323,8 +322,8 @@ void bias_gradient(const AttentionProblem& p, const HeadRows& rows, Index first_
     VisibleQueries visible;
     find_visible_for_gradients(p, tile.queries, first, block, work.bias, visible);
     if (visible.seen == 0) continue;
-    const KeyBlock<T> keys = key_block(p.key, rows.batch, key_head, first, block, p.dim, work.keys);
-    const KeyBlock<T> values = key_block(p.value, rows.batch, key_head, first, block, p.value_dim, work.values);
+    const KeyBlock<T> keys = key_block(p, p.key, rows.batch, key_head, first, block, p.dim, work.keys);
+    const KeyBlock<T> values = key_block(p, p.value, rows.batch, key_head, first, block, p.value_dim, work.values);
     recompute(p, first, block, keys, values, visible, work, tile);
     for (Index r = 0; r < rows.count; ++r) {
       T* sum = out + r * (last_key - first_key) + (first - first_key);

@@ -6,7 +6,7 @@
 // delivers. Here keys and values are read once, row after row, in whole vectors, which is as fast as memory is (34 GB/s of one core
 // where the tile reached 9):
 //
-//   scores[key][query] = sum over vectors of key row * query row
+//   scores[key][query] = sum over vectors of key row * query row      (score_product)
 //   output[query]      = output[query] * a + sum over keys of weights[key][query] * value row
 //
 // Masks, softmax and everything else are those of the tile.
@@ -16,17 +16,17 @@
 namespace blasformer::BLASFORMER_ISA {
 namespace {
 
-constexpr Index kFewQueries = 4;
+constexpr Index kFewQueries = AttentionProblem::kFewQueries;
 
 template <class T>
 struct FewWorkspace {
   ForwardTile<T> tile;
-  T *rows, *scores, *keys, *values, *safe_values, *factor;
+  T *scores, *keys, *values, *safe_values, *factor;
   BiasTile<T> bias;
 
   FewWorkspace(const AttentionProblem& p, Carver& carver) {
     constexpr Index width = Simd<T>::lanes < kFewQueries ? kFewQueries : Simd<T>::lanes;
-    rows = carver.take<T>(kFewQueries * p.dim);
+    tile.query = carver.take<T>(kFewQueries * p.dim);
     tile.output = carver.take<T>(kFewQueries * p.value_dim);
     tile.maximum = carver.take<T>(width);
     tile.sum = carver.take<T>(width);
@@ -46,41 +46,6 @@ Index few_workspace(const AttentionProblem& p) {
   Carver carver(nullptr);
   FewWorkspace<T>(p, carver);
   return carver.used();
-}
-
-// As key_block, but with rows of neighbouring elements.
-template <class T>
-KeyBlock<T> dense_key_block(const AttentionOperand& x, Index batch, Index key_head, Index first, Index count, Index columns, T* buffer) {
-  if (x.column_stride == 1) return key_block(x, batch, key_head, first, count, columns, buffer);
-  copy_rows(x, x.offset(batch, key_head) + first * x.row_stride, count, columns, buffer, columns);
-  return {buffer, columns, 1};
-}
-
-template <class T, int queries>
-void few_scores(Index count, Index dim, const KeyBlock<T>& keys, const T* rows, Index width, T* scores) {
-  using S = Simd<T>;
-  for (Index k = 0; k < count; ++k) {
-    const T* key = keys.data + k * keys.row_stride;
-    typename S::Vector even[queries], odd[queries];
-    for (int q = 0; q < queries; ++q) even[q] = odd[q] = S::zero();
-    Index c = 0;
-    for (; c + 2 * S::lanes <= dim; c += 2 * S::lanes) {
-      const auto x = S::load(key + c), y = S::load(key + c + S::lanes);
-      for (int q = 0; q < queries; ++q) {
-        even[q] = S::fma(x, S::load(rows + q * dim + c), even[q]);
-        odd[q] = S::fma(y, S::load(rows + q * dim + c + S::lanes), odd[q]);
-      }
-    }
-    for (; c < dim; c += S::lanes) {
-      const Index left = smaller(S::lanes, dim - c);
-      const auto x = S::load_first(key + c, left);
-      for (int q = 0; q < queries; ++q) even[q] = S::fma(x, S::load_first(rows + q * dim + c, left), even[q]);
-    }
-    // Lanes beyond the queries repeat the last, as in every tile.
-    T score[queries];
-    for (int q = 0; q < queries; ++q) score[q] = S::sum(even[q] + odd[q]);
-    for (Index l = 0; l < width; ++l) scores[k * width + l] = score[l < queries ? l : queries - 1];
-  }
 }
 
 template <class T, int queries>
@@ -133,8 +98,8 @@ void attend_few(const AttentionProblem& p, Index first, Index count, FewWorkspac
   if (p.bias.data != nullptr) load_bias(p, place, first, count, work.bias, visible);
   if (visible.seen == 0) return;
   tile.seen |= visible.seen;
-  const KeyBlock<T> keys = dense_key_block(p.key, place.batch, place.key_head, first, count, p.dim, work.keys);
-  few_scores<T, queries>(count, p.dim, keys, work.rows, width, work.scores);
+  const KeyBlock<T> keys = key_block(p, p.key, place.batch, place.key_head, first, count, p.dim, work.keys);
+  score_product(p, place, count, keys, tile.query, work.scores);
   finish_scores(p, place, first, count, work.bias, work.scores);
   if (!visible.all) hide(place, count, visible, kMinusInfinity<T>, work.scores);
   const auto softmax = place.vectors == 1 ? online_softmax<T, 1> : online_softmax<T, kTileVectors>;
@@ -145,7 +110,7 @@ void attend_few(const AttentionProblem& p, Index first, Index count, FewWorkspac
     drop(place, count, keep, static_cast<T>(keep_factor(p)), work.scores);
   }
   UnsafeRows unsafe;
-  const KeyBlock<T> values = dense_key_block(p.value, place.batch, place.key_head, first, count, p.value_dim, work.values);
+  const KeyBlock<T> values = key_block(p, p.value, place.batch, place.key_head, first, count, p.value_dim, work.values);
   const KeyBlock<T> safe = visible.all ? values : replace_unsafe_rows(values, count, p.value_dim, work.safe_values, unsafe);
   few_values<T, queries>(count, p.value_dim, safe, work.scores, width, work.factor, tile.started, tile.output);
   tile.started = true;
@@ -168,9 +133,7 @@ void forward_few(const AttentionProblem& p, const QueryRun& run, void* memory, c
   ForwardTile<T>& tile = work.tile;
   place_run(p, run, 0, tile.queries);
   const QueryTile<T>& place = tile.queries;
-  for (Index q = 0; q < place.count; ++q) {
-    copy_rows(p.query, place.offset(p.query, q), 1, p.dim, work.rows + q * p.dim, p.dim);
-  }
+  pack_scores_operand(p, place, static_cast<T*>(nullptr), tile.query);
   start_statistics(p, tile);
   using Attend = void (*)(const AttentionProblem&, Index, Index, FewWorkspace<T>&);
   constexpr Attend attend[kFewQueries] = {attend_few<T, 1>, attend_few<T, 2>, attend_few<T, 3>, attend_few<T, 4>};

@@ -41,9 +41,8 @@ struct ForwardWorkspace {
     constexpr Index queries = kTileQueries<T>;
     tile = carver.take<ForwardTile<T>>(tiles);
     scores = carver.take<T>(kKeyBlock * queries);
-    const bool widen_keys = p.key.dtype != dtype_of<T>(), widen_values = p.value.dtype != dtype_of<T>();
-    keys = carver.take<T>(widen_keys ? kKeyBlock * p.dim : 0);
-    values = carver.take<T>(widen_values ? kKeyBlock * p.value_dim : 0);
+    keys = carver.take<T>(needs_copy<T>(p, p.key) ? kKeyBlock * p.dim : 0);
+    values = carver.take<T>(needs_copy<T>(p, p.value) ? kKeyBlock * p.value_dim : 0);
     safe_values = carver.take<T>(kKeyBlock * p.value_dim);
     dense = carver.take<T>(queries * larger(p.dim, p.value_dim));
     factor = carver.take<T>(queries);
@@ -151,8 +150,7 @@ void attend_to_block(const AttentionProblem& p, Index first, Index count, const 
   if (visible.seen == 0) return;
   tile.seen |= visible.seen;
 
-  block_product<T, Finish::store>(count, place.vectors, p.dim, {keys.data, keys.row_stride, keys.column_stride}, tile.query, width,
-                                  work.scores, width);
+  score_product(p, place, count, keys, tile.query, work.scores);
   finish_scores(p, place, first, count, work.bias, work.scores);
   if (!visible.all) hide(place, count, visible, kMinusInfinity<T>, work.scores);
   const auto softmax = place.vectors == 1 ? online_softmax<T, 1> : online_softmax<T, kTileVectors>;
@@ -185,15 +183,15 @@ void forward_tiles(const AttentionProblem& p, const QueryRun& run, void* memory,
   for (Index t = 0, done = 0; t < work.tiles; ++t) {
     ForwardTile<T>& tile = work.tile[t];
     done += place_run(p, run, done, tile.queries);
-    pack_queries(p.query, tile.queries, p.dim, work.dense, tile.query);
+    pack_scores_operand(p, tile.queries, work.dense, tile.query);
     start_statistics(p, tile);
     lowest = smaller(lowest, tile.queries.lowest_first);
     highest = larger(highest, tile.queries.highest_last);
   }
   for (Index first = lowest / kKeyBlock * kKeyBlock; first < highest; first += kKeyBlock) {
     const Index count = smaller(kKeyBlock, p.key_length - first);
-    const KeyBlock<T> keys = key_block(p.key, run.batch, run.key_head, first, count, p.dim, work.keys);
-    const KeyBlock<T> values = key_block(p.value, run.batch, run.key_head, first, count, p.value_dim, work.values);
+    const KeyBlock<T> keys = key_block(p, p.key, run.batch, run.key_head, first, count, p.dim, work.keys);
+    const KeyBlock<T> values = key_block(p, p.value, run.batch, run.key_head, first, count, p.value_dim, work.values);
     for (Index t = 0; t < work.tiles; ++t) {
       const QueryTile<T>& place = work.tile[t].queries;
       const Index begin = larger(first, place.lowest_first), end = smaller(first + count, place.highest_last);

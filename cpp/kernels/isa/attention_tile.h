@@ -265,11 +265,68 @@ struct KeyBlock {
 };
 
 template <class T>
-KeyBlock<T> key_block(const AttentionOperand& x, Index batch, Index key_head, Index first, Index count, Index columns, T* buffer) {
+bool needs_copy(const AttentionProblem& p, const AttentionOperand& x) {
+  return x.dtype != dtype_of<T>() || (p.few_queries() && x.column_stride != 1);
+}
+
+template <class T>
+KeyBlock<T> key_block(const AttentionProblem& p, const AttentionOperand& x, Index batch, Index key_head, Index first, Index count,
+                      Index columns, T* buffer) {
   const Index start = x.offset(batch, key_head) + first * x.row_stride;
-  if (x.dtype == dtype_of<T>()) return {static_cast<const T*>(x.data) + start, x.row_stride, x.column_stride};
+  if (!needs_copy<T>(p, x)) return {static_cast<const T*>(x.data) + start, x.row_stride, x.column_stride};
   copy_rows(x, start, count, columns, buffer, columns);
   return {buffer, columns, 1};
+}
+
+// ---- Products of queries and keys
+
+template <class T, int queries>
+void few_scores(Index count, Index dim, const KeyBlock<T>& keys, const T* rows, Index width, T* scores) {
+  using S = Simd<T>;
+  for (Index k = 0; k < count; ++k) {
+    const T* key = keys.data + k * keys.row_stride;
+    typename S::Vector even[queries], odd[queries];
+    for (int q = 0; q < queries; ++q) even[q] = odd[q] = S::zero();
+    Index c = 0;
+    for (; c + 2 * S::lanes <= dim; c += 2 * S::lanes) {
+      const auto x = S::load(key + c), y = S::load(key + c + S::lanes);
+      for (int q = 0; q < queries; ++q) {
+        even[q] = S::fma(x, S::load(rows + q * dim + c), even[q]);
+        odd[q] = S::fma(y, S::load(rows + q * dim + c + S::lanes), odd[q]);
+      }
+    }
+    for (; c < dim; c += S::lanes) {
+      const Index left = smaller(S::lanes, dim - c);
+      const auto x = S::load_first(key + c, left);
+      for (int q = 0; q < queries; ++q) even[q] = S::fma(x, S::load_first(rows + q * dim + c, left), even[q]);
+    }
+    // Lanes beyond the queries repeat the last, as in every tile.
+    T score[queries];
+    for (int q = 0; q < queries; ++q) score[q] = S::sum(even[q] + odd[q]);
+    for (Index l = 0; l < width; ++l) scores[k * width + l] = score[l < queries ? l : queries - 1];
+  }
+}
+
+// What score_product reads: the queries transposed, or for few of them their rows.
+template <class T>
+void pack_scores_operand(const AttentionProblem& p, const QueryTile<T>& tile, T* dense, T* out) {
+  if (!p.few_queries()) return pack_queries(p.query, tile, p.dim, dense, out);
+  for (Index q = 0; q < tile.count; ++q) copy_rows(p.query, tile.offset(p.query, q), 1, p.dim, out + q * p.dim, p.dim);
+}
+
+// scores = keys query^T. Forward, backward and the weights must sum a score in the same order, or the maximum that one found would not be
+// the maximum of the others.
+template <class T>
+void score_product(const AttentionProblem& p, const QueryTile<T>& tile, Index count, const KeyBlock<T>& keys, const T* query,
+                   T* scores) {
+  if (!p.few_queries()) {
+    block_product<T, Finish::store>(count, tile.vectors, p.dim, {keys.data, keys.row_stride, keys.column_stride}, query, tile.width,
+                                    scores, tile.width);
+    return;
+  }
+  using Scores = void (*)(Index, Index, const KeyBlock<T>&, const T*, Index, T*);
+  constexpr Scores few[] = {few_scores<T, 1>, few_scores<T, 2>, few_scores<T, 3>, few_scores<T, 4>};
+  few[tile.count - 1](count, p.dim, keys, query, tile.width, scores);
 }
 
 // ---- Masks

@@ -17,7 +17,7 @@ struct WeightsWorkspace {
     constexpr Index queries = kTileQueries<T>;
     query = carver.take<T>(p.dim * queries);
     scores = carver.take<T>(kKeyBlock * queries);
-    keys = carver.take<T>(p.key.dtype != dtype_of<T>() ? kKeyBlock * p.dim : 0);
+    keys = carver.take<T>(needs_copy<T>(p, p.key) ? kKeyBlock * p.dim : 0);
     dense = carver.take<T>(queries * p.dim);
     factor = carver.take<T>(queries);
     maximum = carver.take<T>(queries);
@@ -69,7 +69,7 @@ void weights(const AttentionProblem& p, Index batch, Index head, const Index* ro
   WeightsWorkspace<T> work(p, carver);
   QueryTile<T> tile;
   place_rows(p, batch, head, rows, count, tile);
-  pack_queries(p.query, tile, p.dim, work.dense, work.query);
+  pack_scores_operand(p, tile, work.dense, work.query);
   load_statistics(p, tile, maximum, reciprocal_sum, work.maximum, work.reciprocal_sum);
   if (!add) {
     for (Index i = 0; i < count * p.key_length; ++i) out[i] = T(0);
@@ -81,9 +81,8 @@ void weights(const AttentionProblem& p, Index batch, Index head, const Index* ro
     find_visible(p, tile, begin, block, visible);
     if (visible.seen != 0 && p.bias.data != nullptr) load_bias(p, tile, begin, block, work.bias, visible);
     if (visible.seen == 0) continue;
-    const KeyBlock<T> keys = key_block(p.key, batch, p.key_head(head), begin, block, p.dim, work.keys);
-    block_product<T, Finish::store>(block, tile.vectors, p.dim, {keys.data, keys.row_stride, keys.column_stride}, work.query,
-                                    tile.width, work.scores, tile.width);
+    const KeyBlock<T> keys = key_block(p, p.key, batch, p.key_head(head), begin, block, p.dim, work.keys);
+    score_product(p, tile, block, keys, work.query, work.scores);
     finish_scores(p, tile, begin, block, work.bias, work.scores);
     if (!visible.all) hide(tile, block, visible, kMinusInfinity<T>, work.scores);
     normalised_weights(tile, block, static_cast<T>(p.exponent_factor()), work.maximum, work.reciprocal_sum, work.scores);
