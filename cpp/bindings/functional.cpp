@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
-#include <sstream>
 #include <string>
 #include <utility>
 
@@ -337,12 +336,8 @@ py::array rotary_array(py::object x_argument, py::object positions_argument, con
   const bool per_batch = positions.rank == 2 && x.rank >= 3;
   const bool fits = per_batch ? positions.shape[0] == x.shape[0] && positions.shape[1] == length
                               : positions.rank == 1 && positions.shape[0] == length;
-  if (!fits) {
-    std::ostringstream shapes;
-    shapes << shape_text(Shape{length});
-    if (x.rank >= 3) shapes << " or " << shape_text(Shape{x.shape[0], length});
-    fail("positions must have the shape ", shapes.str(), " to fit x ", shape_text(x), ", got ", shape_text(positions));
-  }
+  require(fits, "positions must have the shape (length,) or (batch, length) of x ", shape_text(x), ", got ",
+          shape_text(positions));
   const double base = number(base_argument, "base");
   require(std::isfinite(base) && base > 0, "base must be finite and greater than 0, got ", base);
   if (!py::isinstance<py::bool_>(interleaved)) {
