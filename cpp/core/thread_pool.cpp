@@ -26,9 +26,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Waking a sleeping worker takes about 10 us until it runs its first task, a spinning one about 1 us. Work
-// that one core does in less than this would not be finished earlier by two.
-constexpr double kLeastParallelWork = 20e3;  // ns
+// Every thread gets at least this much to do. A sleeping worker starts its first task 10 to 30 us after it was
+// woken (a spinning one after 0.1 us), and waking it costs the calling thread 2 us or more.
+constexpr double kLeastWorkPerThread = 10e3;  // ns
 
 // How long a worker without work spins before it sleeps: long enough to bridge the gap between the loops of
 // one call, far too short to be seen as load or to take a core from another library.
@@ -239,11 +239,11 @@ Pool& pool() {
   return *existing;
 }
 
-void run_serially(Index tasks, TaskFunction function, bool poll) {
-  InterruptPoll interrupt;
+void run_serially(Index tasks, TaskFunction function) {
+  InterruptPoll poll;
   for (Index task = 0; task < tasks; ++task) {
     function(task, 0);
-    if (poll) interrupt();
+    if (!inside_task) poll();
   }
 }
 
@@ -296,16 +296,17 @@ std::optional<int> override_num_threads(std::optional<int> count) {
   return std::exchange(overridden_num_threads, count);
 }
 
-int planned_threads(Index tasks, double work) {
-  return work < kLeastParallelWork ? 1 : static_cast<int>(std::clamp<Index>(tasks, 1, num_threads()));
+int planned_threads(Index tasks, double work, int threads) {
+  const double useful =
+      std::min(static_cast<double>(std::min<Index>(tasks, threads)), work / kLeastWorkPerThread);
+  return useful > 1 ? static_cast<int>(useful) : 1;
 }
 
 void parallel_for(Index tasks, double work, TaskFunction function, int threads) {
-  const bool small = work < kLeastParallelWork;
-  threads = static_cast<int>(std::min<Index>(threads, tasks));
-  if (threads <= 1 || small || inside_task) return run_serially(tasks, function, !small && !inside_task);
+  threads = inside_task ? 1 : planned_threads(tasks, work, threads);
+  if (threads == 1) return run_serially(tasks, function);
   Pool& shared = pool();
-  if (!shared.try_acquire()) return run_serially(tasks, function, true);
+  if (!shared.try_acquire()) return run_serially(tasks, function);
   Job job(tasks, function);
   shared.run(job, threads);
   shared.release();

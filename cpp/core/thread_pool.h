@@ -44,7 +44,7 @@ std::optional<int> override_num_threads(std::optional<int> count);
 // work: estimated duration of all tasks on one core, in nanoseconds.
 void parallel_for(Index tasks, double work, TaskFunction function, int threads = num_threads());
 
-// How many threads that parallel_for would use if the pool is free.
-int planned_threads(Index tasks, double work);
+// How many threads that parallel_for uses, from outside a task, if the pool is free.
+int planned_threads(Index tasks, double work, int threads = num_threads());
 
 }  // namespace blasformer

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from ._core import AttentionSaved
+from ._precision import Precision, checked_precision
 from ._random import Rng, draw_seed
 
 Array: TypeAlias = NDArray[Any]
@@ -132,11 +133,6 @@ def _shape(shape: Sequence[int], name: str) -> list[int]:
         raise TypeError(f"{name} must be a sequence of integers, got {shape!r}") from None
 
 
-def _check_precision(precision: str | None) -> None:
-    if precision not in (None, "highest", "high", "medium", "ieee"):
-        raise ValueError(f'precision must be "highest", "high", "medium" or "ieee", got {precision!r}')
-
-
 def scaled_dot_product_attention(
     query: Array,
     key: Array,
@@ -159,7 +155,7 @@ def scaled_dot_product_attention(
     rng: Rng | None = None,
     return_weights: bool | WeightSelection = False,
     return_logsumexp: bool = False,
-    precision: str | None = None,
+    precision: Precision | None = None,
     out: Array | None = None,
 ) -> Any:
     """Attend: softmax(scale * query @ key.T) @ value, for each head.
@@ -214,7 +210,7 @@ def scaled_dot_product_attention(
     (1, 2, 3, 4)
     """
     if precision is not None:
-        _check_precision(precision)
+        checked_precision(precision)
     seed = None if rng is None else _seed(dropout_p, rng)
     weights = None if return_weights is False else _selection(return_weights, query)
     result = _core.attention(
@@ -276,7 +272,7 @@ def attention_forward(
     rng: Rng | None = None,
     return_weights: bool | WeightSelection = False,
     return_logsumexp: bool = False,
-    precision: str | None = None,
+    precision: Precision | None = None,
     out: Array | None = None,
 ) -> tuple[Any, AttentionSaved]:
     """scaled_dot_product_attention, keeping what attention_backward needs.
@@ -291,7 +287,7 @@ def attention_forward(
     (1, 2, 3, 4)
     """
     if precision is not None:
-        _check_precision(precision)
+        checked_precision(precision)
     output, weights, logsumexp, saved = _core.attention(
         query,
         key,

@@ -78,6 +78,14 @@ TEST(small_work_is_done_by_the_calling_thread_in_order) {
   CHECK(next == 100);
 }
 
+TEST(every_thread_is_worth_waking) {
+  CHECK(planned_threads(100, 19e3, 64) == 1);
+  CHECK(planned_threads(100, 50e3, 64) == 5);
+  CHECK(planned_threads(100, 1e9, 64) == 64);
+  CHECK(planned_threads(3, 1e9, 64) == 3);
+  CHECK(planned_threads(0, 0, 64) == 1);
+}
+
 TEST(a_nested_call_is_serial_and_sees_one_thread) {
   std::atomic<int> inner = 0;
   parallel_for(
