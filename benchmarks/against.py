@@ -29,7 +29,7 @@ from pathlib import Path
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np
-from cases import CASES, Attention
+from cases import CASES, Case
 from libraries import LIBRARIES
 
 HERE = Path(__file__).parent
@@ -113,7 +113,7 @@ def relative_error(actual: np.ndarray, exact: np.ndarray) -> float:
     return float(np.abs(actual - exact).max() / np.abs(exact).max())
 
 
-def run_case(case: Attention, processes: list[Process], effort: Effort, clock: str) -> dict[str, Timing]:
+def run_case(case: Case, processes: list[Process], effort: Effort, clock: str) -> dict[str, Timing]:
     timings = {process.library: Timing() for process in processes}
     truth = case.truth() if case.comparable() else {}
     with tempfile.TemporaryDirectory() as folder:
@@ -141,7 +141,7 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
 
 
-def row_of(case: Attention, timings: dict[str, Timing], libraries: list[str]) -> list[str]:
+def row_of(case: Case, timings: dict[str, Timing], libraries: list[str]) -> list[str]:
     ours = timings[libraries[0]]
     cells = [case.name]
     for library in libraries:
@@ -152,7 +152,7 @@ def row_of(case: Attention, timings: dict[str, Timing], libraries: list[str]) ->
         cells.append(f"{milliseconds(timing.least)} / {milliseconds(timing.median)}")
         if library != libraries[0]:
             cells.append("–" if ours.unsupported else f"{timing.least / ours.least:.2f}")
-    cells.append("–" if ours.unsupported else f"{case.flops / ours.least * 1e-9:.3g}")
+    cells.append("–" if ours.unsupported or not case.flops else f"{case.flops / ours.least * 1e-9:.3g}")
     errors = (timings[library].error for library in libraries)
     return [*cells, *("–" if error is None else f"{error:.1e}" for error in errors)]
 

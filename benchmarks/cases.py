@@ -6,6 +6,7 @@ travel between them. Errors are taken on a sample of the result, since the truth
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
 
@@ -17,6 +18,17 @@ Arrays = dict[str, np.ndarray]
 ROWS_AT_A_TIME = 512
 # Queries of one head whose output is compared.
 SAMPLED_ROWS = 64
+LAYER_NORM_EPS = 1e-5
+
+
+def generator(name: str) -> np.random.Generator:
+    return np.random.default_rng(zlib.crc32(name.encode()))
+
+
+def end_of_sequences(batch: int, length: int) -> np.ndarray:
+    """A batch of sequences that end between 60 % and 100 % of the full length; a single one ends at 80 %."""
+    fractions = np.linspace(0.6, 1.0, batch) if batch > 1 else np.array([0.8])
+    return np.ceil(fractions * length).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,20 @@ class Attention:
     # "heads first" is (batch, heads, length, dim), dense; "length first" a view of a dense (batch, length, heads, dim)
     layout: str = "heads first"
 
+    kind = "attention"
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        if not self.backward:
+            return ("output",)
+        return ("query", "key", "value", "bias") if self.bias_shape else ("query", "key", "value")
+
+    @property
+    def bias_shape(self) -> tuple[int, int, int, int] | None:
+        keys = self.key_shape[2]
+        shapes = {"bias": (1, 1, self.length, keys), "bias per head": (self.batch, self.heads, self.length, keys)}
+        return shapes.get(self.mask or "")
+
     @property
     def query_shape(self) -> tuple[int, int, int, int]:
         return self.batch, self.heads, self.length, self.dim
@@ -61,12 +87,10 @@ class Attention:
         return float(2 * products * self.batch * self.heads * self.length * pairs * self.dim)
 
     def key_lengths(self) -> np.ndarray:
-        """A batch of sequences that end between 60 % and 100 % of the full length; a single one ends at 80 %."""
-        fractions = np.linspace(0.6, 1.0, self.batch) if self.batch > 1 else np.array([0.8])
-        return np.ceil(fractions * self.key_shape[2]).astype(np.int64)
+        return end_of_sequences(self.batch, self.key_shape[2])
 
     def inputs(self) -> Arrays:
-        rng = np.random.default_rng(zlib.crc32(self.name.encode()))
+        rng = generator(self.name)
 
         def normal(*shape: int) -> np.ndarray:
             return rng.standard_normal(shape, dtype=self.dtype)
@@ -86,10 +110,8 @@ class Attention:
         if self.mask == "bool":
             # Four of five keys, and always the query's own, so that no query is left with nothing.
             arrays["mask"] = (rng.random((1, 1, self.length, keys)) < 0.8) | np.eye(self.length, keys, dtype=bool)
-        elif self.mask == "bias":
-            arrays["bias"] = normal(1, 1, self.length, keys)
-        elif self.mask == "bias per head":
-            arrays["bias"] = normal(self.batch, self.heads, self.length, keys)
+        if self.bias_shape:
+            arrays["bias"] = normal(*self.bias_shape)
         if self.backward:
             arrays["d_output"] = normal(*self.query_shape)
         return arrays
@@ -122,7 +144,7 @@ class Attention:
         if not self.backward:
             return {"output": results["output"][:1, [0, -1]][:, :, self._sampled_rows()]}
         group = self.heads // self.key_shape[1]
-        return {
+        return {  # the bias's is a sum over heads that the truth would have to compute one by one
             "query": results["query"][-1:, -group:],
             "key": results["key"][-1:, -1:],
             "value": results["value"][-1:, -1:],
@@ -179,6 +201,173 @@ class Attention:
                 d_query[i, rows] = d_scores @ key
                 d_key += d_scores.T @ query
         return {"query": d_query[None], "key": d_key[None, None], "value": d_value[None, None]}
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    weights = np.exp(x - x.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = (centred * centred).mean(axis=-1, keepdims=True)
+    return centred / np.sqrt(variance + LAYER_NORM_EPS) * weight + bias
+
+
+def exact_gelu(x: np.ndarray) -> np.ndarray:
+    erf = np.vectorize(math.erf, otypes=[np.float64])
+    return x * (1 + erf(x / math.sqrt(2))) / 2
+
+
+def tanh_gelu(x: np.ndarray) -> np.ndarray:
+    return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))) / 2
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of random normal inputs, on the last axis or on every element, in float32."""
+
+    name: str
+    function: str  # softmax, log_softmax, gelu, gelu_tanh, silu, layer_norm, rms_norm or linear
+    shape: tuple[int, ...]
+    out_features: int = 0
+
+    kind = "function"
+    group = "functions"
+    backward = False
+    results = ("output",)
+
+    @property
+    def flops(self) -> float | None:
+        return 2.0 * math.prod(self.shape) * self.out_features if self.function == "linear" else None
+
+    def inputs(self) -> Arrays:
+        rng = generator(self.name)
+        features = self.shape[-1]
+        arrays = {"x": rng.standard_normal(self.shape, dtype=np.float32)}
+        if self.function == "linear":
+            weight = rng.standard_normal((self.out_features, features), dtype=np.float32)
+            arrays["weight"] = weight / np.float32(math.sqrt(features))
+            arrays["bias"] = rng.standard_normal(self.out_features, dtype=np.float32)
+        elif self.function in ("layer_norm", "rms_norm"):
+            arrays["weight"] = rng.standard_normal(features, dtype=np.float32)
+            arrays["bias"] = rng.standard_normal(features, dtype=np.float32)
+        return arrays
+
+    def comparable(self) -> bool:
+        return True
+
+    def sample(self, results: Arrays) -> Arrays:
+        return {"output": results["output"].reshape(-1, results["output"].shape[-1])[:SAMPLED_ROWS]}
+
+    def truth(self) -> Arrays:
+        arrays = {name: array.astype(np.float64) for name, array in self.inputs().items()}
+        x = arrays["x"].reshape(-1, self.shape[-1])[:SAMPLED_ROWS]
+        formulas = {
+            "softmax": lambda: softmax(x),
+            "log_softmax": lambda: np.log(softmax(x)),
+            "gelu": lambda: exact_gelu(x),
+            "gelu_tanh": lambda: tanh_gelu(x),
+            "silu": lambda: x / (1 + np.exp(-x)),
+            "layer_norm": lambda: layer_norm(x, arrays["weight"], arrays["bias"]),
+            "rms_norm": lambda: x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + LAYER_NORM_EPS) * arrays["weight"],
+            "linear": lambda: x @ arrays["weight"].T + arrays["bias"],
+        }
+        return {"output": formulas[self.function]()}
+
+
+@dataclass(frozen=True)
+class EncoderLayer:
+    """A Transformer encoder layer with GELU, inference."""
+
+    name: str
+    batch: int
+    length: int
+    d_model: int
+    heads: int
+    dim_feedforward: int
+    norm_first: bool = False
+    causal: bool = False
+    ragged: bool = False  # sequences of different lengths
+    dtype: str = "float32"
+
+    kind = "encoder_layer"
+    group = "layers"
+    backward = False
+    results = ("output",)
+
+    @property
+    def flops(self) -> float:
+        linear = 2 * self.d_model * (4 * self.d_model + 2 * self.dim_feedforward)
+        attention = 4 * self.length * self.d_model / (2 if self.causal else 1)
+        return float(self.batch * self.length * (linear + attention))
+
+    def key_lengths(self) -> np.ndarray:
+        return end_of_sequences(self.batch, self.length)
+
+    def state(self) -> Arrays:
+        """Weights, named as PyTorch names them."""
+        rng = generator(self.name + " weights")
+        d_model, hidden = self.d_model, self.dim_feedforward
+        state = {}
+        for name, outputs, inputs in (
+            ("self_attn.in_proj_{}", 3 * d_model, d_model), ("self_attn.out_proj.{}", d_model, d_model),
+            ("linear1.{}", hidden, d_model), ("linear2.{}", d_model, hidden),
+        ):
+            state[name.format("weight")] = rng.standard_normal((outputs, inputs)) / math.sqrt(inputs)
+            state[name.format("bias")] = rng.standard_normal(outputs) * 0.1
+        for name in ("norm1", "norm2"):
+            state[f"{name}.weight"] = 1 + 0.1 * rng.standard_normal(d_model)
+            state[f"{name}.bias"] = 0.1 * rng.standard_normal(d_model)
+        return {name: array.astype(self.dtype) for name, array in state.items()}
+
+    def inputs(self) -> Arrays:
+        shape = self.batch, self.length, self.d_model
+        return {"x": generator(self.name).standard_normal(shape, dtype=self.dtype)}
+
+    def comparable(self) -> bool:
+        return True
+
+    def sample(self, results: Arrays) -> Arrays:
+        return {"output": results["output"][-1:]}  # the last sequence has the full length
+
+    def truth(self) -> Arrays:
+        x = self.inputs()["x"][-1:].astype(np.float64)
+        state = {name: array.astype(np.float64) for name, array in self.state().items()}
+        allowed = np.tri(self.length, dtype=bool) if self.causal else None
+        return {"output": encoder_layer(x, state, self.heads, self.norm_first, allowed, exact_gelu)}
+
+
+def encoder_layer(x, state, heads, norm_first, allowed, gelu):
+    """The formula, in x's dtype; `allowed` is None or a mask that broadcasts to (batch, heads, length, length)."""
+    batch, length, d_model = x.shape
+
+    def linear(x, name, separator="."):
+        return x @ state[f"{name}{separator}weight"].T + state[f"{name}{separator}bias"]
+
+    def norm(x, name):
+        return layer_norm(x, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    def self_attention(x):
+        projected = linear(x, "self_attn.in_proj", "_").reshape(batch, length, 3, heads, d_model // heads)
+        query, key, value = projected.transpose(2, 0, 3, 1, 4)
+        scores = (query * x.dtype.type((d_model // heads) ** -0.5)) @ key.swapaxes(-1, -2)
+        if allowed is not None:
+            scores = np.where(allowed, scores, x.dtype.type(-np.inf))
+        output = (softmax(scores) @ value).swapaxes(1, 2).reshape(batch, length, d_model)
+        return linear(output, "self_attn.out_proj")
+
+    def feed_forward(x):
+        return linear(gelu(linear(x, "linear1")), "linear2")
+
+    if norm_first:
+        x = x + self_attention(norm(x, "norm1"))
+        return x + feed_forward(norm(x, "norm2"))
+    x = norm(x + self_attention(x), "norm1")
+    return norm(x + feed_forward(x), "norm2")
+
+
+Case = Attention | Function | EncoderLayer
 
 
 def _attention_cases() -> list[Attention]:
@@ -272,6 +461,50 @@ def _attention_cases() -> list[Attention]:
     return cases
 
 
-CASES = _attention_cases()
+def _function_cases() -> list[Function]:
+    return [
+        Function("softmax 12 x 128 x 128", "softmax", (12, 128, 128)),
+        Function("softmax 1024 x 1024", "softmax", (1024, 1024)),
+        Function("softmax 32 x 50257", "softmax", (32, 50257)),
+        Function("softmax 16 x 8", "softmax", (16, 8)),
+        Function("log_softmax 32 x 50257", "log_softmax", (32, 50257)),
+        Function("gelu 128 x 3072", "gelu", (128, 3072)),
+        Function("gelu 1024 x 3072", "gelu", (1024, 3072)),
+        Function("gelu tanh 1024 x 3072", "gelu_tanh", (1024, 3072)),
+        Function("gelu 1 x 64", "gelu", (1, 64)),
+        Function("silu 512 x 11008", "silu", (512, 11008)),
+        Function("layer_norm 128 x 768", "layer_norm", (128, 768)),
+        Function("layer_norm 1024 x 768", "layer_norm", (1024, 768)),
+        Function("layer_norm 1500 x 512", "layer_norm", (1500, 512)),
+        Function("layer_norm 8 x 64", "layer_norm", (8, 64)),
+        Function("rms_norm 512 x 4096", "rms_norm", (512, 4096)),
+        Function("linear 128 x 768 -> 768", "linear", (128, 768), 768),
+        Function("linear 128 x 768 -> 3072", "linear", (128, 768), 3072),
+        Function("linear 128 x 3072 -> 768", "linear", (128, 3072), 768),
+        Function("linear 1024 x 768 -> 3072", "linear", (1024, 768), 3072),
+        Function("linear 1024 x 768 -> 50257", "linear", (1024, 768), 50257),
+        Function("linear 1 x 4096 -> 4096", "linear", (1, 4096), 4096),
+        Function("linear 4 x 768 -> 3072", "linear", (4, 768), 3072),
+        Function("linear 8 x 64 -> 64", "linear", (8, 64), 64),
+    ]
+
+
+def _layer_cases() -> list[EncoderLayer]:
+    base = 768, 12, 3072
+    return [
+        EncoderLayer("BERT layer B1 L128", 1, 128, *base),
+        EncoderLayer("BERT layer B1 L512", 1, 512, *base),
+        EncoderLayer("BERT layer B8 L128", 8, 128, *base),
+        EncoderLayer("BERT layer B8 L128, key lengths", 8, 128, *base, ragged=True),
+        EncoderLayer("MiniLM layer B32 L32", 32, 32, 384, 12, 1536),
+        EncoderLayer("ViT layer B1 L197, norm first", 1, 197, *base, norm_first=True),
+        EncoderLayer("GPT-2 layer L1024 causal, norm first", 1, 1024, *base, norm_first=True, causal=True),
+        EncoderLayer("Whisper layer L1500, norm first", 1, 1500, 512, 8, 2048, norm_first=True),
+        EncoderLayer("tiny layer L16", 1, 16, 128, 2, 512),
+        EncoderLayer("BERT layer B1 L128, float64", 1, 128, *base, dtype="float64"),
+    ]
+
+
+CASES: list[Case] = [*_attention_cases(), *_function_cases(), *_layer_cases()]
 BY_NAME = {case.name: case for case in CASES}
 assert len(BY_NAME) == len(CASES), "every case has a name of its own"

@@ -1,19 +1,19 @@
-"""How each library computes a case: `Library.prepare(case, inputs)` returns a function without arguments that does it.
-
-Each is called in the way that suits it best; whatever a user would do once (build a mask, repeat heads, load weights) is
-done before the clock starts.
+"""How each library computes a case. For every kind of case a library has a method of that name: it takes the case and its
+inputs, does whatever a user would do once (build a mask, repeat heads, load weights), and returns a function without
+arguments that does the rest and returns the results named in `case.results`. Each is called in the way that suits it best.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
+import math
 from collections.abc import Callable
 
 import numpy as np
-from cases import Arrays, Attention
+from cases import LAYER_NORM_EPS, Arrays, Attention, Case, EncoderLayer, Function, encoder_layer, layer_norm, softmax, tanh_gelu
 
-Results = Callable[[], tuple]
+Call = Callable[[], tuple]
+Context = contextlib.AbstractContextManager[None]
 
 
 class Unsupported(Exception):
@@ -28,10 +28,10 @@ class Blasformer:
 
         return f"blasformer {blasformer.__version__}"
 
-    def context(self, case: Attention) -> contextlib.AbstractContextManager[None]:
+    def context(self, case: Case) -> Context:
         return contextlib.nullcontext()
 
-    def prepare(self, case: Attention, inputs: Arrays) -> Results:
+    def attention(self, case: Attention, inputs: Arrays) -> Call:
         import blasformer
 
         query, key, value = inputs["query"], inputs["key"], inputs["value"]
@@ -49,36 +49,70 @@ class Blasformer:
 
         def forward_and_backward() -> tuple:
             _, saved = blasformer.attention_forward(query, key, value, **options)
-            return blasformer.attention_backward(saved, inputs["d_output"])[:3]
+            gradients = blasformer.attention_backward(saved, inputs["d_output"])
+            return tuple(getattr(gradients, name) for name in case.results)
 
         return forward_and_backward
 
+    def function(self, case: Function, inputs: Arrays) -> Call:
+        import blasformer
+
+        x, weight, bias = (inputs.get(name) for name in ("x", "weight", "bias"))
+        features = x.shape[-1]
+        calls = {
+            "softmax": lambda: (blasformer.softmax(x),),
+            "log_softmax": lambda: (blasformer.log_softmax(x),),
+            "gelu": lambda: (blasformer.gelu(x),),
+            "gelu_tanh": lambda: (blasformer.gelu(x, approximate="tanh"),),
+            "silu": lambda: (blasformer.silu(x),),
+            "layer_norm": lambda: (blasformer.layer_norm(x, features, weight, bias, LAYER_NORM_EPS),),
+            "rms_norm": lambda: (blasformer.rms_norm(x, features, weight, LAYER_NORM_EPS),),
+            "linear": lambda: (blasformer.linear(x, weight, bias),),
+        }
+        return calls[case.function]
+
+    def encoder_layer(self, case: EncoderLayer, inputs: Arrays) -> Call:
+        from blasformer import nn
+
+        layer = nn.TransformerEncoderLayer(
+            case.d_model, case.heads, case.dim_feedforward, activation="gelu", layer_norm_eps=LAYER_NORM_EPS,
+            norm_first=case.norm_first, dtype=case.dtype,
+        )
+        layer.load_state_dict(case.state())
+        x = inputs["x"]
+        options = {"causal": True} if case.causal else {}
+        if case.ragged:
+            options["key_lengths"] = case.key_lengths()
+        return lambda: (layer(x, **options),)
+
 
 class PyTorch:
-    """torch.nn.functional.scaled_dot_product_attention, in inference mode or through autograd."""
+    """torch.nn.functional and torch.nn, in inference mode or through autograd."""
 
     def version(self) -> str:
         import torch
 
         return f"PyTorch {torch.__version__}"
 
-    def context(self, case: Attention) -> contextlib.AbstractContextManager[None]:
+    def context(self, case: Case) -> Context:
         import torch
 
         return contextlib.nullcontext() if case.backward else torch.inference_mode()
 
-    def prepare(self, case: Attention, inputs: Arrays) -> Results:
+    def attention(self, case: Attention, inputs: Arrays) -> Call:
         import torch
 
-        query, key, value = (torch.from_numpy(inputs[name]) for name in ("query", "key", "value"))
+        tensors = {name: torch.from_numpy(inputs[name]) for name in ("query", "key", "value", "bias") if name in inputs}
+        query, key, value = tensors["query"], tensors["key"], tensors["value"]
         options = {}
         if case.causal and case.window is None:
             options["is_causal"] = True
         elif (allowed := case.allowed()) is not None:
             options["attn_mask"] = torch.from_numpy(allowed)
-        for name in ("mask", "bias"):
-            if name in inputs:
-                options["attn_mask"] = torch.from_numpy(inputs[name])
+        if "mask" in inputs:
+            options["attn_mask"] = torch.from_numpy(inputs["mask"])
+        elif "bias" in inputs:
+            options["attn_mask"] = tensors["bias"]
         if case.dropout_p:
             options["dropout_p"] = case.dropout_p
         if case.key_heads not in (None, case.heads):
@@ -86,9 +120,46 @@ class PyTorch:
         attend = torch.nn.functional.scaled_dot_product_attention
         if not case.backward:
             return lambda: (attend(query, key, value, **options),)
-        operands = [x.requires_grad_() for x in (query, key, value)]
+        operands = [tensors[name].requires_grad_() for name in case.results]
         d_output = torch.from_numpy(inputs["d_output"])
-        return lambda: torch.autograd.grad(attend(*operands, **options), operands, d_output)
+        return lambda: torch.autograd.grad(attend(query, key, value, **options), operands, d_output)
+
+    def function(self, case: Function, inputs: Arrays) -> Call:
+        import torch
+        from torch.nn import functional
+
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        x, weight, bias = (tensors.get(name) for name in ("x", "weight", "bias"))
+        features = x.shape[-1:]
+        calls = {
+            "softmax": lambda: (functional.softmax(x, -1),),
+            "log_softmax": lambda: (functional.log_softmax(x, -1),),
+            "gelu": lambda: (functional.gelu(x),),
+            "gelu_tanh": lambda: (functional.gelu(x, approximate="tanh"),),
+            "silu": lambda: (functional.silu(x),),
+            "layer_norm": lambda: (functional.layer_norm(x, features, weight, bias, LAYER_NORM_EPS),),
+            "rms_norm": lambda: (functional.rms_norm(x, features, weight, LAYER_NORM_EPS),),
+            "linear": lambda: (functional.linear(x, weight, bias),),
+        }
+        return calls[case.function]
+
+    def encoder_layer(self, case: EncoderLayer, inputs: Arrays) -> Call:
+        import torch
+
+        layer = torch.nn.TransformerEncoderLayer(
+            case.d_model, case.heads, case.dim_feedforward, dropout=0.0, activation="gelu", layer_norm_eps=LAYER_NORM_EPS,
+            batch_first=True, norm_first=case.norm_first, dtype=getattr(torch, case.dtype),
+        ).eval()
+        layer.load_state_dict({name: torch.from_numpy(array) for name, array in case.state().items()})
+        x = torch.from_numpy(inputs["x"])
+        options = {}
+        if case.causal:
+            mask = torch.nn.Transformer.generate_square_subsequent_mask(case.length, dtype=x.dtype)
+            options = {"src_mask": mask, "is_causal": True}
+        if case.ragged:
+            positions = np.arange(case.length)
+            options["src_key_padding_mask"] = torch.from_numpy(positions >= case.key_lengths()[:, None])  # True = hidden
+        return lambda: (layer(x, **options),)
 
 
 class NumPy:
@@ -100,25 +171,23 @@ class NumPy:
     def version(self) -> str:
         return f"NumPy {np.__version__}"
 
-    def context(self, case: Attention) -> contextlib.AbstractContextManager[None]:
+    def context(self, case: Case) -> Context:
         return contextlib.nullcontext()
 
-    def prepare(self, case: Attention, inputs: Arrays) -> Results:
+    def attention(self, case: Attention, inputs: Arrays) -> Call:
         if case.batch * case.heads * case.length * case.key_shape[2] > self.MOST_SCORES:
             raise Unsupported("the scores would fill the memory")
         group = case.heads // case.key_shape[1]
         query = inputs["query"]
         key, value = (np.repeat(inputs[name], group, axis=1) for name in ("key", "value"))
         scale = query.dtype.type(1 / np.sqrt(case.dim))
-        allowed = case.allowed()
-        if "mask" in inputs:
-            allowed = inputs["mask"]
+        allowed = inputs.get("mask", case.allowed())
         bias = inputs.get("bias")
         if allowed is not None:
             bias = np.where(allowed, 0, -np.inf).astype(query.dtype)
         rng = np.random.default_rng(0)
 
-        def softmax_of_scores() -> np.ndarray:
+        def weights_of_scores() -> np.ndarray:
             scores = (query * scale) @ key.swapaxes(-1, -2)
             if bias is not None:
                 scores += bias
@@ -132,14 +201,14 @@ class NumPy:
             return kept * weights.dtype.type(1 / (1 - case.dropout_p))
 
         def forward() -> tuple:
-            weights = softmax_of_scores()
+            weights = weights_of_scores()
             if case.dropout_p:
                 weights *= keep_factors(weights)
             return (weights @ value,)
 
         def forward_and_backward() -> tuple:
             d_output = inputs["d_output"]
-            weights = softmax_of_scores()
+            weights = weights_of_scores()
             kept = keep_factors(weights) if case.dropout_p else None
             dropped = weights if kept is None else weights * kept
             output = dropped @ value
@@ -149,17 +218,57 @@ class NumPy:
                 d_scores *= kept
             d_scores -= (d_output * output).sum(axis=-1, keepdims=True)
             d_scores *= weights
+            d_bias = () if case.bias_shape is None else (sum_to(d_scores, case.bias_shape),)
             d_scores *= scale
             d_query = d_scores @ key
             d_key = d_scores.swapaxes(-1, -2) @ query
-
-            def of_key_heads(x: np.ndarray) -> np.ndarray:
-                batch, heads, length, dim = x.shape
-                return x.reshape(batch, heads // group, group, length, dim).sum(axis=2)
-
-            return d_query, of_key_heads(d_key), of_key_heads(d_value)
+            return d_query, sum_over_groups(d_key, group), sum_over_groups(d_value, group), *d_bias
 
         return forward_and_backward if case.backward else forward
+
+    def function(self, case: Function, inputs: Arrays) -> Call:
+        x, weight, bias = (inputs.get(name) for name in ("x", "weight", "bias"))
+
+        def log_softmax() -> tuple:
+            shifted = x - x.max(axis=-1, keepdims=True)
+            return (shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)),)
+
+        calls = {
+            "softmax": lambda: (softmax(x),),
+            "log_softmax": log_softmax,
+            "gelu": lambda: (approximate_gelu(x),),
+            "gelu_tanh": lambda: (tanh_gelu(x),),
+            "silu": lambda: (x / (1 + np.exp(-x)),),
+            "layer_norm": lambda: (layer_norm(x, weight, bias),),
+            "rms_norm": lambda: (x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + LAYER_NORM_EPS) * weight,),
+            "linear": lambda: (x @ weight.T + bias,),
+        }
+        return calls[case.function]
+
+    def encoder_layer(self, case: EncoderLayer, inputs: Arrays) -> Call:
+        x, state = inputs["x"], case.state()
+        allowed = np.tri(case.length, dtype=bool) if case.causal else None
+        if case.ragged:
+            allowed = (np.arange(case.length) < case.key_lengths()[:, None])[:, None, None]
+        return lambda: (encoder_layer(x, state, case.heads, case.norm_first, allowed, approximate_gelu),)
+
+
+def sum_to(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    axes = tuple(axis for axis, extent in enumerate(shape) if extent == 1 < x.shape[axis])
+    return x.sum(axis=axes, keepdims=True) if axes else x.copy()
+
+
+def sum_over_groups(x: np.ndarray, group: int) -> np.ndarray:
+    batch, heads, length, dim = x.shape
+    return x if group == 1 else x.reshape(batch, heads // group, group, length, dim).sum(axis=2)
+
+
+def approximate_gelu(x: np.ndarray) -> np.ndarray:
+    """NumPy has no erf: formula 7.1.26 of Abramowitz and Stegun, to 1.5e-7."""
+    z = np.abs(x) * x.dtype.type(1 / math.sqrt(2))
+    t = 1 / (1 + 0.3275911 * z)
+    series = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t
+    return x * (1 + np.copysign(1 - series * np.exp(-z * z), x)) / 2
 
 
 LIBRARIES = {"blasformer": Blasformer, "pytorch": PyTorch, "numpy": NumPy}

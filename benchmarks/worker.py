@@ -33,7 +33,7 @@ class Worker:
         self.case = BY_NAME[name]
         try:
             inputs = self.case.inputs()
-            self.call = self.library.prepare(self.case, inputs)
+            self.call = getattr(self.library, self.case.kind)(self.case, inputs)
             with self.library.context(self.case):
                 start = time.perf_counter()
                 arrays = self.call()
@@ -41,8 +41,8 @@ class Worker:
         except Unsupported as reason:
             return {"unsupported": str(reason)}
         if self.case.comparable():
-            names = ("query", "key", "value") if self.case.backward else ("output",)
-            np.savez(results, **self.case.sample({n: np.asarray(a) for n, a in zip(names, arrays, strict=True)}))
+            named = {name: np.asarray(array) for name, array in zip(self.case.results, arrays, strict=True)}
+            np.savez(results, **self.case.sample(named))
         return {"first_call": seconds}
 
     def measure(self, seconds: float, least_samples: int, clock: str) -> dict:
