@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
 
 #include "core/describe.h"
 #include "core/require.h"
@@ -95,19 +96,22 @@ void MultiheadAttention<T>::check_inputs(const Tensor<T>& query, const Tensor<T>
   require((query.rank() == 2 || query.rank() == 3) && query.shape().back() == embed_dim(),
           "query must have the shape (batch, length, ", embed_dim(), ") or (length, ", embed_dim(), "), got ",
           shape_text(query.shape()));
-  const auto expected = [&](Index features, const char* length) {
-    const std::string batch = query.rank() == 3 ? std::to_string(query.extent(0)) + ", " : "";
-    return "(" + batch + length + ", " + std::to_string(features) + ")";
-  };
   const auto fits = [&](const Tensor<T>& x, Index features) {
     return x.rank() == query.rank() && (x.rank() == 2 || x.extent(0) == query.extent(0)) &&
            x.shape().back() == features;
   };
-  require(fits(key, kdim()), "key must have the shape ", expected(kdim(), "key_length"), " to fit query ",
-          shape_text(query.shape()), ", got ", shape_text(key.shape()));
-  require(fits(value, vdim()) && value.extent(value.rank() - 2) == key.extent(key.rank() - 2),
-          "value must have the shape ", expected(vdim(), std::to_string(key.extent(key.rank() - 2)).c_str()),
-          " to fit key ", shape_text(key.shape()), ", got ", shape_text(value.shape()));
+  const auto batch = [&] {
+    return query.rank() == 3 ? std::to_string(query.extent(0)) + ", " : std::string();
+  };
+  if (!fits(key, kdim())) {
+    fail("key must have the shape (", batch(), "key_length, ", kdim(), ") to fit query ",
+         shape_text(query.shape()), ", got ", shape_text(key.shape()));
+  }
+  const Index key_length = key.extent(key.rank() - 2);
+  if (!fits(value, vdim()) || value.extent(value.rank() - 2) != key_length) {
+    fail("value must have the shape (", batch(), key_length, ", ", vdim(), ") to fit key ",
+         shape_text(key.shape()), ", got ", shape_text(value.shape()));
+  }
 }
 
 // Projections of one input that lie next to each other in in_proj_weight are one product.

@@ -55,7 +55,8 @@ void check_packed(const std::vector<Index>& starts, AttentionArguments arguments
 }  // namespace
 
 TEST(a_packed_sequence_has_the_output_it_has_alone) {
-  const std::vector<Index> few{0, 5, 6, 6, 43}, many{0, 1, 4, 9, 16, 16, 36, 49, 64, 81, 100, 121, 144, 169, 196, 225};
+  const std::vector<Index> few{0, 5, 6, 6, 43},
+      many{0, 1, 4, 9, 16, 16, 36, 49, 64, 81, 100, 121, 144, 169, 196, 225};
   AttentionArguments causal;
   causal.causal = Causal::yes;
   for (const auto& starts : {few, many}) {
