@@ -10,6 +10,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/attention_call.h"
+#include "bindings/gil.h"
 #include "bindings/output.h"
 #include "kernels/elements.h"
 #include "kernels/math_kernels.h"
@@ -34,7 +35,7 @@ constexpr Index kLeastElementsToRelease = 20'000;
 // Calls function(T()) with the type that arrays of this dtype are computed in, without the interpreter lock.
 template <class Function>
 void compute(DType dtype, Index elements, Function function) {
-  std::optional<py::gil_scoped_release> released;
+  std::optional<ReleaseGil> released;
   if (elements >= kLeastElementsToRelease) released.emplace();
   if (dtype == DType::float64) {
     function(double());
