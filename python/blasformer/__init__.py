@@ -1,6 +1,6 @@
 """Exact attention and Transformer layers for NumPy arrays, on a CPU."""
 
-from . import nn
+from . import io, models, nn
 from ._attention import (
     AttentionGrads,
     AttentionPlan,
@@ -43,9 +43,11 @@ __all__ = [
     "explain_mask",
     "gelu",
     "get_num_threads",
+    "io",
     "layer_norm",
     "linear",
     "log_softmax",
+    "models",
     "nn",
     "num_threads",
     "precision",

@@ -12,4 +12,7 @@ def require_package(name: str, *, extra: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"{purpose} needs the package {name}: pip install 'blasformer[{extra}]'") from error
+        package = name.partition(".")[0]
+        raise ImportError(
+            f"{purpose} needs the package {package}: pip install 'blasformer[{extra}]'"
+        ) from error

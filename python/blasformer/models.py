@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -158,9 +157,10 @@ class BertModel:
     Padding costs nothing and changes nothing: only tokens are computed, and a sequence's result is the same
     up to rounding whatever else is in the batch. One model may be called from many threads at once.
 
-    >>> bert = BertModel.from_pretrained("all-MiniLM-L6-v2")                       # doctest: +SKIP
-    >>> bert(np.array([[101, 7592, 2088, 102]])).last_hidden_state.shape           # doctest: +SKIP
-    (1, 4, 384)
+    >>> bert = BertModel.from_pretrained("all-MiniLM-L6-v2")  # the path of a folder
+    >>> out = bert(np.array([[101, 7592, 2088, 102]]), return_weights=(-1,))
+    >>> out.last_hidden_state.shape, out.pooler_output.shape, out.weights[-1].shape
+    ((1, 4, 384), (1, 384), (1, 12, 4, 4))
     """
 
     def __init__(
@@ -451,8 +451,10 @@ class SentenceEncoder:
     `bert` is the BertModel, `tokenizer` the tokenizers.Tokenizer, `embedding_dim` the length of a vector,
     `max_seq_length` how many tokens of a sentence are read. Needs `pip install "blasformer[text]"`.
 
-    >>> encoder = SentenceEncoder.from_pretrained("all-MiniLM-L6-v2")                 # doctest: +SKIP
-    >>> encoder.encode(["A cat sits on the mat.", "A feline rests.", "GDP grew."])    # doctest: +SKIP
+    >>> encoder = SentenceEncoder.from_pretrained("all-MiniLM-L6-v2")  # the path of a folder
+    >>> vectors = encoder.encode(["The economy grew.", "A feline rests.", "GDP is rising."])
+    >>> vectors.shape, (vectors @ encoder.encode("A cat sits on the mat.")).argmax()
+    ((3, 384), np.int64(1))
     """
 
     def __init__(
@@ -627,14 +629,18 @@ def _unit_length(vectors: Array) -> Array:
 def _progress_bar(total: int, show: bool | None) -> Iterator[Callable[[int], object]]:
     """A function to call with the number of sentences that were done."""
     interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
-    if show is None and interactive and find_spec("tqdm") is None:
-        show = False
+    tqdm = None
     if show or (show is None and interactive):
-        tqdm = require_package("tqdm.auto", extra="progress", purpose="show_progress_bar=True").tqdm
-        with tqdm(total=total, desc="Encoding", unit="sentence", delay=0 if show else PROGRESS_DELAY) as bar:
-            yield bar.update
-    else:
+        try:
+            tqdm = require_package("tqdm.auto", extra="progress", purpose="show_progress_bar=True").tqdm
+        except ImportError:
+            if show:
+                raise
+    if tqdm is None:
         yield lambda done: None
+        return
+    with tqdm(total=total, desc="Encoding", unit="sentence", delay=0 if show else PROGRESS_DELAY) as bar:
+        yield bar.update
 
 
 def _sentence_modules(folder: Path) -> dict[str, Path]:
