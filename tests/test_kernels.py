@@ -25,14 +25,14 @@ def floats(first, last, step=1):
 
 
 def ulp(x):
-    """The unit in the last place of float32 or float64 numbers; denormal ones have that of the smallest normal."""
+    """The unit in the last place of float32 or float64 numbers, at least that of the smallest normal one."""
     mantissa, mask = (23, np.uint32(0x7F800000)) if x.dtype == np.float32 else (52, np.uint64(0x7FF << 52))
     power = (x.view(mask.dtype) & mask).view(x.dtype)
     return np.maximum(power, np.finfo(x.dtype).smallest_normal) * x.dtype.type(2.0**-mantissa)
 
 
 def assert_within(ulps, actual, exact, x, flushed=False):
-    """flushed: where the exact result is below the smallest normal number, so is the actual one; it may be 0."""
+    """flushed: where the exact result is below the smallest normal number, any such result will do."""
     with np.errstate(over="ignore", invalid="ignore"):
         rounded = exact.astype(actual.dtype)
         good = np.abs(actual - exact) <= ulps * ulp(rounded).astype(exact.dtype)
@@ -167,7 +167,7 @@ def test_infinities_zero_and_nan_have_their_limits(name, limits, dtype, elementa
 
 
 def normal_tail(a):
-    """Phi(-a) for a >= 0 in longdouble: the Taylor series of Phi, and Laplace's continued fraction where a > 2.5."""
+    """Phi(-a), a >= 0, in longdouble: Phi's Taylor series, and Laplace's continued fraction where a > 2.5."""
     a = a.astype(np.longdouble)
     density = np.exp(-a * a / 2) / np.sqrt(8 * np.arctan(np.longdouble(1)))
     near = np.minimum(a, 2.5)
