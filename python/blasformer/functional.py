@@ -1,8 +1,8 @@
 """The functions that layers are made of, on NumPy arrays.
 
-Every function takes float32, float64, float16 or bfloat16 arrays with any strides, never changes them, and returns an array
-of the same dtype. float64 is computed in float64, everything else in float32. `out` is an array of the result's shape and
-dtype to write the result into; it may be the input.
+Every function takes float32, float64, float16 or bfloat16 arrays with any strides, never changes them, and
+returns an array of the same dtype. float64 is computed in float64, everything else in float32. `out` is an
+array of the result's shape and dtype to write the result into; it may be the input.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def softmax(x: Array, axis: int = -1, *, out: Array | None = None) -> Array:
     x: (...)
     axis: the axis whose elements sum to 1
 
-    Returns an array of x's shape. Where x has NaN or +inf, or nothing but -inf, along the axis, the result is NaN.
+    Returns an array of x's shape. Where x has NaN or +inf, or nothing but -inf, along the axis, the result is
+    NaN.
     Raises TypeError for other dtypes, ValueError for an axis that x does not have.
 
     >>> softmax(np.array([[0.0, 0.0], [0.0, np.log(3)]]))
@@ -40,7 +41,8 @@ def log_softmax(x: Array, axis: int = -1, *, out: Array | None = None) -> Array:
     x: (...)
     axis: the axis along which exp of the result sums to 1
 
-    Returns an array of x's shape. Where x has NaN or +inf, or nothing but -inf, along the axis, the result is NaN.
+    Returns an array of x's shape. Where x has NaN or +inf, or nothing but -inf, along the axis, the result is
+    NaN.
     Raises TypeError for other dtypes, ValueError for an axis that x does not have.
 
     >>> log_softmax(np.zeros(2)).round(4)
@@ -56,7 +58,8 @@ def gelu(
 
     x: (...)
     approximate: which of three functions that share the name
-        "none": x * Phi(x) = x / 2 * (1 + erf(x / sqrt(2))), as in BERT; negative x keep their relative accuracy
+        "none": x * Phi(x) = x / 2 * (1 + erf(x / sqrt(2))), as in BERT; negative x keep their relative
+            accuracy
         "tanh": x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))), as in GPT-2
         "sigmoid": x * sigmoid(1.702 * x), as in CLIP
 
@@ -108,12 +111,13 @@ def layer_norm(
     """(x - mean) / sqrt(variance + eps) * weight + bias over the last axes.
 
     x: (..., *normalized_shape)
-    normalized_shape: the extents of the last axes, over which mean and variance are taken; an int for the last axis alone
+    normalized_shape: the extents of the last axes, over which mean and variance are taken; an int for the
+        last axis alone
     weight, bias: (*normalized_shape) of x's dtype; left out when None
     eps: at least 0
 
-    Returns an array of x's shape. The variance divides by the number of elements and is computed from x - mean, in two
-    passes; a mean far from 0 and elements as large as 1e38 cost no accuracy.
+    Returns an array of x's shape. The variance divides by the number of elements and is computed from x -
+    mean, in two passes; a mean far from 0 and elements as large as 1e38 cost no accuracy.
     Raises TypeError for other dtypes, ValueError for shapes that do not fit and a negative or infinite eps.
     Ba, Kiros and Hinton 2016, "Layer Normalization".
 
@@ -134,9 +138,11 @@ def rms_norm(
     """x / sqrt(mean(x**2) + eps) * weight over the last axes.
 
     x: (..., *normalized_shape)
-    normalized_shape: the extents of the last axes, over which the mean is taken; an int for the last axis alone
+    normalized_shape: the extents of the last axes, over which the mean is taken; an int for the last axis
+        alone
     weight: (*normalized_shape) of x's dtype; left out when None
-    eps: at least 0; None is the machine epsilon of x's dtype, as in PyTorch. Llama's checkpoints name 1e-5 or 1e-6.
+    eps: at least 0; None is the machine epsilon of x's dtype, as in PyTorch. Llama's checkpoints name 1e-5 or
+        1e-6.
 
     Returns an array of x's shape.
     Raises TypeError for other dtypes, ValueError for shapes that do not fit and a negative or infinite eps.
@@ -171,8 +177,8 @@ def embedding(ids: Array | Sequence[int], weight: Array, *, out: Array | None = 
     weight: (num_embeddings, embedding_dim)
 
     Returns an array (..., embedding_dim) of weight's dtype.
-    Raises IndexError that names the first id out of range (negative ones are) before anything is written, TypeError for
-    other dtypes, ValueError for shapes that do not fit.
+    Raises IndexError that names the first id out of range (negative ones are) before anything is written,
+    TypeError for other dtypes, ValueError for shapes that do not fit.
 
     >>> embedding([1, 1, 0], np.array([[1.0, 2.0], [3.0, 4.0]]))
     array([[3., 4.],
@@ -199,8 +205,9 @@ def rotary_embedding(
     x: (..., heads, length, head_dim)
     positions: (length,) integers, or (batch, length) if x is (batch, ..., length, head_dim)
     base: greater than 0
-    interleaved: which features are pair i. True: 2 * i and 2 * i + 1 (GPT-J, the first Llama). False: i and i + dims / 2
-        (GPT-NeoX, Llama as Hugging Face stores it). Checkpoints need the one they were trained with.
+    interleaved: which features are pair i. True: 2 * i and 2 * i + 1 (GPT-J, the first Llama). False: i and i
+        + dims / 2 (GPT-NeoX, Llama as Hugging Face stores it). Checkpoints need the one they were trained
+        with.
     dims: how many features turn, even; by default all
 
     Returns an array of x's shape. Angles, sines and cosines are computed in float64.
@@ -226,8 +233,8 @@ def sinusoidal_positions(
     length: number of positions
     d_model: number of features, even
     layout: features 2 * i and 2 * i + 1 of position p are, "interleaved", the sine and cosine of
-        p * 10000**(-2 * i / d_model) (Vaswani et al. 2017); "concatenated": features i and i + d_model / 2 are those of
-        p * 10000**(-i / (d_model / 2 - 1)) (tensor2tensor, fairseq, Marian, Whisper)
+        p * 10000**(-2 * i / d_model) (Vaswani et al. 2017); "concatenated": features i and i + d_model / 2
+        are those of p * 10000**(-i / (d_model / 2 - 1)) (tensor2tensor, fairseq, Marian, Whisper)
     first: position of the first row; fairseq counts from 2, OpenNMT from 1
     dtype: of the result
 
