@@ -13,7 +13,7 @@
 // block_product: keys and values are again only read by broadcasting loads.
 
 #include "kernels/attention_kernels.h"
-#include "kernels/isa/attention_tile.h"
+#include "kernels/isa/attention_dropout.h"
 #include "kernels/isa/attention_weights.h"
 
 namespace blasformer::BLASFORMER_ISA {

@@ -13,7 +13,9 @@
 // and at the end output^T / l. Blocks that no query of a tile may see are not computed.
 
 #include "kernels/attention_kernels.h"
-#include "kernels/isa/attention_tile.h"
+#include "kernels/isa/attention_dropout.h"
+#include "kernels/isa/carver.h"
+#include "kernels/isa/scores.h"
 
 namespace blasformer::BLASFORMER_ISA {
 namespace {

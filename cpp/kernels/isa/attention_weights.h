@@ -3,7 +3,8 @@
 // The softmax weights themselves, for the queries somebody asked to see, from the statistics that forward left; and the masks.
 
 #include "kernels/attention_kernels.h"
-#include "kernels/isa/attention_tile.h"
+#include "kernels/isa/carver.h"
+#include "kernels/isa/scores.h"
 
 namespace blasformer::BLASFORMER_ISA {
 namespace {

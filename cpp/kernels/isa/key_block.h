@@ -1,0 +1,91 @@
+#pragma once
+
+// A block of keys or values, where the caller keeps it, and what happens when some of it must not be seen.
+
+#include "kernels/isa/query_tile.h"
+#include "kernels/isa/visible_queries.h"
+
+namespace blasformer::BLASFORMER_ISA {
+namespace {
+
+// Keys or values [first, first + count) of a head, in place when they have the type computed in, else widened into `buffer`.
+template <class T>
+struct KeyBlock {
+  const T* data;
+  Index row_stride, column_stride;
+  KeyBlock from(Index row) const { return {data + row * row_stride, row_stride, column_stride}; }
+};
+
+template <class T>
+bool needs_copy(const AttentionProblem& p, const AttentionOperand& x) {
+  return x.dtype != dtype_of<T>() || (p.few_queries() && x.column_stride != 1);
+}
+
+template <class T>
+KeyBlock<T> key_block(const AttentionProblem& p, const AttentionOperand& x, Index batch, Index key_head, Index first, Index count,
+                      Index columns, T* buffer) {
+  const Index start = x.offset(batch, key_head) + first * x.row_stride;
+  if (!needs_copy<T>(p, x)) return {static_cast<const T*>(x.data) + start, x.row_stride, x.column_stride};
+  copy_rows(x, start, count, columns, buffer, columns);
+  return {buffer, columns, 1};
+}
+
+// Whether all of a row is finite (x * 0 is 0 for finite x only).
+template <class T>
+bool is_finite_row(const T* row, Index columns, Index column_stride) {
+  using S = Simd<T>;
+  auto zero = S::zero();
+  if (column_stride == 1) {
+    Index c = 0;
+    for (; c + S::lanes <= columns; c += S::lanes) zero += S::load(row + c) * S::zero();
+    if (c < columns) zero += S::load_first(row + c, columns - c) * S::zero();
+  } else {
+    for (Index c = 0; c < columns; ++c) zero += S::broadcast(row[c * column_stride]) * S::zero();
+  }
+  return S::sum(zero) == T(0);
+}
+
+// Keys or values that some queries of a tile may not see must be finite before they are multiplied by a weight of 0. A row that is not
+// is zeroed in a copy of the block and remembered; the queries that do see it get its share separately (add_unsafe_rows).
+struct UnsafeRows {
+  Index count = 0;
+  Index key[kKeyBlock];
+};
+
+template <class T>
+KeyBlock<T> replace_unsafe_rows(const KeyBlock<T>& rows, Index count, Index columns, T* buffer, UnsafeRows& unsafe) {
+  for (Index k = 0; k < count; ++k) {
+    if (!is_finite_row(rows.data + k * rows.row_stride, columns, rows.column_stride)) unsafe.key[unsafe.count++] = k;
+  }
+  if (unsafe.count == 0) return rows;
+  for (Index k = 0, next = 0; k < count; ++k) {
+    const bool zeroed = next < unsafe.count && unsafe.key[next] == k;
+    if (zeroed) ++next;
+    for (Index c = 0; c < columns; ++c) {
+      buffer[k * columns + c] = zeroed ? T(0) : rows.data[k * rows.row_stride + c * rows.column_stride];
+    }
+  }
+  return {buffer, columns, 1};
+}
+
+// out[c][query] += weights[key][query] * row[key][c] for the unsafe keys and the queries that see them.
+template <class T>
+void add_unsafe_rows(const QueryTile<T>& tile, const KeyBlock<T>& rows, Index columns, const UnsafeRows& unsafe,
+                     const VisibleQueries& visible, const T* weights, T* out) {
+  using S = Simd<T>;
+  for (Index u = 0; u < unsafe.count; ++u) {
+    const Index k = unsafe.key[u];
+    for (Index c = 0; c < columns; ++c) {
+      const auto x = S::broadcast(rows.data[k * rows.row_stride + c * rows.column_stride]);
+      for (Index v = 0; v < tile.vectors; ++v) {
+        T* target = out + c * tile.width + v * S::lanes;
+        const auto old = S::load(target);
+        const auto sum = S::fma(S::load(weights + k * tile.width + v * S::lanes), x, old);
+        S::store(target, S::select(S::from_bits(visible.bits[k] >> (v * S::lanes)), sum, old));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace blasformer::BLASFORMER_ISA

@@ -1,0 +1,34 @@
+#pragma once
+
+// Rows of the caller's arrays as dense rows of the type computed in, and back.
+
+#include "core/element.h"
+#include "kernels/attention_problem.h"
+#include "kernels/isa/half_rows.h"
+
+namespace blasformer::BLASFORMER_ISA {
+namespace {
+
+// rows x columns of an operand, from element `start`, as dense rows of T.
+template <class T>
+void copy_rows(const AttentionOperand& x, Index start, Index rows, Index columns, T* out, Index out_stride) {
+  for (Index r = 0; r < rows; ++r) {
+    const Index row = start + r * x.row_stride;
+    T* target = out + r * out_stride;
+    if constexpr (sizeof(T) == sizeof(float)) {
+      const auto* half = static_cast<const std::uint16_t*>(x.data) + row;
+      if (x.column_stride == 1 && x.dtype == DType::float16) {
+        widen_float16(half, columns, target);
+        continue;
+      }
+      if (x.column_stride == 1 && x.dtype == DType::bfloat16) {
+        widen_bfloat16(half, columns, target);
+        continue;
+      }
+    }
+    for (Index c = 0; c < columns; ++c) target[c] = read_element<T>(x.data, x.dtype, row + c * x.column_stride);
+  }
+}
+
+}  // namespace
+}  // namespace blasformer::BLASFORMER_ISA

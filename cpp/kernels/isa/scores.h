@@ -1,0 +1,162 @@
+#pragma once
+
+// From queries and keys to the numbers the softmax is taken of.
+
+#include "kernels/isa/block_product.h"
+#include "kernels/isa/key_block.h"
+#include "kernels/isa/vector_math.h"
+#include "kernels/isa/visible_queries.h"
+
+namespace blasformer::BLASFORMER_ISA {
+namespace {
+
+template <class T, int queries>
+void few_scores(Index count, Index dim, const KeyBlock<T>& keys, const T* rows, Index width, T* scores) {
+  using S = Simd<T>;
+  for (Index k = 0; k < count; ++k) {
+    const T* key = keys.data + k * keys.row_stride;
+    typename S::Vector even[queries], odd[queries];
+    for (int q = 0; q < queries; ++q) even[q] = odd[q] = S::zero();
+    Index c = 0;
+    for (; c + 2 * S::lanes <= dim; c += 2 * S::lanes) {
+      const auto x = S::load(key + c), y = S::load(key + c + S::lanes);
+      for (int q = 0; q < queries; ++q) {
+        even[q] = S::fma(x, S::load(rows + q * dim + c), even[q]);
+        odd[q] = S::fma(y, S::load(rows + q * dim + c + S::lanes), odd[q]);
+      }
+    }
+    for (; c < dim; c += S::lanes) {
+      const Index left = smaller(S::lanes, dim - c);
+      const auto x = S::load_first(key + c, left);
+      for (int q = 0; q < queries; ++q) even[q] = S::fma(x, S::load_first(rows + q * dim + c, left), even[q]);
+    }
+    // Lanes beyond the queries repeat the last, as in every tile.
+    T score[queries];
+    for (int q = 0; q < queries; ++q) score[q] = S::sum(even[q] + odd[q]);
+    for (Index l = 0; l < width; ++l) scores[k * width + l] = score[l < queries ? l : queries - 1];
+  }
+}
+
+// What score_product reads: the queries transposed, or for few of them their rows.
+template <class T>
+void pack_scores_operand(const AttentionProblem& p, const QueryTile<T>& tile, T* dense, T* out) {
+  if (!p.few_queries()) return pack_queries(p.query, tile, p.dim, dense, out);
+  for (Index q = 0; q < tile.count; ++q) copy_rows(p.query, tile.offset(p.query, q), 1, p.dim, out + q * p.dim, p.dim);
+}
+
+// scores = keys query^T. Forward, backward and the weights must sum a score in the same order, or the maximum that one found would not be
+// the maximum of the others.
+template <class T>
+void score_product(const AttentionProblem& p, const QueryTile<T>& tile, Index count, const KeyBlock<T>& keys, const T* query,
+                   T* scores) {
+  if (!p.few_queries()) {
+    block_product<T, Finish::store>(count, tile.vectors, p.dim, {keys.data, keys.row_stride, keys.column_stride}, query, tile.width,
+                                    scores, tile.width);
+    return;
+  }
+  using Scores = void (*)(Index, Index, const KeyBlock<T>&, const T*, Index, T*);
+  constexpr Scores few[] = {few_scores<T, 1>, few_scores<T, 2>, few_scores<T, 3>, few_scores<T, 4>};
+  few[tile.count - 1](count, p.dim, keys, query, tile.width, scores);
+}
+
+// The float bias of a tile: value[key][query], or one value per key when all queries share it.
+template <class T>
+struct BiasTile {
+  T* value;   // kKeyBlock x kTileQueries
+  T* dense;   // kTileQueries x kKeyBlock
+  bool shared;
+};
+
+// Loads the bias; -inf masks.
+template <class T>
+void load_bias(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count, BiasTile<T>& bias,
+               VisibleQueries& visible) {
+  using S = Simd<T>;
+  const AttentionOperand& x = p.bias;
+  const Index column = first * x.column_stride;
+  if (visible.all) {
+    for (Index k = 0; k < count; ++k) visible.bits[k] = tile.every();
+  }
+  bias.shared = is_shared(x, tile);
+  if (bias.shared) {
+    const Index start = tile.offset(x, 0) + column;
+    for (Index k = 0; k < count; ++k) {
+      bias.value[k] = read_element<T>(x.data, x.dtype, start + k * x.column_stride);
+      if (bias.value[k] == kMinusInfinity<T>) visible.bits[k] = 0;
+    }
+  } else {
+    const T* row[kTileQueries<T>];
+    for (Index l = 0; l < tile.width; ++l) {
+      const Index start = tile.offset(x, l) + column;
+      if (x.dtype == dtype_of<T>() && x.column_stride == 1) {
+        row[l] = static_cast<const T*>(x.data) + start;
+      } else {
+        copy_rows(x, start, 1, count, bias.dense + l * kKeyBlock, kKeyBlock);
+        row[l] = bias.dense + l * kKeyBlock;
+      }
+    }
+    transpose_rows(row, tile.width, count, bias.value);
+    const auto minus_infinity = S::broadcast(kMinusInfinity<T>);
+    for (Index k = 0; k < count; ++k) {
+      for (Index v = 0; v < tile.vectors; ++v) {
+        const auto value = S::load(bias.value + k * tile.width + v * S::lanes);
+        visible.bits[k] &= ~(S::to_bits(S::equal(value, minus_infinity)) << (v * S::lanes));
+      }
+    }
+  }
+  summarise(count, tile.every(), visible);
+}
+
+// Every function that turns query key^T into the logits of the softmax, where there is one (p.has_logits()).
+template <class T>
+void finish_scores(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count, const BiasTile<T>& bias,
+                   T* scores) {
+  using S = Simd<T>;
+  const Index width = tile.width;
+  if (!p.has_logits()) return;
+  const auto scale = S::broadcast(static_cast<T>(p.softcap > 0 ? p.scale / p.softcap : p.scale));
+  const auto cap = S::broadcast(static_cast<T>(p.softcap));
+  for (Index k = 0; k < count; ++k) {
+    for (Index v = 0; v < tile.vectors; ++v) {
+      T* score = scores + k * width + v * S::lanes;
+      auto logit = S::load(score) * scale;
+      if (p.softcap > 0) logit = cap * tanh<T>(logit);
+      if (p.bias.data != nullptr) {
+        logit += bias.shared ? S::broadcast(bias.value[k]) : S::load(bias.value + k * width + v * S::lanes);
+      }
+      S::store(score, logit);
+    }
+  }
+  if (p.alibi_slopes != nullptr) {
+    const Index offset = p.masks.offset == nullptr ? 0 : p.masks.offset[tile.batch];
+    T position[kTileQueries<T>], minus_slope[kTileQueries<T>];
+    for (Index l = 0; l < width; ++l) {
+      position[l] = static_cast<T>(tile.row[l] + offset - first);
+      minus_slope[l] = static_cast<T>(-p.alibi_slopes[tile.batch * p.query_heads + tile.head[l]]);
+    }
+    for (Index k = 0; k < count; ++k) {
+      const auto key = S::broadcast(static_cast<T>(k));
+      for (Index v = 0; v < tile.vectors; ++v) {
+        T* score = scores + k * width + v * S::lanes;
+        const auto distance = S::abs(S::load(position + v * S::lanes) - key);
+        S::store(score, S::fma(S::load(minus_slope + v * S::lanes), distance, S::load(score)));
+      }
+    }
+  }
+}
+
+// What a query may not see is set to a value: selected, never multiplied, so that NaN behind a mask vanishes.
+template <class T>
+void hide(const QueryTile<T>& tile, Index count, const VisibleQueries& visible, T value, T* scores) {
+  using S = Simd<T>;
+  const auto hidden = S::broadcast(value);
+  for (Index k = 0; k < count; ++k) {
+    for (Index v = 0; v < tile.vectors; ++v) {
+      T* score = scores + k * tile.width + v * S::lanes;
+      S::store(score, S::select(S::from_bits(visible.bits[k] >> (v * S::lanes)), S::load(score), hidden));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace blasformer::BLASFORMER_ISA
