@@ -10,7 +10,7 @@ namespace {
 constexpr int kFloat32 = py::detail::npy_api::NPY_FLOAT_;
 constexpr int kFloat64 = py::detail::npy_api::NPY_DOUBLE_;
 constexpr int kBool = py::detail::npy_api::NPY_BOOL_;
-constexpr int kFloat16 = 23;      // NPY_HALF
+constexpr int kFloat16 = 23;         // NPY_HALF
 constexpr int kFirstUserType = 256;  // NPY_USERDEF: where ml_dtypes' bfloat16 is registered
 
 bool is_native(const py::dtype& dtype) {
@@ -70,7 +70,9 @@ py::dtype numpy_dtype(DType dtype) {
 
 }  // namespace
 
-std::string type_name(const py::handle& object) { return py::str(py::type::handle_of(object).attr("__name__")); }
+std::string type_name(const py::handle& object) {
+  return py::str(py::type::handle_of(object).attr("__name__"));
+}
 
 std::string dtype_name(const py::array& array) {
   const py::dtype dtype = array.dtype();
@@ -85,7 +87,8 @@ std::optional<DType> dtype_of_array(const py::array& array) {
   if (number == kFloat64 && is_native(dtype)) return DType::float64;
   if (number == kFloat16 && is_native(dtype)) return DType::float16;
   if (number == kBool) return DType::boolean;
-  if (number >= kFirstUserType && dtype.itemsize() == 2 && std::string(py::str(dtype.attr("name"))) == "bfloat16") {
+  if (number >= kFirstUserType && dtype.itemsize() == 2 &&
+      std::string(py::str(dtype.attr("name"))) == "bfloat16") {
     return DType::bfloat16;
   }
   return std::nullopt;
@@ -95,7 +98,8 @@ ArrayView float_view(py::object& argument, const char* name) {
   const py::array array = as_array(argument, name, "float32, float64, float16 or bfloat16");
   const std::optional<DType> dtype = dtype_of_array(array);
   if (!dtype || *dtype == DType::boolean) {
-    fail<TypeMismatch>(name, " must be a NumPy array of float32, float64, float16 or bfloat16, got ", dtype_name(array));
+    fail<TypeMismatch>(name, " must be a NumPy array of float32, float64, float16 or bfloat16, got ",
+                       dtype_name(array));
   }
   return view_of(argument, array, *dtype, name);
 }
@@ -118,10 +122,14 @@ ArrayView int64_view(py::object& argument, const char* name) {
       PyErr_Clear();
       fail<TypeMismatch>(name, " must be integers, got ", type_name(argument));
     }
-    if (array.size() == 0) array = py::array_t<std::int64_t>(std::vector<py::ssize_t>(array.shape(), array.shape() + array.ndim()));
+    if (array.size() == 0)
+      array =
+          py::array_t<std::int64_t>(std::vector<py::ssize_t>(array.shape(), array.shape() + array.ndim()));
   }
   const char kind = array.dtype().kind();
-  if (kind == 'O') fail<TypeMismatch>(name, " must be integers that fit into 64 bits, got ", std::string(py::repr(argument)));
+  if (kind == 'O')
+    fail<TypeMismatch>(name, " must be integers that fit into 64 bits, got ",
+                       std::string(py::repr(argument)));
   if (kind != 'i' && kind != 'u') fail<TypeMismatch>(name, " must be integers, got ", dtype_name(array));
   if (kind == 'u' && array.itemsize() == 8 && array.size() > 0) {
     const py::array_t<std::uint64_t, py::array::c_style | py::array::forcecast> values(array);

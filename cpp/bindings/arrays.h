@@ -22,15 +22,17 @@ std::string dtype_name(const py::array& array);
 // The element type of a NumPy array, or nothing if the library has no use for it.
 std::optional<DType> dtype_of_array(const py::array& array);
 
-// Borrows a floating-point NumPy array, whatever its strides. Raises TypeError that names the argument unless it is a
-// numpy.ndarray of float32, float64, float16 or bfloat16 in native byte order. The array must outlive the view.
-// An array whose elements are not aligned, or whose strides are not whole elements, is first replaced by a copy.
+// Borrows a floating-point NumPy array, whatever its strides. Raises TypeError that names the argument unless
+// it is a numpy.ndarray of float32, float64, float16 or bfloat16 in native byte order. The array must outlive
+// the view. An array whose elements are not aligned, or whose strides are not whole elements, is first
+// replaced by a copy.
 ArrayView float_view(py::object& argument, const char* name);
 ArrayView bool_view(py::object& argument, const char* name);
 // Lengths, offsets, ids: any integer type, copied to int64.
 ArrayView int64_view(py::object& argument, const char* name);
 
-// A new NumPy array of that dtype (bfloat16 through ml_dtypes, which the caller's input has already imported).
+// A new NumPy array of that dtype (bfloat16 through ml_dtypes, which the caller's input has already
+// imported).
 py::array new_array(DType dtype, const Index* shape, int rank);
 MutableArrayView mutable_view(py::array& array);
 

@@ -1,3 +1,5 @@
+#include "layers/attention.h"
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -13,15 +15,15 @@
 #include "bindings/arrays.h"
 #include "bindings/attention_call.h"
 #include "bindings/gil.h"
-#include "layers/attention.h"
 
 namespace blasformer::bindings {
 
 namespace {
 
-AttentionCall parse(const py::object& query, const py::object& key, const py::object& value, const MaskArguments& masks,
-                    const py::object& bias, const py::object& alibi_slopes, const py::object& sinks, const py::object& softcap,
-                    const py::object& scale, const py::object& dropout_p, const py::object& seed) {
+AttentionCall parse(const py::object& query, const py::object& key, const py::object& value,
+                    const MaskArguments& masks, const py::object& bias, const py::object& alibi_slopes,
+                    const py::object& sinks, const py::object& softcap, const py::object& scale,
+                    const py::object& dropout_p, const py::object& seed) {
   AttentionCall call;
   call.arrays.reserve(8);
   AttentionArguments& arguments = call.arguments;
@@ -97,20 +99,24 @@ bool may_overlap(const BasicArrayView<One>& one, const BasicArrayView<Other>& ot
 }
 
 bool overlaps_inputs(const MutableArrayView& output, const AttentionArguments& arguments) {
-  const auto overlaps = [&](const std::optional<ArrayView>& view) { return view && may_overlap(output, *view); };
-  return may_overlap(output, arguments.query) || may_overlap(output, arguments.key) || may_overlap(output, arguments.value) ||
-         overlaps(arguments.mask) || overlaps(arguments.bias);
+  const auto overlaps = [&](const std::optional<ArrayView>& view) {
+    return view && may_overlap(output, *view);
+  };
+  return may_overlap(output, arguments.query) || may_overlap(output, arguments.key) ||
+         may_overlap(output, arguments.value) || overlaps(arguments.mask) || overlaps(arguments.bias);
 }
 
 py::array weights_array(const AttentionArguments& arguments, const WeightSelection& selection) {
   Shape shape(arguments.query.shape, arguments.query.shape + std::max(arguments.query.rank - 3, 0));
-  if (arguments.query.rank > 2 && !selection.mean) shape.push_back(static_cast<Index>(selection.heads.size()));
+  if (arguments.query.rank > 2 && !selection.mean)
+    shape.push_back(static_cast<Index>(selection.heads.size()));
   shape.push_back(static_cast<Index>(selection.rows.size()));
   shape.push_back(arguments.key.shape[arguments.key.rank - 2]);
   return new_array(arguments.query.dtype, shape.data(), static_cast<int>(shape.size()));
 }
 
-// What attention_forward hands to attention_backward. It keeps the operands alive; they must not change in between.
+// What attention_forward hands to attention_backward. It keeps the operands alive; they must not change in
+// between.
 struct SavedAttention {
   AttentionCall call;
   AttentionSaved<float> single;
@@ -127,7 +133,9 @@ struct SavedAttention {
   bool is_double() const { return call.arguments.query.dtype == DType::float64; }
   Index nbytes() const {
     const auto bytes = [](const auto& saved, Index size) {
-      return (saved.output.size() + saved.statistics.maximum.size() + saved.statistics.reciprocal_sum.size()) * size;
+      return (saved.output.size() + saved.statistics.maximum.size() +
+              saved.statistics.reciprocal_sum.size()) *
+             size;
     };
     return bytes(single, 4) + bytes(doubled, 8);
   }
@@ -165,15 +173,18 @@ struct Results {
 };
 
 // The output alone, or (output, weights, logsumexp, saved) when more than it was asked for.
-py::object attention(const py::object& query, const py::object& key, const py::object& value, const py::object& mask,
-                     const py::object& bias, const py::object& causal, const py::object& query_offset, const py::object& window,
-                     const py::object& query_lengths, const py::object& key_lengths, const py::object& query_segments,
-                     const py::object& key_segments, const py::object& alibi_slopes, const py::object& sinks,
-                     const py::object& softcap, const py::object& scale, const py::object& dropout_p, const py::object& seed,
+py::object attention(const py::object& query, const py::object& key, const py::object& value,
+                     const py::object& mask, const py::object& bias, const py::object& causal,
+                     const py::object& query_offset, const py::object& window,
+                     const py::object& query_lengths, const py::object& key_lengths,
+                     const py::object& query_segments, const py::object& key_segments,
+                     const py::object& alibi_slopes, const py::object& sinks, const py::object& softcap,
+                     const py::object& scale, const py::object& dropout_p, const py::object& seed,
                      const py::object& weights, bool return_logsumexp, const py::object& out, bool save) {
   AttentionCall call =
-      parse(query, key, value, {mask, causal, query_offset, window, query_lengths, key_lengths, query_segments, key_segments}, bias,
-            alibi_slopes, sinks, softcap, scale, dropout_p, seed);
+      parse(query, key, value,
+            {mask, causal, query_offset, window, query_lengths, key_lengths, query_segments, key_segments},
+            bias, alibi_slopes, sinks, softcap, scale, dropout_p, seed);
   const Shape shape = attention_output_shape(call.arguments);
   std::unique_ptr<SavedAttention> saved;
   if (save) {
@@ -186,14 +197,17 @@ py::object attention(const py::object& query, const py::object& key, const py::o
   Results results;
   py::array output = output_array(out, shape, arguments.query);
   const bool aliased = !out.is_none() && overlaps_inputs(mutable_view(output), arguments);
-  require(!save || !aliased, "out must not share memory with the other arguments, which attention_backward reads again");
+  require(!save || !aliased,
+          "out must not share memory with the other arguments, which attention_backward reads again");
   // Inputs are read until the end: an output that shares their memory is written last.
   const bool apart = aliased || (save && !out.is_none());
-  results.output = apart ? new_array(arguments.query.dtype, shape.data(), static_cast<int>(shape.size())) : output;
+  results.output =
+      apart ? new_array(arguments.query.dtype, shape.data(), static_cast<int>(shape.size())) : output;
   results.selection = selection_of(weights);
   if (results.selection) results.weights = weights_array(arguments, *results.selection);
   if (return_logsumexp) {
-    results.logsumexp = new_array(statistics_dtype(arguments.query.dtype), shape.data(), static_cast<int>(shape.size()) - 1);
+    results.logsumexp =
+        new_array(statistics_dtype(arguments.query.dtype), shape.data(), static_cast<int>(shape.size()) - 1);
   }
   if (arguments.query.dtype == DType::float64) {
     results.compute<double>(arguments, saved.get());
@@ -202,7 +216,8 @@ py::object attention(const py::object& query, const py::object& key, const py::o
   }
   if (apart) output.attr("__setitem__")(py::ellipsis(), results.output);
   if (!results.selection && !return_logsumexp && !save) return py::object(output);
-  return py::make_tuple(output, results.weights, results.logsumexp, save ? py::cast(std::move(saved)) : py::none());
+  return py::make_tuple(output, results.weights, results.logsumexp,
+                        save ? py::cast(std::move(saved)) : py::none());
 }
 
 py::tuple backward(const SavedAttention& saved, const py::object& d_output) {
@@ -216,7 +231,8 @@ py::tuple backward(const SavedAttention& saved, const py::object& d_output) {
   views.key = mutable_view(key);
   views.value = mutable_view(value);
   py::object bias = py::none(), sinks = py::none();
-  const auto add = [&](const std::optional<ArrayView>& argument, std::optional<MutableArrayView>& view, py::object& result) {
+  const auto add = [&](const std::optional<ArrayView>& argument, std::optional<MutableArrayView>& view,
+                       py::object& result) {
     if (!argument) return;
     py::array array = like(*argument);
     view = mutable_view(array);
@@ -238,13 +254,14 @@ py::tuple backward(const SavedAttention& saved, const py::object& d_output) {
 AttentionArguments shapes_only(const std::vector<Index>& query_shape, const std::vector<Index>& key_shape,
                                const std::vector<Index>& value_shape, DType dtype) {
   const auto view = [dtype](const std::vector<Index>& shape, const char* name) {
-    require(shape.size() <= static_cast<std::size_t>(kMaxRank), name, " must have at most ", kMaxRank, " dimensions, got ",
-            shape.size());
+    require(shape.size() <= static_cast<std::size_t>(kMaxRank), name, " must have at most ", kMaxRank,
+            " dimensions, got ", shape.size());
     ArrayView result;
     result.dtype = dtype;
     result.rank = static_cast<int>(shape.size());
     for (std::size_t axis = 0; axis < shape.size(); ++axis) {
-      require(shape[axis] >= 0, name, " must have dimensions >= 0, got ", shape_text(shape.data(), result.rank));
+      require(shape[axis] >= 0, name, " must have dimensions >= 0, got ",
+              shape_text(shape.data(), result.rank));
       result.shape[axis] = shape[axis];
     }
     return result;
@@ -256,13 +273,14 @@ AttentionArguments shapes_only(const std::vector<Index>& query_shape, const std:
   return arguments;
 }
 
-py::array explain(const std::vector<Index>& query_shape, const std::vector<Index>& key_shape, const py::object& mask,
-                  const py::object& causal, const py::object& query_offset, const py::object& window,
-                  const py::object& query_lengths, const py::object& key_lengths, const py::object& query_segments,
-                  const py::object& key_segments) {
+py::array explain(const std::vector<Index>& query_shape, const std::vector<Index>& key_shape,
+                  const py::object& mask, const py::object& causal, const py::object& query_offset,
+                  const py::object& window, const py::object& query_lengths, const py::object& key_lengths,
+                  const py::object& query_segments, const py::object& key_segments) {
   AttentionCall call;
   call.arguments = shapes_only(query_shape, key_shape, key_shape, DType::float32);
-  parse_masks({mask, causal, query_offset, window, query_lengths, key_lengths, query_segments, key_segments}, call);
+  parse_masks({mask, causal, query_offset, window, query_lengths, key_lengths, query_segments, key_segments},
+              call);
   Shape shape = attention_output_shape(call.arguments);
   shape.back() = key_shape[key_shape.size() - 2];
   py::array allowed = new_array(DType::boolean, shape.data(), static_cast<int>(shape.size()));
@@ -271,11 +289,12 @@ py::array explain(const std::vector<Index>& query_shape, const std::vector<Index
   return allowed;
 }
 
-py::dict plan(const std::vector<Index>& query_shape, const std::vector<Index>& key_shape, const std::vector<Index>& value_shape,
-              const py::dtype& dtype, const py::object& bias) {
+py::dict plan(const std::vector<Index>& query_shape, const std::vector<Index>& key_shape,
+              const std::vector<Index>& value_shape, const py::dtype& dtype, const py::object& bias) {
   const std::optional<DType> type = dtype_of_array(py::array(dtype, std::vector<py::ssize_t>{0}));
   if (!type || *type == DType::boolean) {
-    fail<TypeMismatch>("dtype must be float32, float64, float16 or bfloat16, got ", std::string(py::str(dtype)));
+    fail<TypeMismatch>("dtype must be float32, float64, float16 or bfloat16, got ",
+                       std::string(py::str(dtype)));
   }
   AttentionCall call;
   call.arguments = shapes_only(query_shape, key_shape, value_shape, *type);
@@ -295,19 +314,21 @@ py::dict plan(const std::vector<Index>& query_shape, const std::vector<Index>& k
 }  // namespace
 
 void bind_attention(py::module_& module) {
-  module.def("attention", attention, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("mask"), py::arg("bias"),
-             py::arg("causal"), py::arg("query_offset"), py::arg("window"), py::arg("query_lengths"), py::arg("key_lengths"),
-             py::arg("query_segments"), py::arg("key_segments"), py::arg("alibi_slopes"), py::arg("sinks"), py::arg("softcap"),
-             py::arg("scale"), py::arg("dropout_p"), py::arg("seed"), py::arg("weights"), py::arg("return_logsumexp"),
-             py::arg("out"), py::arg("save"));
+  module.def("attention", attention, py::arg("query"), py::arg("key"), py::arg("value"), py::arg("mask"),
+             py::arg("bias"), py::arg("causal"), py::arg("query_offset"), py::arg("window"),
+             py::arg("query_lengths"), py::arg("key_lengths"), py::arg("query_segments"),
+             py::arg("key_segments"), py::arg("alibi_slopes"), py::arg("sinks"), py::arg("softcap"),
+             py::arg("scale"), py::arg("dropout_p"), py::arg("seed"), py::arg("weights"),
+             py::arg("return_logsumexp"), py::arg("out"), py::arg("save"));
   py::class_<SavedAttention>(module, "AttentionSaved", "What attention_forward keeps for attention_backward.")
-      .def_property_readonly("nbytes", &SavedAttention::nbytes, "Bytes held besides the arguments, which are referred to.");
+      .def_property_readonly("nbytes", &SavedAttention::nbytes,
+                             "Bytes held besides the arguments, which are referred to.");
   module.def("attention_backward", backward, py::arg("saved"), py::arg("d_output"));
-  module.def("explain_mask", explain, py::arg("query_shape"), py::arg("key_shape"), py::arg("mask"), py::arg("causal"),
-             py::arg("query_offset"), py::arg("window"), py::arg("query_lengths"), py::arg("key_lengths"),
-             py::arg("query_segments"), py::arg("key_segments"));
-  module.def("attention_plan", plan, py::arg("query_shape"), py::arg("key_shape"), py::arg("value_shape"), py::arg("dtype"),
-             py::arg("bias"));
+  module.def("explain_mask", explain, py::arg("query_shape"), py::arg("key_shape"), py::arg("mask"),
+             py::arg("causal"), py::arg("query_offset"), py::arg("window"), py::arg("query_lengths"),
+             py::arg("key_lengths"), py::arg("query_segments"), py::arg("key_segments"));
+  module.def("attention_plan", plan, py::arg("query_shape"), py::arg("key_shape"), py::arg("value_shape"),
+             py::arg("dtype"), py::arg("bias"));
 }
 
 }  // namespace blasformer::bindings

@@ -31,7 +31,8 @@ Causal causal_of(const py::object& argument) {
   if (type_name(argument) == "bool" || type_name(argument) == "bool_") {  // numpy.bool
     return PyObject_IsTrue(argument.ptr()) == 1 ? Causal::yes : Causal::no;
   }
-  fail<TypeMismatch>("causal must be False, True, \"upper_left\" or \"lower_right\", got ", type_name(argument));
+  fail<TypeMismatch>("causal must be False, True, \"upper_left\" or \"lower_right\", got ",
+                     type_name(argument));
 }
 
 void set_window(const py::object& argument, AttentionArguments& arguments) {
@@ -60,7 +61,8 @@ double number(const py::object& argument, const char* name) {
   return value;
 }
 
-ArrayView AttentionCall::keep(py::object array, ArrayView (*view)(py::object&, const char*), const char* name) {
+ArrayView AttentionCall::keep(py::object array, ArrayView (*view)(py::object&, const char*),
+                              const char* name) {
   const ArrayView result = view(array, name);
   arrays.push_back(std::move(array));
   return result;
@@ -86,7 +88,8 @@ void parse_masks(const MaskArguments& masks, AttentionCall& call) {
 std::optional<WeightSelection> selection_of(const py::object& argument) {
   if (argument.is_none()) return std::nullopt;
   const auto parts = argument.cast<py::tuple>();
-  return WeightSelection{parts[0].cast<std::vector<Index>>(), parts[1].cast<std::vector<Index>>(), parts[2].cast<bool>()};
+  return WeightSelection{parts[0].cast<std::vector<Index>>(), parts[1].cast<std::vector<Index>>(),
+                         parts[2].cast<bool>()};
 }
 
 }  // namespace blasformer::bindings

@@ -18,8 +18,8 @@ struct AttentionCall {
   std::vector<py::object> arrays;
 
   ArrayView keep(py::object array, ArrayView (*view)(py::object&, const char*), const char* name);
-  void keep(std::optional<ArrayView>& target, const py::object& array, ArrayView (*view)(py::object&, const char*),
-            const char* name);
+  void keep(std::optional<ArrayView>& target, const py::object& array,
+            ArrayView (*view)(py::object&, const char*), const char* name);
 };
 
 // What every attention function takes after its operands, in the order of the public signature.

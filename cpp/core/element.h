@@ -20,7 +20,8 @@ static inline void write_element(void* data, DType dtype, Index i, T value) {
     static_cast<T*>(data)[i] = value;
   } else {
     const float narrow = static_cast<float>(value);
-    static_cast<std::uint16_t*>(data)[i] = dtype == DType::float16 ? float32_to_float16(narrow) : float32_to_bfloat16(narrow);
+    static_cast<std::uint16_t*>(data)[i] =
+        dtype == DType::float16 ? float32_to_float16(narrow) : float32_to_bfloat16(narrow);
   }
 }
 

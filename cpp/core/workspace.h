@@ -8,8 +8,8 @@
 
 namespace blasformer {
 
-// Scratch memory of the calling thread, aligned to a cache line, kept for its next call: no allocation, and no page faults, the second
-// time. One task uses it at a time.
+// Scratch memory of the calling thread, aligned to a cache line, kept for its next call: no allocation, and
+// no page faults, the second time. One task uses it at a time.
 inline void* thread_workspace(Index bytes) {
   struct Free {
     void operator()(void* p) const { std::free(p); }

@@ -1,6 +1,7 @@
 #pragma once
 
-// The attention kernels of one instruction set, as a table of functions; attention_kernels<T>() is the table of the active one.
+// The attention kernels of one instruction set, as a table of functions; attention_kernels<T>() is the table
+// of the active one.
 
 #include "kernels/attention_problem.h"
 
@@ -25,28 +26,30 @@ struct AttentionKernels {
 
   // Bytes of scratch memory that a run of so many queries needs, aligned to 64.
   Index (*forward_workspace)(const AttentionProblem&, Index queries);
-  // Writes the run's rows of the output, and of the statistics (batch, heads, query_length) unless they are null. A run must not
-  // cross the end of a head unless p.shares_tiles(query_tile).
-  void (*forward)(const AttentionProblem&, const QueryRun&, void* workspace, const MutableAttentionOperand& output, T* maximum,
-                  T* reciprocal_sum);
+  // Writes the run's rows of the output, and of the statistics (batch, heads, query_length) unless they are
+  // null. A run must not cross the end of a head unless p.shares_tiles(query_tile).
+  void (*forward)(const AttentionProblem&, const QueryRun&, void* workspace,
+                  const MutableAttentionOperand& output, T* maximum, T* reciprocal_sum);
 
   // out (count, key_length) (+)= the weights of the queries `rows` of one head; count <= query_tile.
   Index (*weights_workspace)(const AttentionProblem&);
-  void (*weights)(const AttentionProblem&, Index batch, Index head, const Index* rows, Index count, const T* maximum,
-                  const T* reciprocal_sum, void* workspace, bool add, T* out);
+  void (*weights)(const AttentionProblem&, Index batch, Index head, const Index* rows, Index count,
+                  const T* maximum, const T* reciprocal_sum, void* workspace, bool add, T* out);
   // delta = rowsum(d_output * output); output is dense.
-  void (*delta)(const AttentionProblem&, const HeadRows&, const T* output, const AttentionOperand& d_output, T* delta);
+  void (*delta)(const AttentionProblem&, const HeadRows&, const T* output, const AttentionOperand& d_output,
+                T* delta);
   // Writes the run's rows of d_query, and its share in d_key and d_value (key_length rows, dense).
   Index (*backward_workspace)(const AttentionProblem&);
   void (*backward)(const AttentionProblem&, const QueryRun&, const BackwardInputs<T>&, void* workspace,
                    const MutableAttentionOperand& d_query, T* d_key, T* d_value);
   // out (count, last_key - first_key) += the gradient of the scores of rows of one head; count <= query_tile.
   Index (*bias_gradient_workspace)(const AttentionProblem&);
-  void (*bias_gradient)(const AttentionProblem&, const HeadRows&, Index first_key, Index last_key, const BackwardInputs<T>&,
-                        void* workspace, T* out);
+  void (*bias_gradient)(const AttentionProblem&, const HeadRows&, Index first_key, Index last_key,
+                        const BackwardInputs<T>&, void* workspace, T* out);
 
   // out (count, key_length) = who may attend to whom.
-  void (*explain)(const AttentionProblem&, Index batch, Index head, const Index* rows, Index count, bool* out);
+  void (*explain)(const AttentionProblem&, Index batch, Index head, const Index* rows, Index count,
+                  bool* out);
 };
 
 template <class T>

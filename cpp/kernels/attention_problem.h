@@ -1,6 +1,7 @@
 #pragma once
 
-// What an attention kernel is given: plain structures on borrowed memory, checked and normalised by layers/attention.cpp.
+// What an attention kernel is given: plain structures on borrowed memory, checked and normalised by
+// layers/attention.cpp.
 
 #include <cstdint>
 
@@ -27,10 +28,10 @@ struct AttentionMasks {
   AttentionOperand mask;  // bool; data is null when there is none
   // Query i stands at p = i + offset[batch] among the keys and sees keys p - left <= j <= p + right.
   Index left = kUnbounded, right = kUnbounded;
-  const Index* offset = nullptr;                                       // (batch,)
-  const Index* query_lengths = nullptr;                                // (batch,) or null
-  const Index* key_lengths = nullptr;                                  // (batch,) or null
-  const Index *query_segments = nullptr, *key_segments = nullptr;      // (batch, length) or null
+  const Index* offset = nullptr;                                   // (batch,)
+  const Index* query_lengths = nullptr;                            // (batch,) or null
+  const Index* key_lengths = nullptr;                              // (batch,) or null
+  const Index *query_segments = nullptr, *key_segments = nullptr;  // (batch, length) or null
 
   static constexpr Index kUnbounded = Index{1} << 60;
 };
@@ -48,15 +49,18 @@ struct AttentionProblem {
   double dropout_p = 0;
   std::uint64_t seed = 0;
 
-  // Whether scores are brought to the units of the logits before the softmax. If not, they stay query key^T and the scale is applied to
-  // their distance from the maximum, where its rounding costs nothing even when scores are in the thousands.
+  // Whether scores are brought to the units of the logits before the softmax. If not, they stay query key^T
+  // and the scale is applied to their distance from the maximum, where its rounding costs nothing even when
+  // scores are in the thousands.
   bool has_logits() const {
-    return softcap > 0 || bias.data != nullptr || alibi_slopes != nullptr || sinks != nullptr || scale < 1e-30;
+    return softcap > 0 || bias.data != nullptr || alibi_slopes != nullptr || sinks != nullptr ||
+           scale < 1e-30;
   }
   // weight = exp2((score - maximum) * exponent_factor()).
   double exponent_factor() const { return 1.4426950408889634074 * (has_logits() ? 1 : scale); }
 
-  // Decoding: so few queries read a key head that lanes along the head serve better than lanes along the queries.
+  // Decoding: so few queries read a key head that lanes along the head serve better than lanes along the
+  // queries.
   bool few_queries() const { return group() * query_length <= kFewQueries; }
   static constexpr Index kFewQueries = 4;
 
@@ -66,7 +70,8 @@ struct AttentionProblem {
   bool shares_tiles(Index tile) const { return query_length < 2 * tile; }
 };
 
-// Queries that read one key head, counted through the heads of its group: query i is row i % query_length of head i / query_length.
+// Queries that read one key head, counted through the heads of its group: query i is row i % query_length of
+// head i / query_length.
 struct QueryRun {
   Index batch, key_head, first, count;
 };

@@ -19,14 +19,15 @@ namespace blasformer {
 
 namespace {
 
-// How forward cuts the queries that read one key head into runs. By shape alone, as the order of the sums depends on nothing else.
+// How forward cuts the queries that read one key head into runs. By shape alone, as the order of the sums
+// depends on nothing else.
 struct QueryCut {
-  Index per_run;         // queries of a run: whole tiles, or all
-  Index runs_per_head;   // when runs end with heads; else 0, and they go through the heads of the group
+  Index per_run;        // queries of a run: whole tiles, or all
+  Index runs_per_head;  // when runs end with heads; else 0, and they go through the heads of the group
   Index runs_per_group;
 
-  // Several tiles, so that a block of keys is read from the outer caches once for all of them, but few enough that short sequences
-  // still give every core something to do.
+  // Several tiles, so that a block of keys is read from the outer caches once for all of them, but few enough
+  // that short sequences still give every core something to do.
   QueryCut(const AttentionProblem& p, Index tile) {
     const Index tiles = p.query_length >= 768 ? 8 : p.query_length >= 192 ? 4 : 2;
     const bool through = p.shares_tiles(tile);
@@ -40,7 +41,8 @@ struct QueryCut {
 
   QueryRun run(const AttentionProblem& p, Index task) const {
     const Index group = task / runs_per_group, index = task % runs_per_group;
-    const Index head = runs_per_head == 0 ? 0 : index / runs_per_head, run = runs_per_head == 0 ? index : index % runs_per_head;
+    const Index head = runs_per_head == 0 ? 0 : index / runs_per_head,
+                run = runs_per_head == 0 ? index : index % runs_per_head;
     const Index end = runs_per_head == 0 ? p.group() * p.query_length : (head + 1) * p.query_length;
     const Index first = head * p.query_length + run * per_run;
     return {group / p.key_heads, group % p.key_heads, first, std::min(per_run, end - first)};
@@ -49,7 +51,9 @@ struct QueryCut {
 
 }  // namespace
 
-Shape attention_output_shape(const AttentionArguments& arguments) { return CheckedAttention(arguments).output_shape(); }
+Shape attention_output_shape(const AttentionArguments& arguments) {
+  return CheckedAttention(arguments).output_shape();
+}
 
 template <class T>
 void attention_forward(const AttentionArguments& arguments, const MutableArrayView& output,
@@ -79,9 +83,10 @@ void attention_weights(const AttentionArguments& arguments, const AttentionStati
   const CheckedAttention checked(arguments);
   const AttentionProblem& p = checked.problem();
   const AttentionKernels<T>& kernels = attention_kernels<T>();
-  const Index heads = static_cast<Index>(selection.heads.size()), rows = static_cast<Index>(selection.rows.size());
-  const Index groups = selection.mean ? 1 : heads;             // heads that are written separately
-  const Index heads_of_group = selection.mean ? heads : 1;     // heads that are averaged
+  const Index heads = static_cast<Index>(selection.heads.size()),
+              rows = static_cast<Index>(selection.rows.size());
+  const Index groups = selection.mean ? 1 : heads;          // heads that are written separately
+  const Index heads_of_group = selection.mean ? heads : 1;  // heads that are averaged
   // Rows may be asked for more than once.
   const Index step = p.few_queries() ? AttentionProblem::kFewQueries : kernels.query_tile;
   const Index parts = ceil_div(rows, step);
@@ -125,7 +130,8 @@ void explain_mask(const AttentionArguments& arguments, bool* allowed) {
     const Index first = task % parts * kernels.query_tile, head = task / parts;
     std::vector<Index> rows(static_cast<std::size_t>(std::min(kernels.query_tile, p.query_length - first)));
     std::iota(rows.begin(), rows.end(), first);
-    kernels.explain(p, head / p.query_heads, head % p.query_heads, rows.data(), static_cast<Index>(rows.size()),
+    kernels.explain(p, head / p.query_heads, head % p.query_heads, rows.data(),
+                    static_cast<Index>(rows.size()),
                     allowed + (head * p.query_length + first) * p.key_length);
   });
 }
@@ -144,15 +150,18 @@ AttentionPlan attention_plan(const AttentionArguments& arguments) {
                          planned_threads(tasks, attention_work(p)),
                          kernels.forward_workspace(p, cut.per_run)};
   };
-  return arguments.query.dtype == DType::float64 ? plan(attention_kernels<double>()) : plan(attention_kernels<float>());
+  return arguments.query.dtype == DType::float64 ? plan(attention_kernels<double>())
+                                                 : plan(attention_kernels<float>());
 }
 
-template void attention_forward(const AttentionArguments&, const MutableArrayView&, AttentionStatistics<float>*);
-template void attention_forward(const AttentionArguments&, const MutableArrayView&, AttentionStatistics<double>*);
-template void attention_weights(const AttentionArguments&, const AttentionStatistics<float>&, const WeightSelection&,
-                                const MutableArrayView&);
-template void attention_weights(const AttentionArguments&, const AttentionStatistics<double>&, const WeightSelection&,
-                                const MutableArrayView&);
+template void attention_forward(const AttentionArguments&, const MutableArrayView&,
+                                AttentionStatistics<float>*);
+template void attention_forward(const AttentionArguments&, const MutableArrayView&,
+                                AttentionStatistics<double>*);
+template void attention_weights(const AttentionArguments&, const AttentionStatistics<float>&,
+                                const WeightSelection&, const MutableArrayView&);
+template void attention_weights(const AttentionArguments&, const AttentionStatistics<double>&,
+                                const WeightSelection&, const MutableArrayView&);
 template void attention_logsumexp(const AttentionStatistics<float>&, float*);
 template void attention_logsumexp(const AttentionStatistics<double>&, double*);
 

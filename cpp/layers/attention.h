@@ -1,12 +1,13 @@
 #pragma once
 
-// Scaled dot-product attention without parameters: the centre of the library (Vaswani et al. 2017, equation 1).
+// Scaled dot-product attention without parameters: the centre of the library (Vaswani et al. 2017, equation
+// 1).
 //
 //   scores = softcap(scale * query key^T) + bias + alibi, over the keys a query may attend to
 //   output = dropout(softmax(scores)) value
 //
-// computed tile by tile with an online softmax (Milakov and Gimelshein 2018; Dao 2023), forward and backward, for every mask in
-// the same loop: memory grows with the length, never with its square.
+// computed tile by tile with an online softmax (Milakov and Gimelshein 2018; Dao 2023), forward and backward,
+// for every mask in the same loop: memory grows with the length, never with its square.
 
 #include <cstdint>
 #include <optional>
@@ -25,31 +26,34 @@ struct AttentionArguments {
   ArrayView query;  // (..., query_heads, query_length, dim); rank 2 is one head
   ArrayView key;    // (..., key_heads, key_length, dim); key_heads divides query_heads
   ArrayView value;  // (..., key_heads, key_length, value_dim)
-  std::optional<ArrayView> mask;  // bool, broadcasts to (..., query_heads, query_length, key_length); true = may attend
+  std::optional<ArrayView>
+      mask;  // bool, broadcasts to (..., query_heads, query_length, key_length); true = may attend
   std::optional<ArrayView> bias;  // of query's dtype, broadcasts likewise
   Causal causal = Causal::no;
-  std::optional<ArrayView> query_offset;                    // int64, () or (batch,)
-  bool window = false;                                      // whether the two sides below were given at all
-  std::optional<Index> window_left, window_right;           // inclusive; nothing = unbounded
-  std::optional<ArrayView> query_lengths, key_lengths;      // int64, () or (batch,)
-  std::optional<ArrayView> query_segments, key_segments;    // int64, (batch, length)
-  std::optional<ArrayView> alibi_slopes;                    // (query_heads,) or (batch, query_heads)
-  std::optional<ArrayView> sinks;                           // (query_heads,)
+  std::optional<ArrayView> query_offset;                  // int64, () or (batch,)
+  bool window = false;                                    // whether the two sides below were given at all
+  std::optional<Index> window_left, window_right;         // inclusive; nothing = unbounded
+  std::optional<ArrayView> query_lengths, key_lengths;    // int64, () or (batch,)
+  std::optional<ArrayView> query_segments, key_segments;  // int64, (batch, length)
+  std::optional<ArrayView> alibi_slopes;                  // (query_heads,) or (batch, query_heads)
+  std::optional<ArrayView> sinks;                         // (query_heads,)
   std::optional<double> softcap;
   std::optional<double> scale;  // default 1 / sqrt(dim)
   double dropout_p = 0;
   std::optional<std::uint64_t> seed;  // nothing: nothing is dropped
 };
 
-// The normaliser of each row, (..., query_heads, query_length), in the units of the kernels: backward and weights need it.
-// weight = exp(unit * (score - maximum)) * reciprocal_sum; a row that may attend to nothing has reciprocal_sum 0.
+// The normaliser of each row, (..., query_heads, query_length), in the units of the kernels: backward and
+// weights need it. weight = exp(unit * (score - maximum)) * reciprocal_sum; a row that may attend to nothing
+// has reciprocal_sum 0.
 template <class T>
 struct AttentionStatistics {
   Tensor<T> maximum, reciprocal_sum;
   double unit = 1;  // 1 when scores are logits, scale when they are query key^T
 };
 
-// Throws std::invalid_argument or TypeMismatch unless the arguments fit together; returns the shape of the output.
+// Throws std::invalid_argument or TypeMismatch unless the arguments fit together; returns the shape of the
+// output.
 Shape attention_output_shape(const AttentionArguments& arguments);
 
 // T is the type computed in: double for float64 operands, float for the others. statistics may be null.
@@ -66,7 +70,8 @@ struct AttentionSaved {
 
 // Forward for training: as attention_forward, and keeps a copy of the output that the caller cannot change.
 template <class T>
-void attention_forward_saving(const AttentionArguments& arguments, const MutableArrayView& output, AttentionSaved<T>& saved);
+void attention_forward_saving(const AttentionArguments& arguments, const MutableArrayView& output,
+                              AttentionSaved<T>& saved);
 
 // Where the gradients go: dense arrays of the shapes and dtypes of the arguments.
 struct AttentionGradientViews {
@@ -76,21 +81,24 @@ struct AttentionGradientViews {
 
 // d_output has the shape and dtype of the output, with any strides.
 template <class T>
-void attention_backward(const AttentionArguments& arguments, const AttentionSaved<T>& saved, const ArrayView& d_output,
-                        const AttentionGradientViews& gradients);
+void attention_backward(const AttentionArguments& arguments, const AttentionSaved<T>& saved,
+                        const ArrayView& d_output, const AttentionGradientViews& gradients);
 
-// Which weights somebody asked to see: (batch, heads, rows, key_length), or (batch, rows, key_length) for their mean over the heads.
+// Which weights somebody asked to see: (batch, heads, rows, key_length), or (batch, rows, key_length) for
+// their mean over the heads.
 struct WeightSelection {
   std::vector<Index> heads, rows;
   bool mean = false;
 };
 
-// The softmax weights of the selected heads and queries, before dropout; `weights` is dense, of query's dtype.
+// The softmax weights of the selected heads and queries, before dropout; `weights` is dense, of query's
+// dtype.
 template <class T>
 void attention_weights(const AttentionArguments& arguments, const AttentionStatistics<T>& statistics,
                        const WeightSelection& selection, const MutableArrayView& weights);
 
-// The logarithm of the softmax's denominator, (..., query_heads, query_length): -inf for a query that attends to nothing.
+// The logarithm of the softmax's denominator, (..., query_heads, query_length): -inf for a query that attends
+// to nothing.
 template <class T>
 void attention_logsumexp(const AttentionStatistics<T>& statistics, T* logsumexp);
 

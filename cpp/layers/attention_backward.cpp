@@ -34,16 +34,19 @@ MutableArrayView view_of(Tensor<T>& tensor) {
   return view;
 }
 
-// Few key heads are cut into several runs of queries, each with its own share of d_key and d_value, so that more than one core has
-// something to do. By shape alone; at most four shares, so that memory stays linear in the length.
+// Few key heads are cut into several runs of queries, each with its own share of d_key and d_value, so that
+// more than one core has something to do. By shape alone; at most four shares, so that memory stays linear in
+// the length.
 Index query_runs(const AttentionProblem& p) {
   constexpr Index enough = 4, least_rows = 256;
   const Index heads = std::max<Index>(p.batch * p.key_heads, 1);
-  return std::clamp<Index>(std::min(ceil_div(enough, heads), p.group() * p.query_length / least_rows), 1, enough);
+  return std::clamp<Index>(std::min(ceil_div(enough, heads), p.group() * p.query_length / least_rows), 1,
+                           enough);
 }
 
 template <class T>
-void find_delta(const AttentionProblem& p, const Tensor<T>& output, const AttentionOperand& d_output, Tensor<T>& delta) {
+void find_delta(const AttentionProblem& p, const Tensor<T>& output, const AttentionOperand& d_output,
+                Tensor<T>& delta) {
   const AttentionKernels<T>& kernels = attention_kernels<T>();
   constexpr Index rows = 256;
   const Index parts = ceil_div(p.query_length, rows);
@@ -51,8 +54,9 @@ void find_delta(const AttentionProblem& p, const Tensor<T>& output, const Attent
   parallel_for(p.batch * p.query_heads * parts, work, [&](Index task, int) {
     const FlushDenormals flush;
     const Index first = task % parts * rows, head = task / parts;
-    kernels.delta(p, {head / p.query_heads, head % p.query_heads, first, std::min(rows, p.query_length - first)}, output.data(),
-                  d_output, delta.data());
+    kernels.delta(p,
+                  {head / p.query_heads, head % p.query_heads, first, std::min(rows, p.query_length - first)},
+                  output.data(), d_output, delta.data());
   });
 }
 
@@ -71,8 +75,8 @@ void add_shares(const Tensor<T>& shares, Index runs, const MutableArrayView& gra
 }
 
 template <class T>
-void operand_gradients(const AttentionProblem& p, const BackwardInputs<T>& inputs, const MutableAttentionOperand& d_query,
-                       const AttentionGradientViews& gradients) {
+void operand_gradients(const AttentionProblem& p, const BackwardInputs<T>& inputs,
+                       const MutableAttentionOperand& d_query, const AttentionGradientViews& gradients) {
   const AttentionKernels<T>& kernels = attention_kernels<T>();
   const Index heads = p.batch * p.key_heads, queries = p.group() * p.query_length;
   const Index runs = query_runs(p), per_run = round_up(ceil_div(queries, runs), kernels.query_tile);
@@ -90,9 +94,10 @@ void operand_gradients(const AttentionProblem& p, const BackwardInputs<T>& input
   parallel_for(heads * runs, 2.5 * attention_work(p), [&](Index task, int) {
     const FlushDenormals flush;
     const Index run = task / heads, head = task % heads, first = run * per_run;
-    kernels.backward(p, {head / p.key_heads, head % p.key_heads, first, std::clamp<Index>(queries - first, 0, per_run)}, inputs,
-                     thread_workspace(workspace), d_query, d_key + (run * heads + head) * key_size,
-                     d_value + (run * heads + head) * value_size);
+    kernels.backward(
+        p, {head / p.key_heads, head % p.key_heads, first, std::clamp<Index>(queries - first, 0, per_run)},
+        inputs, thread_workspace(workspace), d_query, d_key + (run * heads + head) * key_size,
+        d_value + (run * heads + head) * value_size);
   });
   if (!direct) {
     add_shares(key_shares, runs, gradients.key);
@@ -102,7 +107,8 @@ void operand_gradients(const AttentionProblem& p, const BackwardInputs<T>& input
 
 // A sink's score has the gradient weight * (0 - delta), for its value is 0.
 template <class T>
-void sink_gradients(const AttentionProblem& p, const BackwardInputs<T>& inputs, const MutableArrayView& d_sinks) {
+void sink_gradients(const AttentionProblem& p, const BackwardInputs<T>& inputs,
+                    const MutableArrayView& d_sinks) {
   for (Index head = 0; head < p.query_heads; ++head) {
     double sum = 0;
     for (Index batch = 0; batch < p.batch; ++batch) {
@@ -110,7 +116,8 @@ void sink_gradients(const AttentionProblem& p, const BackwardInputs<T>& inputs, 
       for (Index i = first; i < first + p.query_length; ++i) {
         const double reciprocal_sum = static_cast<double>(inputs.reciprocal_sum[i]);
         if (reciprocal_sum == 0) continue;  // attends to nothing
-        const double weight = std::exp(p.sinks[head] - static_cast<double>(inputs.maximum[i])) * reciprocal_sum;
+        const double weight =
+            std::exp(p.sinks[head] - static_cast<double>(inputs.maximum[i])) * reciprocal_sum;
         sum -= weight * static_cast<double>(inputs.delta[i]);
       }
     }
@@ -118,13 +125,14 @@ void sink_gradients(const AttentionProblem& p, const BackwardInputs<T>& inputs, 
   }
 }
 
-// The gradient of the bias is that of the scores, summed over everything the bias is broadcast along. It is found by a pass of its own,
-// cut along the bias: every element is one sum in one order, and nothing of size query_length x key_length exists that the bias
-// does not have itself.
+// The gradient of the bias is that of the scores, summed over everything the bias is broadcast along. It is
+// found by a pass of its own, cut along the bias: every element is one sum in one order, and nothing of size
+// query_length x key_length exists that the bias does not have itself.
 template <class T>
 class BiasGradient {
  public:
-  BiasGradient(const AttentionProblem& p, const BackwardInputs<T>& inputs, const MutableAttentionOperand& gradient)
+  BiasGradient(const AttentionProblem& p, const BackwardInputs<T>& inputs,
+               const MutableAttentionOperand& gradient)
       : p_(p), inputs_(inputs), gradient_(gradient), kernels_(attention_kernels<T>()) {
     std::vector<std::pair<Index, Index>> heads;  // where its bias begins, and which head of which batch entry
     for (Index batch = 0; batch < p.batch; ++batch) {
@@ -171,11 +179,13 @@ class BiasGradient {
   }
 
   // tile (rows, keys) += the gradients of the scores, over the heads of a group.
-  void add_heads(Index group, Index first_row, Index rows, Index first_key, Index last_key, void* memory, T* tile) const {
-    for (Index i = group_start_[static_cast<std::size_t>(group)]; i < group_start_[static_cast<std::size_t>(group) + 1]; ++i) {
+  void add_heads(Index group, Index first_row, Index rows, Index first_key, Index last_key, void* memory,
+                 T* tile) const {
+    for (Index i = group_start_[static_cast<std::size_t>(group)];
+         i < group_start_[static_cast<std::size_t>(group) + 1]; ++i) {
       const Index member = members_[static_cast<std::size_t>(i)];
-      kernels_.bias_gradient(p_, {member / p_.query_heads, member % p_.query_heads, first_row, rows}, first_key, last_key, inputs_,
-                             memory, tile);
+      kernels_.bias_gradient(p_, {member / p_.query_heads, member % p_.query_heads, first_row, rows},
+                             first_key, last_key, inputs_, memory, tile);
     }
   }
 
@@ -199,7 +209,8 @@ class BiasGradient {
         write_element<T>(gradient_.data, gradient_.dtype, row, sum);
       }
       for (Index k = 0; k < p_.key_length && gradient_.column_stride != 0; ++k) {
-        write_element<T>(gradient_.data, gradient_.dtype, row + k * gradient_.column_stride, tile[r * p_.key_length + k]);
+        write_element<T>(gradient_.data, gradient_.dtype, row + k * gradient_.column_stride,
+                         tile[r * p_.key_length + k]);
       }
     }
   }
@@ -220,7 +231,8 @@ class BiasGradient {
     for (Index k = 0; k < keys; ++k) {
       total += sum[k];
       if (write) {
-        write_element<T>(gradient_.data, gradient_.dtype, start_of(group) + (first + k) * gradient_.column_stride, sum[k]);
+        write_element<T>(gradient_.data, gradient_.dtype,
+                         start_of(group) + (first + k) * gradient_.column_stride, sum[k]);
       }
     }
     return total;
@@ -242,27 +254,31 @@ void clear(const MutableArrayView& view) {
 }  // namespace
 
 template <class T>
-void attention_forward_saving(const AttentionArguments& arguments, const MutableArrayView& output, AttentionSaved<T>& saved) {
+void attention_forward_saving(const AttentionArguments& arguments, const MutableArrayView& output,
+                              AttentionSaved<T>& saved) {
   saved.output = Tensor<T>(attention_output_shape(arguments));
   attention_forward(arguments, view_of(saved.output), &saved.statistics);
-  for (Index i = 0; i < saved.output.size(); ++i) write_element<T>(output.data, output.dtype, i, saved.output.data()[i]);
+  for (Index i = 0; i < saved.output.size(); ++i)
+    write_element<T>(output.data, output.dtype, i, saved.output.data()[i]);
 }
 
 template <class T>
-void attention_backward(const AttentionArguments& arguments, const AttentionSaved<T>& saved, const ArrayView& d_output,
-                        const AttentionGradientViews& gradients) {
+void attention_backward(const AttentionArguments& arguments, const AttentionSaved<T>& saved,
+                        const ArrayView& d_output, const AttentionGradientViews& gradients) {
   CheckedAttention checked(arguments);
   const AttentionProblem& p = checked.problem();
   const Shape& shape = saved.output.shape();
-  const bool same_shape = d_output.rank == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), d_output.shape);
-  require(same_shape, "d_output must have the shape of the output, ", shape_text(shape), ", got ", shape_text(d_output));
+  const bool same_shape = d_output.rank == static_cast<int>(shape.size()) &&
+                          std::equal(shape.begin(), shape.end(), d_output.shape);
+  require(same_shape, "d_output must have the shape of the output, ", shape_text(shape), ", got ",
+          shape_text(d_output));
   if (d_output.dtype != arguments.query.dtype) {
-    fail<TypeMismatch>("d_output must have the dtype of the output, ", dtype_text(arguments.query.dtype), ", got ",
-                       dtype_text(d_output.dtype));
+    fail<TypeMismatch>("d_output must have the dtype of the output, ", dtype_text(arguments.query.dtype),
+                       ", got ", dtype_text(d_output.dtype));
   }
   Tensor<T> delta(checked.statistics_shape());
-  const BackwardInputs<T> inputs = {saved.statistics.maximum.data(), saved.statistics.reciprocal_sum.data(), delta.data(),
-                                    checked.operand(d_output)};
+  const BackwardInputs<T> inputs = {saved.statistics.maximum.data(), saved.statistics.reciprocal_sum.data(),
+                                    delta.data(), checked.operand(d_output)};
   find_delta(p, saved.output, inputs.d_output, delta);
   operand_gradients(p, inputs, checked.operand(gradients.query), gradients);
   if (gradients.bias) {
@@ -274,15 +290,17 @@ void attention_backward(const AttentionArguments& arguments, const AttentionSave
     std::copy_n(gradients.bias->shape, kMaxRank, same.shape);
     std::copy_n(gradients.bias->stride, kMaxRank, same.stride);
     const AttentionOperand bias = checked.broadcast(same, "bias");
-    const MutableAttentionOperand target = {gradients.bias->data, bias.dtype, bias.batch_offset, bias.head_stride, bias.row_stride,
-                                            bias.column_stride};
+    const MutableAttentionOperand target = {gradients.bias->data, bias.dtype,      bias.batch_offset,
+                                            bias.head_stride,     bias.row_stride, bias.column_stride};
     if (p.key_length > 0 && p.query_length > 0) BiasGradient<T>(p, inputs, target).run();
   }
   if (gradients.sinks) sink_gradients(p, inputs, *gradients.sinks);
 }
 
-template void attention_forward_saving(const AttentionArguments&, const MutableArrayView&, AttentionSaved<float>&);
-template void attention_forward_saving(const AttentionArguments&, const MutableArrayView&, AttentionSaved<double>&);
+template void attention_forward_saving(const AttentionArguments&, const MutableArrayView&,
+                                       AttentionSaved<float>&);
+template void attention_forward_saving(const AttentionArguments&, const MutableArrayView&,
+                                       AttentionSaved<double>&);
 template void attention_backward(const AttentionArguments&, const AttentionSaved<float>&, const ArrayView&,
                                  const AttentionGradientViews&);
 template void attention_backward(const AttentionArguments&, const AttentionSaved<double>&, const ArrayView&,

@@ -14,7 +14,8 @@ namespace blasformer {
 // A problem and what it points into.
 class CheckedAttention {
  public:
-  // Throws std::invalid_argument or TypeMismatch unless the arguments fit together. Operands are read in place.
+  // Throws std::invalid_argument or TypeMismatch unless the arguments fit together. Operands are read in
+  // place.
   explicit CheckedAttention(const AttentionArguments& arguments);
   CheckedAttention(const CheckedAttention&) = delete;
   CheckedAttention& operator=(const CheckedAttention&) = delete;

@@ -4,8 +4,8 @@
 
 namespace blasformer {
 
-// Estimated duration on one core in nanoseconds, for parallel_for to decide whether waking a worker pays: some 100 multiply-adds per
-// nanosecond with AVX-512, and the packing that small problems consist of.
+// Estimated duration on one core in nanoseconds, for parallel_for to decide whether waking a worker pays:
+// some 100 multiply-adds per nanosecond with AVX-512, and the packing that small problems consist of.
 inline double attention_work(const AttentionProblem& p) {
   const double scores = static_cast<double>(p.batch * p.query_heads) * static_cast<double>(p.query_length) *
                         static_cast<double>(p.key_length);

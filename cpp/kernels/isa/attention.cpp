@@ -14,8 +14,8 @@ Index forward_workspace(const AttentionProblem& p, Index queries) {
 }
 
 template <class T>
-void forward(const AttentionProblem& p, const QueryRun& run, void* workspace, const MutableAttentionOperand& output, T* maximum,
-             T* reciprocal_sum) {
+void forward(const AttentionProblem& p, const QueryRun& run, void* workspace,
+             const MutableAttentionOperand& output, T* maximum, T* reciprocal_sum) {
   const auto kernel = p.few_queries() ? forward_few<T> : forward_tiles<T>;
   kernel(p, run, workspace, output, maximum, reciprocal_sum);
 }

@@ -1,16 +1,17 @@
 #pragma once
 
-// Attention backward: weights are computed again from the statistics that forward left (Dao et al. 2022, algorithm 4), so that nothing
-// of size query_length x key_length is ever kept. With P the weights, Z the dropout factors (0 or 1 / (1 - p)) and
-// delta = rowsum(d_output * output):
+// Attention backward: weights are computed again from the statistics that forward left (Dao et al. 2022,
+// algorithm 4), so that nothing of size query_length x key_length is ever kept. With P the weights, Z the
+// dropout factors (0 or 1 / (1 - p)) and delta = rowsum(d_output * output):
 //
 //   d_value  = (P Z)^T d_output
-//   dS       = P * (Z * (d_output value^T) - delta)       (the gradient of the scores after softcap, and that of the bias)
-//   d_query  = scale * dS' key,   d_key = scale * dS'^T query,   dS' = dS * (1 - tanh^2)
+//   dS       = P * (Z * (d_output value^T) - delta)       (the gradient of the scores after softcap, and that
+//   of the bias) d_query  = scale * dS' key,   d_key = scale * dS'^T query,   dS' = dS * (1 - tanh^2)
 //
-// A task is one key head of one batch entry and a run of queries of every query head that reads it. Queries are outside, in blocks of a
-// few tiles that are packed once; key blocks inside; d_key and d_value gather in scratch rows of whole vectors. All five products are
-// block_product: keys and values are again only read by broadcasting loads.
+// A task is one key head of one batch entry and a run of queries of every query head that reads it. Queries
+// are outside, in blocks of a few tiles that are packed once; key blocks inside; d_key and d_value gather in
+// scratch rows of whole vectors. All five products are block_product: keys and values are again only read by
+// broadcasting loads.
 
 #include "kernels/attention_kernels.h"
 #include "kernels/isa/attention_dropout.h"
@@ -89,10 +90,11 @@ Index backward_workspace(const AttentionProblem& p) {
   return carver.used();
 }
 
-// The rows of a tile, dense and padded with zeros to whole vectors, times factor; unused and unsafe rows are zero. Returns the unsafe
-// ones, one bit each.
+// The rows of a tile, dense and padded with zeros to whole vectors, times factor; unused and unsafe rows are
+// zero. Returns the unsafe ones, one bit each.
 template <class T>
-std::uint32_t pack_rows(const AttentionOperand& x, const QueryTile<T>& tile, Index columns, T factor, T* out) {
+std::uint32_t pack_rows(const AttentionOperand& x, const QueryTile<T>& tile, Index columns, T factor,
+                        T* out) {
   const Index width = whole_vectors<T>(columns);
   std::uint32_t unsafe = 0;
   for (Index l = 0; l < tile.width; ++l) {
@@ -109,7 +111,8 @@ std::uint32_t pack_rows(const AttentionOperand& x, const QueryTile<T>& tile, Ind
 }
 
 template <class T>
-void start_backward_tile(const AttentionProblem& p, const BackwardInputs<T>& inputs, BackwardWorkspace<T>& work, BackwardTile<T>& tile) {
+void start_backward_tile(const AttentionProblem& p, const BackwardInputs<T>& inputs,
+                         BackwardWorkspace<T>& work, BackwardTile<T>& tile) {
   pack_scores_operand(p, tile.queries, work.dense, tile.query);
   pack_queries(inputs.d_output, tile.queries, p.value_dim, work.dense, tile.d_output);
   tile.unsafe_query = pack_rows(p.query, tile.queries, p.dim, static_cast<T>(p.scale), tile.query_rows);
@@ -121,8 +124,8 @@ void start_backward_tile(const AttentionProblem& p, const BackwardInputs<T>& inp
 
 // Which queries see which keys of a block; lanes that repeat the last query see nothing here.
 template <class T>
-void find_visible_for_gradients(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count, BiasTile<T>& bias,
-                                VisibleQueries& visible) {
+void find_visible_for_gradients(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count,
+                                BiasTile<T>& bias, VisibleQueries& visible) {
   find_visible(p, tile, first, count, visible);
   if (visible.seen != 0 && p.bias.data != nullptr) load_bias(p, tile, first, count, bias, visible);
   if (visible.seen == 0 || tile.count == tile.width) return;
@@ -134,13 +137,14 @@ void find_visible_for_gradients(const AttentionProblem& p, const QueryTile<T>& t
 
 // scores: becomes P Z; d_scores: comes as d_output value^T, becomes dS.
 template <class T>
-void score_gradients(Index count, const VisibleQueries& visible, const std::uint32_t* keep, T keep_scale, T exponent_factor,
-                     const BackwardTile<T>& tile, T* scores, T* d_scores) {
+void score_gradients(Index count, const VisibleQueries& visible, const std::uint32_t* keep, T keep_scale,
+                     T exponent_factor, const BackwardTile<T>& tile, T* scores, T* d_scores) {
   using S = Simd<T>;
   const Index width = tile.queries.width;
   const auto kept_scale = S::broadcast(keep_scale), unit = S::broadcast(exponent_factor);
   for (Index v = 0; v < tile.queries.vectors; ++v) {
-    const auto top = S::load(tile.maximum + v * S::lanes), scale = S::load(tile.reciprocal_sum + v * S::lanes);
+    const auto top = S::load(tile.maximum + v * S::lanes),
+               scale = S::load(tile.reciprocal_sum + v * S::lanes);
     const auto delta = S::load(tile.delta + v * S::lanes);
     for (Index k = 0; k < count; ++k) {
       T* score = scores + k * width + v * S::lanes;
@@ -164,10 +168,12 @@ void score_gradients(Index count, const VisibleQueries& visible, const std::uint
   }
 }
 
-// The scores of a tile and their gradients: leaves P Z in work.scores and dS in work.d_scores (before the softcap).
+// The scores of a tile and their gradients: leaves P Z in work.scores and dS in work.d_scores (before the
+// softcap).
 template <class T>
-void recompute(const AttentionProblem& p, Index first, Index count, const KeyBlock<T>& keys, const KeyBlock<T>& values,
-               const VisibleQueries& visible, BackwardWorkspace<T>& work, const BackwardTile<T>& tile) {
+void recompute(const AttentionProblem& p, Index first, Index count, const KeyBlock<T>& keys,
+               const KeyBlock<T>& values, const VisibleQueries& visible, BackwardWorkspace<T>& work,
+               const BackwardTile<T>& tile) {
   using S = Simd<T>;
   const Index vectors = tile.queries.vectors, width = tile.queries.width;
   score_product(p, tile.queries, count, keys, tile.query, work.scores);
@@ -179,7 +185,8 @@ void recompute(const AttentionProblem& p, Index first, Index count, const KeyBlo
   }
   finish_scores(p, tile.queries, first, count, work.bias, work.scores);
   if (!visible.all) hide(tile.queries, count, visible, kMinusInfinity<T>, work.scores);
-  block_product<T, Finish::store>(count, vectors, p.value_dim, {values.data, values.row_stride, values.column_stride}, tile.d_output,
+  block_product<T, Finish::store>(count, vectors, p.value_dim,
+                                  {values.data, values.row_stride, values.column_stride}, tile.d_output,
                                   width, work.d_scores, width);
   std::uint32_t keep[kKeyBlock];
   if (p.dropout_p > 0) find_kept(p, tile.queries, first, count, keep);
@@ -187,12 +194,15 @@ void recompute(const AttentionProblem& p, Index first, Index count, const KeyBlo
                   static_cast<T>(p.exponent_factor()), tile, work.scores, work.d_scores);
 }
 
-// gradient[key] += sum over queries of weight[key][query] * rows[query]; the share of unsafe queries goes only to keys they see.
+// gradient[key] += sum over queries of weight[key][query] * rows[query]; the share of unsafe queries goes
+// only to keys they see.
 template <class T>
-void add_to_keys(Index count, const T* weights, const T* rows, Index columns, const AttentionOperand& source, T factor,
-                 const VisibleQueries& visible, const QueryTile<T>& tile, std::uint32_t unsafe, T* gradient) {
+void add_to_keys(Index count, const T* weights, const T* rows, Index columns, const AttentionOperand& source,
+                 T factor, const VisibleQueries& visible, const QueryTile<T>& tile, std::uint32_t unsafe,
+                 T* gradient) {
   const Index width = whole_vectors<T>(columns), queries = tile.width;
-  block_product<T, Finish::add>(count, width / Simd<T>::lanes, queries, {weights, queries, 1}, rows, width, gradient, width);
+  block_product<T, Finish::add>(count, width / Simd<T>::lanes, queries, {weights, queries, 1}, rows, width,
+                                gradient, width);
   if (unsafe == 0) return;
   for (Index l = 0; l < tile.count; ++l) {
     if ((unsafe >> l & 1u) == 0) continue;
@@ -208,29 +218,33 @@ void add_to_keys(Index count, const T* weights, const T* rows, Index columns, co
 }
 
 template <class T>
-void backward_block(const AttentionProblem& p, const BackwardInputs<T>& inputs, Index first, Index count, const KeyBlock<T>& keys,
-                    const KeyBlock<T>& values, BackwardWorkspace<T>& work, BackwardTile<T>& tile) {
+void backward_block(const AttentionProblem& p, const BackwardInputs<T>& inputs, Index first, Index count,
+                    const KeyBlock<T>& keys, const KeyBlock<T>& values, BackwardWorkspace<T>& work,
+                    BackwardTile<T>& tile) {
   using S = Simd<T>;
   const Index width = tile.queries.width;
   VisibleQueries visible;
   find_visible_for_gradients(p, tile.queries, first, count, work.bias, visible);
   if (visible.seen == 0) return;
   recompute(p, first, count, keys, values, visible, work, tile);
-  add_to_keys(count, work.scores, tile.d_output_rows, p.value_dim, inputs.d_output, T(1), visible, tile.queries,
-              tile.unsafe_d_output, work.d_value + first * whole_vectors<T>(p.value_dim));
+  add_to_keys(count, work.scores, tile.d_output_rows, p.value_dim, inputs.d_output, T(1), visible,
+              tile.queries, tile.unsafe_d_output, work.d_value + first * whole_vectors<T>(p.value_dim));
   if (p.softcap > 0) {
     for (Index i = 0; i < count * width; i += S::lanes) {
       S::store(work.d_scores + i, S::load(work.d_scores + i) * S::load(work.cap + i));
     }
     if (!visible.all) hide(tile.queries, count, visible, T(0), work.d_scores);
   }
-  add_to_keys(count, work.d_scores, tile.query_rows, p.dim, p.query, static_cast<T>(p.scale), visible, tile.queries,
-              tile.unsafe_query, work.d_key + first * whole_vectors<T>(p.dim));
+  add_to_keys(count, work.d_scores, tile.query_rows, p.dim, p.query, static_cast<T>(p.scale), visible,
+              tile.queries, tile.unsafe_query, work.d_key + first * whole_vectors<T>(p.dim));
   UnsafeRows unsafe;
-  const KeyBlock<T> safe = visible.all ? keys : replace_unsafe_rows(keys, count, p.dim, work.safe_keys, unsafe);
-  block_product<T, Finish::add>(p.dim, tile.queries.vectors, count, {safe.data, safe.column_stride, safe.row_stride}, work.d_scores,
-                                width, tile.d_query, width);
-  if (unsafe.count > 0) add_unsafe_rows(tile.queries, keys, p.dim, unsafe, visible, work.d_scores, tile.d_query);
+  const KeyBlock<T> safe =
+      visible.all ? keys : replace_unsafe_rows(keys, count, p.dim, work.safe_keys, unsafe);
+  block_product<T, Finish::add>(p.dim, tile.queries.vectors, count,
+                                {safe.data, safe.column_stride, safe.row_stride}, work.d_scores, width,
+                                tile.d_query, width);
+  if (unsafe.count > 0)
+    add_unsafe_rows(tile.queries, keys, p.dim, unsafe, visible, work.d_scores, tile.d_query);
 }
 
 template <class T>
@@ -256,12 +270,15 @@ void backward(const AttentionProblem& p, const QueryRun& run, const BackwardInpu
     for (Index first = lowest / kKeyBlock * kKeyBlock; first < highest; first += kKeyBlock) {
       const Index count = smaller(kKeyBlock, p.key_length - first);
       const KeyBlock<T> keys = key_block(p, p.key, run.batch, run.key_head, first, count, p.dim, work.keys);
-      const KeyBlock<T> values = key_block(p, p.value, run.batch, run.key_head, first, count, p.value_dim, work.values);
+      const KeyBlock<T> values =
+          key_block(p, p.value, run.batch, run.key_head, first, count, p.value_dim, work.values);
       for (Index t = 0; t < tiles; ++t) {
         const QueryTile<T>& place = work.tile[t].queries;
-        const Index begin = larger(first, place.lowest_first), end = smaller(first + count, place.highest_last);
+        const Index begin = larger(first, place.lowest_first),
+                    end = smaller(first + count, place.highest_last);
         if (begin >= end) continue;
-        backward_block(p, inputs, begin, end - begin, keys.from(begin - first), values.from(begin - first), work, work.tile[t]);
+        backward_block(p, inputs, begin, end - begin, keys.from(begin - first), values.from(begin - first),
+                       work, work.tile[t]);
       }
     }
     for (Index t = 0; t < tiles; ++t) {
@@ -274,9 +291,11 @@ void backward(const AttentionProblem& p, const QueryRun& run, const BackwardInpu
   }
 }
 
-// delta = rowsum(d_output * output), for rows of one head; output is dense (batch, heads, query_length, value_dim).
+// delta = rowsum(d_output * output), for rows of one head; output is dense (batch, heads, query_length,
+// value_dim).
 template <class T>
-void delta(const AttentionProblem& p, const HeadRows& rows, const T* output, const AttentionOperand& d_output, T* delta) {
+void delta(const AttentionProblem& p, const HeadRows& rows, const T* output, const AttentionOperand& d_output,
+           T* delta) {
   using S = Simd<T>;
   const Index first = (rows.batch * p.query_heads + rows.head) * p.query_length + rows.first;
   const Index start = d_output.offset(rows.batch, rows.head) + rows.first * d_output.row_stride;
@@ -303,11 +322,11 @@ void delta(const AttentionProblem& p, const HeadRows& rows, const T* output, con
   }
 }
 
-// out[r][key] += dS for rows of one head and keys [first_key, last_key): the gradient of the bias before it is summed to the bias's own
-// shape.
+// out[r][key] += dS for rows of one head and keys [first_key, last_key): the gradient of the bias before it
+// is summed to the bias's own shape.
 template <class T>
-void bias_gradient(const AttentionProblem& p, const HeadRows& rows, Index first_key, Index last_key, const BackwardInputs<T>& inputs,
-                   void* memory, T* out) {
+void bias_gradient(const AttentionProblem& p, const HeadRows& rows, Index first_key, Index last_key,
+                   const BackwardInputs<T>& inputs, void* memory, T* out) {
   Carver carver(memory);
   BackwardWorkspace<T> work(p, carver);
   BackwardTile<T>& tile = work.tile[0];
@@ -316,14 +335,16 @@ void bias_gradient(const AttentionProblem& p, const HeadRows& rows, Index first_
   place_rows(p, rows.batch, rows.head, row, rows.count, tile.queries);
   start_backward_tile(p, inputs, work, tile);
   const Index key_head = tile.queries.key_head;
-  const Index lowest = larger(first_key, tile.queries.lowest_first), highest = smaller(last_key, tile.queries.highest_last);
+  const Index lowest = larger(first_key, tile.queries.lowest_first),
+              highest = smaller(last_key, tile.queries.highest_last);
   for (Index first = lowest; first < highest; first += kKeyBlock) {
     const Index block = smaller(kKeyBlock, highest - first);
     VisibleQueries visible;
     find_visible_for_gradients(p, tile.queries, first, block, work.bias, visible);
     if (visible.seen == 0) continue;
     const KeyBlock<T> keys = key_block(p, p.key, rows.batch, key_head, first, block, p.dim, work.keys);
-    const KeyBlock<T> values = key_block(p, p.value, rows.batch, key_head, first, block, p.value_dim, work.values);
+    const KeyBlock<T> values =
+        key_block(p, p.value, rows.batch, key_head, first, block, p.value_dim, work.values);
     recompute(p, first, block, keys, values, visible, work, tile);
     for (Index r = 0; r < rows.count; ++r) {
       T* sum = out + r * (last_key - first_key) + (first - first_key);

@@ -9,10 +9,12 @@
 namespace blasformer::BLASFORMER_ISA {
 namespace {
 
-// keep[key]: the queries whose weight of that key is kept. Philox4x32-10 (Salmon et al. 2011) under the key `seed`, with
-// counter = (key / 64 * 16 + key % 16, query, head, batch); output word key % 64 / 16 is kept when it is at least dropout_p * 2^32.
+// keep[key]: the queries whose weight of that key is kept. Philox4x32-10 (Salmon et al. 2011) under the key
+// `seed`, with counter = (key / 64 * 16 + key % 16, query, head, batch); output word key % 64 / 16 is kept
+// when it is at least dropout_p * 2^32.
 template <class T>
-void find_kept(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count, std::uint32_t* keep) {
+void find_kept(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count,
+               std::uint32_t* keep) {
   constexpr Index queries = kTileQueries<T>;
   const auto least = static_cast<std::uint64_t>(p.dropout_p * 4294967296.0);
   for (Index k = 0; k < count; ++k) keep[k] = 0;
@@ -59,7 +61,8 @@ void drop(const QueryTile<T>& tile, Index count, const std::uint32_t* keep, T fa
   for (Index k = 0; k < count; ++k) {
     for (Index v = 0; v < tile.vectors; ++v) {
       T* weight = weights + k * tile.width + v * S::lanes;
-      S::store(weight, S::select(S::from_bits(keep[k] >> (v * S::lanes)), S::load(weight) * scale, S::zero()));
+      S::store(weight,
+               S::select(S::from_bits(keep[k] >> (v * S::lanes)), S::load(weight) * scale, S::zero()));
     }
   }
 }

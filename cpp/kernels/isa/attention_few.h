@@ -1,10 +1,11 @@
 #pragma once
 
-// Attention forward for one to four queries that read the same keys (decoding): lanes along the head instead of along the queries.
+// Attention forward for one to four queries that read the same keys (decoding): lanes along the head instead
+// of along the queries.
 //
-// A tile of queries would use few of its lanes, and reading keys by broadcasting loads runs at 4 bytes per load: slower than memory
-// delivers. Here keys and values are read once, row after row, in whole vectors, which is as fast as memory is (34 GB/s of one core
-// where the tile reached 9):
+// A tile of queries would use few of its lanes, and reading keys by broadcasting loads runs at 4 bytes per
+// load: slower than memory delivers. Here keys and values are read once, row after row, in whole vectors,
+// which is as fast as memory is (34 GB/s of one core where the tile reached 9):
 //
 //   scores[key][query] = sum over vectors of key row * query row      (score_product)
 //   output[query]      = output[query] * a + sum over keys of weights[key][query] * value row
@@ -49,8 +50,8 @@ Index few_workspace(const AttentionProblem& p) {
 }
 
 template <class T, int queries>
-void few_values(Index count, Index value_dim, const KeyBlock<T>& values, const T* weights, Index width, const T* factor, bool started,
-                T* output) {
+void few_values(Index count, Index value_dim, const KeyBlock<T>& values, const T* weights, Index width,
+                const T* factor, bool started, T* output) {
   using S = Simd<T>;
   constexpr Index vectors = 4;
   for (Index first = 0; first < value_dim; first += vectors * S::lanes) {
@@ -64,7 +65,8 @@ void few_values(Index count, Index value_dim, const KeyBlock<T>& values, const T
         const T* row = values.data + k * values.row_stride + first;
         for (Index v = 0; v < vectors; ++v) {
           const auto x = S::load(row + v * S::lanes);
-          for (int q = 0; q < queries; ++q) sum[q][v] = S::fma(S::broadcast(weights[k * width + q]), x, sum[q][v]);
+          for (int q = 0; q < queries; ++q)
+            sum[q][v] = S::fma(S::broadcast(weights[k * width + q]), x, sum[q][v]);
         }
       }
     } else {
@@ -72,7 +74,8 @@ void few_values(Index count, Index value_dim, const KeyBlock<T>& values, const T
         const Index left = smaller(S::lanes, columns - v * S::lanes);
         for (Index k = 0; k < count; ++k) {
           const auto x = S::load_first(values.data + k * values.row_stride + first + v * S::lanes, left);
-          for (int q = 0; q < queries; ++q) sum[q][v] = S::fma(S::broadcast(weights[k * width + q]), x, sum[q][v]);
+          for (int q = 0; q < queries; ++q)
+            sum[q][v] = S::fma(S::broadcast(weights[k * width + q]), x, sum[q][v]);
         }
       }
     }
@@ -110,24 +113,28 @@ void attend_few(const AttentionProblem& p, Index first, Index count, FewWorkspac
     drop(place, count, keep, static_cast<T>(keep_factor(p)), work.scores);
   }
   UnsafeRows unsafe;
-  const KeyBlock<T> values = key_block(p, p.value, place.batch, place.key_head, first, count, p.value_dim, work.values);
-  const KeyBlock<T> safe = visible.all ? values : replace_unsafe_rows(values, count, p.value_dim, work.safe_values, unsafe);
-  few_values<T, queries>(count, p.value_dim, safe, work.scores, width, work.factor, tile.started, tile.output);
+  const KeyBlock<T> values =
+      key_block(p, p.value, place.batch, place.key_head, first, count, p.value_dim, work.values);
+  const KeyBlock<T> safe =
+      visible.all ? values : replace_unsafe_rows(values, count, p.value_dim, work.safe_values, unsafe);
+  few_values<T, queries>(count, p.value_dim, safe, work.scores, width, work.factor, tile.started,
+                         tile.output);
   tile.started = true;
   for (Index u = 0; u < unsafe.count; ++u) {
     const Index k = unsafe.key[u];
     for (Index q = 0; q < queries; ++q) {
       if ((visible.bits[k] >> q & 1u) == 0) continue;
       for (Index c = 0; c < p.value_dim; ++c) {
-        tile.output[q * p.value_dim + c] += work.scores[k * width + q] * values.data[k * values.row_stride + c];
+        tile.output[q * p.value_dim + c] +=
+            work.scores[k * width + q] * values.data[k * values.row_stride + c];
       }
     }
   }
 }
 
 template <class T>
-void forward_few(const AttentionProblem& p, const QueryRun& run, void* memory, const MutableAttentionOperand& output, T* maximum,
-                 T* reciprocal_sum) {
+void forward_few(const AttentionProblem& p, const QueryRun& run, void* memory,
+                 const MutableAttentionOperand& output, T* maximum, T* reciprocal_sum) {
   Carver carver(memory);
   FewWorkspace<T> work(p, carver);
   ForwardTile<T>& tile = work.tile;
@@ -136,9 +143,12 @@ void forward_few(const AttentionProblem& p, const QueryRun& run, void* memory, c
   pack_scores_operand(p, place, static_cast<T*>(nullptr), tile.query);
   start_statistics(p, tile);
   using Attend = void (*)(const AttentionProblem&, Index, Index, FewWorkspace<T>&);
-  constexpr Attend attend[kFewQueries] = {attend_few<T, 1>, attend_few<T, 2>, attend_few<T, 3>, attend_few<T, 4>};
-  for (Index block = place.lowest_first / kKeyBlock * kKeyBlock; block < place.highest_last; block += kKeyBlock) {
-    const Index begin = larger(block, place.lowest_first), end = smaller(block + kKeyBlock, place.highest_last);
+  constexpr Attend attend[kFewQueries] = {attend_few<T, 1>, attend_few<T, 2>, attend_few<T, 3>,
+                                          attend_few<T, 4>};
+  for (Index block = place.lowest_first / kKeyBlock * kKeyBlock; block < place.highest_last;
+       block += kKeyBlock) {
+    const Index begin = larger(block, place.lowest_first),
+                end = smaller(block + kKeyBlock, place.highest_last);
     attend[place.count - 1](p, begin, end - begin, work);
   }
   finish_statistics(p, tile, work.factor, maximum, reciprocal_sum);

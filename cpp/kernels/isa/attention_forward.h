@@ -1,9 +1,11 @@
 #pragma once
 
-// Attention forward: one pass over the keys with an online softmax (Milakov and Gimelshein 2018; Dao 2023, algorithm 1).
+// Attention forward: one pass over the keys with an online softmax (Milakov and Gimelshein 2018; Dao 2023,
+// algorithm 1).
 //
-// A task is a run of queries that read one key head, cut into tiles. The loop over key blocks is outside, the one over tiles inside, so that a
-// block of keys and values is read from the outer caches once for all tiles. For every tile and block:
+// A task is a run of queries that read one key head, cut into tiles. The loop over key blocks is outside, the
+// one over tiles inside, so that a block of keys and values is read from the outer caches once for all tiles.
+// For every tile and block:
 //
 //   scores = keys queries^T                      (key, query)
 //   m' = max(m, max over keys);  weights = exp(scale (scores - m'));  a = exp(scale (m - m'))
@@ -39,7 +41,8 @@ struct ForwardWorkspace {
   T *scores, *keys, *values, *safe_values, *dense, *factor;
   BiasTile<T> bias;
 
-  ForwardWorkspace(const AttentionProblem& p, Index rows, Carver& carver) : tiles(ceil_div(rows, kTileQueries<T>)) {
+  ForwardWorkspace(const AttentionProblem& p, Index rows, Carver& carver)
+      : tiles(ceil_div(rows, kTileQueries<T>)) {
     constexpr Index queries = kTileQueries<T>;
     tile = carver.take<ForwardTile<T>>(tiles);
     scores = carver.take<T>(kKeyBlock * queries);
@@ -83,7 +86,8 @@ void start_statistics(const AttentionProblem& p, ForwardTile<T>& tile) {
   tile.started = false;
 }
 
-// scores become weights relative to the running maximum; factor receives what earlier results are to be multiplied by.
+// scores become weights relative to the running maximum; factor receives what earlier results are to be
+// multiplied by.
 template <class T, Index vectors>
 void online_softmax(Index count, T exponent_factor, T* scores, T* maximum, T* sum, T* factor) {
   using S = Simd<T>;
@@ -92,7 +96,8 @@ void online_softmax(Index count, T exponent_factor, T* scores, T* maximum, T* su
   const Vector unit = S::broadcast(exponent_factor);
   Vector top[vectors];
   for (Index v = 0; v < vectors; ++v) {
-    // max(x, y) is y when either is NaN: a NaN score does not become the maximum, but its weight is NaN below.
+    // max(x, y) is y when either is NaN: a NaN score does not become the maximum, but its weight is NaN
+    // below.
     Vector even = S::load(maximum + v * S::lanes), odd = even;
     const T* score = scores + v * S::lanes;
     Index k = 0;
@@ -131,7 +136,8 @@ void online_softmax(Index count, T exponent_factor, T* scores, T* maximum, T* su
 
 // factor becomes 1 / sum, and 0 for queries that have attended to nothing.
 template <class T>
-void finish_statistics(const AttentionProblem& p, const ForwardTile<T>& tile, T* factor, T* maximum, T* reciprocal_sum) {
+void finish_statistics(const AttentionProblem& p, const ForwardTile<T>& tile, T* factor, T* maximum,
+                       T* reciprocal_sum) {
   const QueryTile<T>& place = tile.queries;
   for (Index l = 0; l < place.width; ++l) factor[l] = (tile.seen >> l & 1u) != 0 ? T(1) / tile.sum[l] : T(0);
   for (Index l = 0; l < place.count && maximum != nullptr; ++l) {
@@ -141,8 +147,8 @@ void finish_statistics(const AttentionProblem& p, const ForwardTile<T>& tile, T*
 }
 
 template <class T>
-void attend_to_block(const AttentionProblem& p, Index first, Index count, const KeyBlock<T>& keys, const KeyBlock<T>& values,
-                     ForwardWorkspace<T>& work, ForwardTile<T>& tile) {
+void attend_to_block(const AttentionProblem& p, Index first, Index count, const KeyBlock<T>& keys,
+                     const KeyBlock<T>& values, ForwardWorkspace<T>& work, ForwardTile<T>& tile) {
   const QueryTile<T>& place = tile.queries;
   const Index width = place.width;
   VisibleQueries visible;
@@ -164,21 +170,24 @@ void attend_to_block(const AttentionProblem& p, Index first, Index count, const 
   }
 
   UnsafeRows unsafe;
-  const KeyBlock<T> safe = visible.all ? values : replace_unsafe_rows(values, count, p.value_dim, work.safe_values, unsafe);
+  const KeyBlock<T> safe =
+      visible.all ? values : replace_unsafe_rows(values, count, p.value_dim, work.safe_values, unsafe);
   const Broadcast<T> value_columns{safe.data, safe.column_stride, safe.row_stride};
   if (tile.started) {
-    block_product<T, Finish::scale_add>(p.value_dim, place.vectors, count, value_columns, work.scores, width, tile.output, width,
-                                        work.factor);
+    block_product<T, Finish::scale_add>(p.value_dim, place.vectors, count, value_columns, work.scores, width,
+                                        tile.output, width, work.factor);
   } else {
-    block_product<T, Finish::store>(p.value_dim, place.vectors, count, value_columns, work.scores, width, tile.output, width);
+    block_product<T, Finish::store>(p.value_dim, place.vectors, count, value_columns, work.scores, width,
+                                    tile.output, width);
     tile.started = true;
   }
-  if (unsafe.count > 0) add_unsafe_rows(place, values, p.value_dim, unsafe, visible, work.scores, tile.output);
+  if (unsafe.count > 0)
+    add_unsafe_rows(place, values, p.value_dim, unsafe, visible, work.scores, tile.output);
 }
 
 template <class T>
-void forward_tiles(const AttentionProblem& p, const QueryRun& run, void* memory, const MutableAttentionOperand& output, T* maximum,
-             T* reciprocal_sum) {
+void forward_tiles(const AttentionProblem& p, const QueryRun& run, void* memory,
+                   const MutableAttentionOperand& output, T* maximum, T* reciprocal_sum) {
   Carver carver(memory);
   ForwardWorkspace<T> work(p, run.count, carver);
   Index lowest = p.key_length, highest = 0;
@@ -193,12 +202,14 @@ void forward_tiles(const AttentionProblem& p, const QueryRun& run, void* memory,
   for (Index first = lowest / kKeyBlock * kKeyBlock; first < highest; first += kKeyBlock) {
     const Index count = smaller(kKeyBlock, p.key_length - first);
     const KeyBlock<T> keys = key_block(p, p.key, run.batch, run.key_head, first, count, p.dim, work.keys);
-    const KeyBlock<T> values = key_block(p, p.value, run.batch, run.key_head, first, count, p.value_dim, work.values);
+    const KeyBlock<T> values =
+        key_block(p, p.value, run.batch, run.key_head, first, count, p.value_dim, work.values);
     for (Index t = 0; t < work.tiles; ++t) {
       const QueryTile<T>& place = work.tile[t].queries;
       const Index begin = larger(first, place.lowest_first), end = smaller(first + count, place.highest_last);
       if (begin >= end) continue;
-      attend_to_block(p, begin, end - begin, keys.from(begin - first), values.from(begin - first), work, work.tile[t]);
+      attend_to_block(p, begin, end - begin, keys.from(begin - first), values.from(begin - first), work,
+                      work.tile[t]);
     }
   }
   for (Index t = 0; t < work.tiles; ++t) {

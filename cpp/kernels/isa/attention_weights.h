@@ -1,6 +1,7 @@
 #pragma once
 
-// The softmax weights themselves, for the queries somebody asked to see, from the statistics that forward left; and the masks.
+// The softmax weights themselves, for the queries somebody asked to see, from the statistics that forward
+// left; and the masks.
 
 #include "kernels/attention_kernels.h"
 #include "kernels/isa/carver.h"
@@ -38,8 +39,8 @@ Index weights_workspace(const AttentionProblem& p) {
 
 // The statistics of a tile's queries, with the maximum of a query that saw nothing finite as 0.
 template <class T>
-void load_statistics(const AttentionProblem& p, const QueryTile<T>& tile, const T* maximum, const T* reciprocal_sum, T* tile_maximum,
-                     T* tile_reciprocal_sum) {
+void load_statistics(const AttentionProblem& p, const QueryTile<T>& tile, const T* maximum,
+                     const T* reciprocal_sum, T* tile_maximum, T* tile_reciprocal_sum) {
   for (Index l = 0; l < tile.width; ++l) {
     const T top = maximum[tile.statistic(p, l)];
     tile_maximum[l] = top == kMinusInfinity<T> ? T(0) : top;
@@ -49,8 +50,8 @@ void load_statistics(const AttentionProblem& p, const QueryTile<T>& tile, const 
 
 // weights[key][query] = exp2((scores - maximum) * exponent_factor) * reciprocal_sum.
 template <class T>
-void normalised_weights(const QueryTile<T>& tile, Index count, T exponent_factor, const T* maximum, const T* reciprocal_sum,
-                        T* scores) {
+void normalised_weights(const QueryTile<T>& tile, Index count, T exponent_factor, const T* maximum,
+                        const T* reciprocal_sum, T* scores) {
   using S = Simd<T>;
   const auto unit = S::broadcast(exponent_factor);
   for (Index v = 0; v < tile.vectors; ++v) {
@@ -64,8 +65,8 @@ void normalised_weights(const QueryTile<T>& tile, Index count, T exponent_factor
 
 // out[r][key] (+)= weight of key for query rows[r]; count <= query_tile.
 template <class T>
-void weights(const AttentionProblem& p, Index batch, Index head, const Index* rows, Index count, const T* maximum,
-             const T* reciprocal_sum, void* memory, bool add, T* out) {
+void weights(const AttentionProblem& p, Index batch, Index head, const Index* rows, Index count,
+             const T* maximum, const T* reciprocal_sum, void* memory, bool add, T* out) {
   Carver carver(memory);
   WeightsWorkspace<T> work(p, carver);
   QueryTile<T> tile;
@@ -75,7 +76,8 @@ void weights(const AttentionProblem& p, Index batch, Index head, const Index* ro
   if (!add) {
     for (Index i = 0; i < count * p.key_length; ++i) out[i] = T(0);
   }
-  for (Index first = tile.lowest_first / kKeyBlock * kKeyBlock; first < tile.highest_last; first += kKeyBlock) {
+  for (Index first = tile.lowest_first / kKeyBlock * kKeyBlock; first < tile.highest_last;
+       first += kKeyBlock) {
     const Index begin = larger(first, tile.lowest_first), end = smaller(first + kKeyBlock, tile.highest_last);
     const Index block = end - begin;
     VisibleQueries visible;
@@ -86,10 +88,12 @@ void weights(const AttentionProblem& p, Index batch, Index head, const Index* ro
     score_product(p, tile, block, keys, work.query, work.scores);
     finish_scores(p, tile, begin, block, work.bias, work.scores);
     if (!visible.all) hide(tile, block, visible, kMinusInfinity<T>, work.scores);
-    normalised_weights(tile, block, static_cast<T>(p.exponent_factor()), work.maximum, work.reciprocal_sum, work.scores);
+    normalised_weights(tile, block, static_cast<T>(p.exponent_factor()), work.maximum, work.reciprocal_sum,
+                       work.scores);
     for (Index l = 0; l < count; ++l) {
       for (Index k = 0; k < block; ++k) {
-        if (visible.all || (visible.bits[k] >> l & 1u) != 0) out[l * p.key_length + begin + k] += work.scores[k * tile.width + l];
+        if (visible.all || (visible.bits[k] >> l & 1u) != 0)
+          out[l * p.key_length + begin + k] += work.scores[k * tile.width + l];
       }
     }
   }
@@ -107,7 +111,8 @@ void explain(const AttentionProblem& p, Index batch, Index head, const Index* ro
     find_visible(p, tile, begin, block, visible);
     if (visible.seen == 0) continue;
     for (Index l = 0; l < count; ++l) {
-      for (Index k = 0; k < block; ++k) out[l * p.key_length + begin + k] = visible.all || (visible.bits[k] >> l & 1u) != 0;
+      for (Index k = 0; k < block; ++k)
+        out[l * p.key_length + begin + k] = visible.all || (visible.bits[k] >> l & 1u) != 0;
     }
   }
 }

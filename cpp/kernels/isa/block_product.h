@@ -4,11 +4,12 @@
 //
 //   C[m][lane] (=, +=, = C * factor[lane] +) sum over k of A[m, k] * B[k][lane]
 //
-// B and C are rows of whole vectors; A is read element by element by broadcasting loads, so it may lie anywhere with any strides:
-// keys and values are used where the caller keeps them, never transposed and never copied. A register tile is kMaxRows x 2
-// vectors (24 of 32 registers with AVX-512, 12 of 16 otherwise), which needs 14 loads for 24 multiply-adds: the multiply-add units
-// are the limit. Rows are split evenly (64 = 11 + 11 + 11 + 11 + 10 + 10), so that no tile is left with too few accumulators to hide
-// their latency. Measured against calling BLAS on the same blocks: see benchmarks/README.md.
+// B and C are rows of whole vectors; A is read element by element by broadcasting loads, so it may lie
+// anywhere with any strides: keys and values are used where the caller keeps them, never transposed and never
+// copied. A register tile is kMaxRows x 2 vectors (24 of 32 registers with AVX-512, 12 of 16 otherwise),
+// which needs 14 loads for 24 multiply-adds: the multiply-add units are the limit. Rows are split evenly (64
+// = 11 + 11 + 11 + 11 + 10 + 10), so that no tile is left with too few accumulators to hide their latency.
+// Measured against calling BLAS on the same blocks: see benchmarks/README.md.
 
 #include "kernels/isa/simd.h"
 
@@ -32,8 +33,8 @@ struct Broadcast {
 };
 
 template <class T, int rows, int vectors, Finish finish>
-[[gnu::noinline]] void product_tile(Index depth, Broadcast<T> a, const T* b, Index b_stride, T* c, Index c_stride,
-                                    const T* factor) {
+[[gnu::noinline]] void product_tile(Index depth, Broadcast<T> a, const T* b, Index b_stride, T* c,
+                                    Index c_stride, const T* factor) {
   using S = Simd<T>;
   typename S::Vector sum[rows][vectors];
 #pragma GCC unroll 12
@@ -75,24 +76,27 @@ template <class T, int rows, int vectors, Finish finish>
 }
 
 template <class T, int vectors, Finish finish>
-inline void product_rows(int rows, Index depth, Broadcast<T> a, const T* b, Index b_stride, T* c, Index c_stride,
-                         const T* factor) {
+inline void product_rows(int rows, Index depth, Broadcast<T> a, const T* b, Index b_stride, T* c,
+                         Index c_stride, const T* factor) {
   using Tile = void (*)(Index, Broadcast<T>, const T*, Index, T*, Index, const T*);
   static constexpr Tile tiles[] = {
-      product_tile<T, 1, vectors, finish>,  product_tile<T, 2, vectors, finish>, product_tile<T, 3, vectors, finish>,
-      product_tile<T, 4, vectors, finish>,  product_tile<T, 5, vectors, finish>, product_tile<T, 6, vectors, finish>,
+      product_tile<T, 1, vectors, finish>,  product_tile<T, 2, vectors, finish>,
+      product_tile<T, 3, vectors, finish>,  product_tile<T, 4, vectors, finish>,
+      product_tile<T, 5, vectors, finish>,  product_tile<T, 6, vectors, finish>,
 #if defined(BLASFORMER_ISA_avx512)
-      product_tile<T, 7, vectors, finish>,  product_tile<T, 8, vectors, finish>, product_tile<T, 9, vectors, finish>,
-      product_tile<T, 10, vectors, finish>, product_tile<T, 11, vectors, finish>, product_tile<T, 12, vectors, finish>,
+      product_tile<T, 7, vectors, finish>,  product_tile<T, 8, vectors, finish>,
+      product_tile<T, 9, vectors, finish>,  product_tile<T, 10, vectors, finish>,
+      product_tile<T, 11, vectors, finish>, product_tile<T, 12, vectors, finish>,
 #endif
   };
   tiles[rows - 1](depth, a, b, b_stride, c, c_stride, factor);
 }
 
-// rows x (vectors * lanes) outputs, a sum of depth products each. factor: one per lane, for Finish::scale_add.
+// rows x (vectors * lanes) outputs, a sum of depth products each. factor: one per lane, for
+// Finish::scale_add.
 template <class T, Finish finish>
-inline void block_product(Index rows, Index vectors, Index depth, Broadcast<T> a, const T* b, Index b_stride, T* c,
-                          Index c_stride, const T* factor = nullptr) {
+inline void block_product(Index rows, Index vectors, Index depth, Broadcast<T> a, const T* b, Index b_stride,
+                          T* c, Index c_stride, const T* factor = nullptr) {
   constexpr Index lanes = Simd<T>::lanes;
   const Index parts = ceil_div(rows, kMaxRows);
   Index row = 0;
@@ -100,12 +104,14 @@ inline void block_product(Index rows, Index vectors, Index depth, Broadcast<T> a
     const int height = static_cast<int>(ceil_div(rows - row, parts - part));
     Index v = 0;
     for (; v + 2 <= vectors; v += 2) {
-      product_rows<T, 2, finish>(height, depth, a.from_row(row), b + v * lanes, b_stride, c + row * c_stride + v * lanes,
-                                 c_stride, finish == Finish::scale_add ? factor + v * lanes : nullptr);
+      product_rows<T, 2, finish>(height, depth, a.from_row(row), b + v * lanes, b_stride,
+                                 c + row * c_stride + v * lanes, c_stride,
+                                 finish == Finish::scale_add ? factor + v * lanes : nullptr);
     }
     if (v < vectors) {
-      product_rows<T, 1, finish>(height, depth, a.from_row(row), b + v * lanes, b_stride, c + row * c_stride + v * lanes,
-                                 c_stride, finish == Finish::scale_add ? factor + v * lanes : nullptr);
+      product_rows<T, 1, finish>(height, depth, a.from_row(row), b + v * lanes, b_stride,
+                                 c + row * c_stride + v * lanes, c_stride,
+                                 finish == Finish::scale_add ? factor + v * lanes : nullptr);
     }
     row += height;
   }

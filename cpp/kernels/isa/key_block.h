@@ -8,7 +8,8 @@
 namespace blasformer::BLASFORMER_ISA {
 namespace {
 
-// Keys or values [first, first + count) of a head, in place when they have the type computed in, else widened into `buffer`.
+// Keys or values [first, first + count) of a head, in place when they have the type computed in, else widened
+// into `buffer`.
 template <class T>
 struct KeyBlock {
   const T* data;
@@ -22,8 +23,8 @@ bool needs_copy(const AttentionProblem& p, const AttentionOperand& x) {
 }
 
 template <class T>
-KeyBlock<T> key_block(const AttentionProblem& p, const AttentionOperand& x, Index batch, Index key_head, Index first, Index count,
-                      Index columns, T* buffer) {
+KeyBlock<T> key_block(const AttentionProblem& p, const AttentionOperand& x, Index batch, Index key_head,
+                      Index first, Index count, Index columns, T* buffer) {
   const Index start = x.offset(batch, key_head) + first * x.row_stride;
   if (!needs_copy<T>(p, x)) return {static_cast<const T*>(x.data) + start, x.row_stride, x.column_stride};
   copy_rows(x, start, count, columns, buffer, columns);
@@ -45,17 +46,20 @@ bool is_finite_row(const T* row, Index columns, Index column_stride) {
   return S::sum(zero) == T(0);
 }
 
-// Keys or values that some queries of a tile may not see must be finite before they are multiplied by a weight of 0. A row that is not
-// is zeroed in a copy of the block and remembered; the queries that do see it get its share separately (add_unsafe_rows).
+// Keys or values that some queries of a tile may not see must be finite before they are multiplied by a
+// weight of 0. A row that is not is zeroed in a copy of the block and remembered; the queries that do see it
+// get its share separately (add_unsafe_rows).
 struct UnsafeRows {
   Index count = 0;
   Index key[kKeyBlock];
 };
 
 template <class T>
-KeyBlock<T> replace_unsafe_rows(const KeyBlock<T>& rows, Index count, Index columns, T* buffer, UnsafeRows& unsafe) {
+KeyBlock<T> replace_unsafe_rows(const KeyBlock<T>& rows, Index count, Index columns, T* buffer,
+                                UnsafeRows& unsafe) {
   for (Index k = 0; k < count; ++k) {
-    if (!is_finite_row(rows.data + k * rows.row_stride, columns, rows.column_stride)) unsafe.key[unsafe.count++] = k;
+    if (!is_finite_row(rows.data + k * rows.row_stride, columns, rows.column_stride))
+      unsafe.key[unsafe.count++] = k;
   }
   if (unsafe.count == 0) return rows;
   for (Index k = 0, next = 0; k < count; ++k) {
@@ -70,8 +74,8 @@ KeyBlock<T> replace_unsafe_rows(const KeyBlock<T>& rows, Index count, Index colu
 
 // out[c][query] += weights[key][query] * row[key][c] for the unsafe keys and the queries that see them.
 template <class T>
-void add_unsafe_rows(const QueryTile<T>& tile, const KeyBlock<T>& rows, Index columns, const UnsafeRows& unsafe,
-                     const VisibleQueries& visible, const T* weights, T* out) {
+void add_unsafe_rows(const QueryTile<T>& tile, const KeyBlock<T>& rows, Index columns,
+                     const UnsafeRows& unsafe, const VisibleQueries& visible, const T* weights, T* out) {
   using S = Simd<T>;
   for (Index u = 0; u < unsafe.count; ++u) {
     const Index k = unsafe.key[u];

@@ -26,7 +26,8 @@ void copy_rows(const AttentionOperand& x, Index start, Index rows, Index columns
         continue;
       }
     }
-    for (Index c = 0; c < columns; ++c) target[c] = read_element<T>(x.data, x.dtype, row + c * x.column_stride);
+    for (Index c = 0; c < columns; ++c)
+      target[c] = read_element<T>(x.data, x.dtype, row + c * x.column_stride);
   }
 }
 

@@ -1,10 +1,12 @@
 #pragma once
 
-// A tile of queries, one query per vector lane, against a block of keys: what all attention kernels are made of.
+// A tile of queries, one query per vector lane, against a block of keys: what all attention kernels are made
+// of.
 //
-// Lanes are queries, so a row of a tile belongs to one key: scores[key][query]. The statistics of the softmax are then plain vectors
-// (no horizontal reductions), rescaling the output is one multiply-add in the product that updates it, and keys and values are read by
-// broadcasting loads from wherever the caller keeps them. Only the queries are packed and transposed, once per tile.
+// Lanes are queries, so a row of a tile belongs to one key: scores[key][query]. The statistics of the softmax
+// are then plain vectors (no horizontal reductions), rescaling the output is one multiply-add in the product
+// that updates it, and keys and values are read by broadcasting loads from wherever the caller keeps them.
+// Only the queries are packed and transposed, once per tile.
 
 #include <cstdint>
 #include <limits>
@@ -25,8 +27,8 @@ constexpr Index kTileQueries = kTileVectors * Simd<T>::lanes;
 template <class T>
 constexpr T kMinusInfinity = -std::numeric_limits<T>::infinity();
 
-// The queries of a tile: rows of one query head, or of all that read one key head. Lanes beyond `count` repeat the last query, so that
-// they compute what is thrown away and disturb nothing.
+// The queries of a tile: rows of one query head, or of all that read one key head. Lanes beyond `count`
+// repeat the last query, so that they compute what is thrown away and disturb nothing.
 template <class T>
 struct QueryTile {
   Index batch, key_head;
@@ -34,14 +36,19 @@ struct QueryTile {
   Index vectors;  // that hold them: 1 or kTileVectors
   Index width;    // vectors * lanes: from one key to the next in an array (key, query)
   Index head[kTileQueries<T>], row[kTileQueries<T>];
-  Index first[kTileQueries<T>];  // keys [first, last) are those that window, causality and lengths leave to each query
-  Index last[kTileQueries<T>];
-  Index lowest_first, highest_first, lowest_last, highest_last;  // over all lanes; nothing to attend to: lowest_first >= highest_last
+  // Keys [first, last) are those that window, causality and lengths leave to each query.
+  Index first[kTileQueries<T>], last[kTileQueries<T>];
+  // Over all lanes; with nothing to attend to, lowest_first >= highest_last.
+  Index lowest_first, highest_first, lowest_last, highest_last;
   bool one_head;
 
   std::uint32_t every() const { return width == 32 ? ~0u : (1u << width) - 1u; }
-  Index offset(const AttentionOperand& x, Index l) const { return x.offset(batch, head[l]) + row[l] * x.row_stride; }
-  Index offset(const MutableAttentionOperand& x, Index l) const { return x.offset(batch, head[l]) + row[l] * x.row_stride; }
+  Index offset(const AttentionOperand& x, Index l) const {
+    return x.offset(batch, head[l]) + row[l] * x.row_stride;
+  }
+  Index offset(const MutableAttentionOperand& x, Index l) const {
+    return x.offset(batch, head[l]) + row[l] * x.row_stride;
+  }
   // Index into (batch, query_heads, query_length).
   Index statistic(const AttentionProblem& p, Index l) const {
     return (batch * p.query_heads + head[l]) * p.query_length + row[l];
@@ -55,7 +62,8 @@ void place_tile(const AttentionProblem& p, QueryTile<T>& tile) {
   tile.width = tile.vectors * Simd<T>::lanes;
   const AttentionMasks& masks = p.masks;
   const Index offset = masks.offset == nullptr ? 0 : masks.offset[tile.batch];
-  const Index keys = masks.key_lengths == nullptr ? p.key_length : smaller(p.key_length, masks.key_lengths[tile.batch]);
+  const Index keys =
+      masks.key_lengths == nullptr ? p.key_length : smaller(p.key_length, masks.key_lengths[tile.batch]);
   const Index queries = masks.query_lengths == nullptr ? p.query_length : masks.query_lengths[tile.batch];
   tile.lowest_first = tile.lowest_last = p.key_length;
   tile.highest_first = tile.highest_last = 0;
@@ -82,8 +90,9 @@ void place_tile(const AttentionProblem& p, QueryTile<T>& tile) {
   }
 }
 
-// The next tile of a run of queries, counted through the heads of a group: query i is row i % query_length of head i / query_length.
-// Where heads are long, tiles end with them, so that causal tiles stay short; where they are short, a tile holds several.
+// The next tile of a run of queries, counted through the heads of a group: query i is row i % query_length of
+// head i / query_length. Where heads are long, tiles end with them, so that causal tiles stay short; where
+// they are short, a tile holds several.
 template <class T>
 Index place_run(const AttentionProblem& p, const QueryRun& run, Index done, QueryTile<T>& tile) {
   const Index next = run.first + done;
@@ -102,7 +111,8 @@ Index place_run(const AttentionProblem& p, const QueryRun& run, Index done, Quer
 
 // Given rows of one head.
 template <class T>
-void place_rows(const AttentionProblem& p, Index batch, Index head, const Index* rows, Index count, QueryTile<T>& tile) {
+void place_rows(const AttentionProblem& p, Index batch, Index head, const Index* rows, Index count,
+                QueryTile<T>& tile) {
   tile.batch = batch;
   tile.key_head = p.key_head(head);
   tile.count = count;
@@ -113,7 +123,8 @@ void place_rows(const AttentionProblem& p, Index batch, Index head, const Index*
   place_tile(p, tile);
 }
 
-// Queries of a tile as q[c][lane] = query[row[lane], c]; `dense` holds kTileQueries x columns when a copy is needed first.
+// Queries of a tile as q[c][lane] = query[row[lane], c]; `dense` holds kTileQueries x columns when a copy is
+// needed first.
 template <class T>
 void pack_queries(const AttentionOperand& x, const QueryTile<T>& tile, Index columns, T* dense, T* out) {
   const T* row[kTileQueries<T>];
@@ -142,7 +153,8 @@ void write_queries(const QueryTile<T>& tile, Index columns, const T* x, const T*
   untranspose_rows(x, tile.width, columns, factor, tile.count, row);
   for (Index l = 0; l < tile.count && !direct; ++l) {
     const Index target = tile.offset(out, l);
-    for (Index c = 0; c < columns; ++c) write_element<T>(out.data, out.dtype, target + c * out.column_stride, row[l][c]);
+    for (Index c = 0; c < columns; ++c)
+      write_element<T>(out.data, out.dtype, target + c * out.column_stride, row[l][c]);
   }
 }
 

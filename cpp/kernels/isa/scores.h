@@ -41,16 +41,18 @@ void few_scores(Index count, Index dim, const KeyBlock<T>& keys, const T* rows, 
 template <class T>
 void pack_scores_operand(const AttentionProblem& p, const QueryTile<T>& tile, T* dense, T* out) {
   if (!p.few_queries()) return pack_queries(p.query, tile, p.dim, dense, out);
-  for (Index q = 0; q < tile.count; ++q) copy_rows(p.query, tile.offset(p.query, q), 1, p.dim, out + q * p.dim, p.dim);
+  for (Index q = 0; q < tile.count; ++q)
+    copy_rows(p.query, tile.offset(p.query, q), 1, p.dim, out + q * p.dim, p.dim);
 }
 
-// scores = keys query^T. Forward, backward and the weights must sum a score in the same order, or the maximum that one found would not be
-// the maximum of the others.
+// scores = keys query^T. Forward, backward and the weights must sum a score in the same order, or the maximum
+// that one found would not be the maximum of the others.
 template <class T>
-void score_product(const AttentionProblem& p, const QueryTile<T>& tile, Index count, const KeyBlock<T>& keys, const T* query,
-                   T* scores) {
+void score_product(const AttentionProblem& p, const QueryTile<T>& tile, Index count, const KeyBlock<T>& keys,
+                   const T* query, T* scores) {
   if (!p.few_queries()) {
-    block_product<T, Finish::store>(count, tile.vectors, p.dim, {keys.data, keys.row_stride, keys.column_stride}, query, tile.width,
+    block_product<T, Finish::store>(count, tile.vectors, p.dim,
+                                    {keys.data, keys.row_stride, keys.column_stride}, query, tile.width,
                                     scores, tile.width);
     return;
   }
@@ -62,15 +64,15 @@ void score_product(const AttentionProblem& p, const QueryTile<T>& tile, Index co
 // The float bias of a tile: value[key][query], or one value per key when all queries share it.
 template <class T>
 struct BiasTile {
-  T* value;   // kKeyBlock x kTileQueries
-  T* dense;   // kTileQueries x kKeyBlock
+  T* value;  // kKeyBlock x kTileQueries
+  T* dense;  // kTileQueries x kKeyBlock
   bool shared;
 };
 
 // Loads the bias; -inf masks.
 template <class T>
-void load_bias(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count, BiasTile<T>& bias,
-               VisibleQueries& visible) {
+void load_bias(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count,
+               BiasTile<T>& bias, VisibleQueries& visible) {
   using S = Simd<T>;
   const AttentionOperand& x = p.bias;
   const Index column = first * x.column_stride;
@@ -109,8 +111,8 @@ void load_bias(const AttentionProblem& p, const QueryTile<T>& tile, Index first,
 
 // Every function that turns query key^T into the logits of the softmax, where there is one (p.has_logits()).
 template <class T>
-void finish_scores(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count, const BiasTile<T>& bias,
-                   T* scores) {
+void finish_scores(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count,
+                   const BiasTile<T>& bias, T* scores) {
   using S = Simd<T>;
   const Index width = tile.width;
   if (!p.has_logits()) return;

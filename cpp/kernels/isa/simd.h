@@ -1,11 +1,13 @@
 #pragma once
 
-// The small vector type that every kernel is written over. Simd<T> gives, for float and double, the widest vector of the
-// instruction set this file is being compiled for (BLASFORMER_ISA): 16 floats with AVX-512, 8 with AVX2, 4 in the baseline.
-// Vectors add, subtract, multiply and divide with the ordinary operators; what the operators lack is below.
+// The small vector type that every kernel is written over. Simd<T> gives, for float and double, the widest
+// vector of the instruction set this file is being compiled for (BLASFORMER_ISA): 16 floats with AVX-512, 8
+// with AVX2, 4 in the baseline. Vectors add, subtract, multiply and divide with the ordinary operators; what
+// the operators lack is below.
 //
-// This header is included only by the files of kernels/isa/, which are compiled once per instruction set. Everything in it has
-// internal linkage, so that the linker can never hand code of a newer instruction set to the rest of the library.
+// This header is included only by the files of kernels/isa/, which are compiled once per instruction set.
+// Everything in it has internal linkage, so that the linker can never hand code of a newer instruction set to
+// the rest of the library.
 
 #include <immintrin.h>
 
@@ -40,9 +42,12 @@ struct Simd<float> {
   static Vector abs(Vector a) { return _mm512_abs_ps(a); }
   static Vector copy_sign(Vector magnitude, Vector sign) {
     const __m512i bit = _mm512_set1_epi32(std::numeric_limits<std::int32_t>::min());
-    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(bit, _mm512_castps_si512(sign), _mm512_castps_si512(magnitude), 0xca));
+    return _mm512_castsi512_ps(
+        _mm512_ternarylogic_epi32(bit, _mm512_castps_si512(sign), _mm512_castps_si512(magnitude), 0xca));
   }
-  static Vector round(Vector a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static Vector round(Vector a) {
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
   static Vector ldexp(Vector x, Vector n) { return _mm512_scalef_ps(x, n); }
   static Mask first(Index n) { return static_cast<Mask>((1u << n) - 1u); }
   static Mask from_bits(std::uint32_t bits) { return static_cast<Mask>(bits); }
@@ -72,9 +77,12 @@ struct Simd<double> {
   static Vector abs(Vector a) { return _mm512_abs_pd(a); }
   static Vector copy_sign(Vector magnitude, Vector sign) {
     const __m512i bit = _mm512_set1_epi64(std::numeric_limits<std::int64_t>::min());
-    return _mm512_castsi512_pd(_mm512_ternarylogic_epi64(bit, _mm512_castpd_si512(sign), _mm512_castpd_si512(magnitude), 0xca));
+    return _mm512_castsi512_pd(
+        _mm512_ternarylogic_epi64(bit, _mm512_castpd_si512(sign), _mm512_castpd_si512(magnitude), 0xca));
   }
-  static Vector round(Vector a) { return _mm512_roundscale_pd(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static Vector round(Vector a) {
+    return _mm512_roundscale_pd(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
   static Vector ldexp(Vector x, Vector n) { return _mm512_scalef_pd(x, n); }
   static Mask first(Index n) { return static_cast<Mask>((1u << n) - 1u); }
   static Mask from_bits(std::uint32_t bits) { return static_cast<Mask>(bits); }
@@ -97,8 +105,12 @@ struct Simd<float> {
   static Vector zero() { return _mm256_setzero_ps(); }
   static Vector load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, Vector x) { _mm256_storeu_ps(p, x); }
-  static Vector load_first(const float* p, Index n) { return _mm256_maskload_ps(p, _mm256_castps_si256(first(n))); }
-  static void store_first(float* p, Vector x, Index n) { _mm256_maskstore_ps(p, _mm256_castps_si256(first(n)), x); }
+  static Vector load_first(const float* p, Index n) {
+    return _mm256_maskload_ps(p, _mm256_castps_si256(first(n)));
+  }
+  static void store_first(float* p, Vector x, Index n) {
+    _mm256_maskstore_ps(p, _mm256_castps_si256(first(n)), x);
+  }
   static Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
   static Vector max(Vector a, Vector b) { return _mm256_max_ps(a, b); }
   static Vector min(Vector a, Vector b) { return _mm256_min_ps(a, b); }
@@ -108,7 +120,8 @@ struct Simd<float> {
     return _mm256_or_ps(abs(magnitude), _mm256_and_ps(_mm256_set1_ps(-0.0f), sign));
   }
   static Vector round(Vector a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  // 2^n for integers n in [-126, 127]: n + 127 appears in the low bits of the sum and is moved into the exponent.
+  // 2^n for integers n in [-126, 127]: n + 127 appears in the low bits of the sum and is moved into the
+  // exponent.
   static Vector power_of_two(Vector n) {
     const __m256i bits = _mm256_castps_si256(n + broadcast(12582912.0f + 127.0f));
     return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 23));
@@ -151,8 +164,12 @@ struct Simd<double> {
   static Vector zero() { return _mm256_setzero_pd(); }
   static Vector load(const double* p) { return _mm256_loadu_pd(p); }
   static void store(double* p, Vector x) { _mm256_storeu_pd(p, x); }
-  static Vector load_first(const double* p, Index n) { return _mm256_maskload_pd(p, _mm256_castpd_si256(first(n))); }
-  static void store_first(double* p, Vector x, Index n) { _mm256_maskstore_pd(p, _mm256_castpd_si256(first(n)), x); }
+  static Vector load_first(const double* p, Index n) {
+    return _mm256_maskload_pd(p, _mm256_castpd_si256(first(n)));
+  }
+  static void store_first(double* p, Vector x, Index n) {
+    _mm256_maskstore_pd(p, _mm256_castpd_si256(first(n)), x);
+  }
   static Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_pd(a, b, c); }
   static Vector max(Vector a, Vector b) { return _mm256_max_pd(a, b); }
   static Vector min(Vector a, Vector b) { return _mm256_min_pd(a, b); }
@@ -246,7 +263,9 @@ struct Simd<float> {
   static std::uint32_t to_bits(Mask m) { return static_cast<std::uint32_t>(_mm_movemask_ps(m)); }
   static Mask less(Vector a, Vector b) { return _mm_cmplt_ps(a, b); }
   static Mask equal(Vector a, Vector b) { return _mm_cmpeq_ps(a, b); }
-  static Vector select(Mask m, Vector yes, Vector no) { return _mm_or_ps(_mm_and_ps(m, yes), _mm_andnot_ps(m, no)); }
+  static Vector select(Mask m, Vector yes, Vector no) {
+    return _mm_or_ps(_mm_and_ps(m, yes), _mm_andnot_ps(m, no));
+  }
   static float sum(Vector a) {
     const __m128 two = _mm_add_ps(a, _mm_movehl_ps(a, a));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
@@ -266,7 +285,9 @@ struct Simd<double> {
   static Vector zero() { return _mm_setzero_pd(); }
   static Vector load(const double* p) { return _mm_loadu_pd(p); }
   static void store(double* p, Vector x) { _mm_storeu_pd(p, x); }
-  static Vector load_first(const double* p, Index n) { return n <= 0 ? zero() : n == 1 ? _mm_load_sd(p) : load(p); }
+  static Vector load_first(const double* p, Index n) {
+    return n <= 0 ? zero() : n == 1 ? _mm_load_sd(p) : load(p);
+  }
   static void store_first(double* p, Vector x, Index n) {
     if (n == 1) _mm_store_sd(p, x);
     if (n >= 2) store(p, x);
@@ -298,7 +319,9 @@ struct Simd<double> {
   static std::uint32_t to_bits(Mask m) { return static_cast<std::uint32_t>(_mm_movemask_pd(m)); }
   static Mask less(Vector a, Vector b) { return _mm_cmplt_pd(a, b); }
   static Mask equal(Vector a, Vector b) { return _mm_cmpeq_pd(a, b); }
-  static Vector select(Mask m, Vector yes, Vector no) { return _mm_or_pd(_mm_and_pd(m, yes), _mm_andnot_pd(m, no)); }
+  static Vector select(Mask m, Vector yes, Vector no) {
+    return _mm_or_pd(_mm_and_pd(m, yes), _mm_andnot_pd(m, no));
+  }
   static double sum(Vector a) { return _mm_cvtsd_f64(_mm_add_sd(a, _mm_unpackhi_pd(a, a))); }
   static double largest(Vector a) { return _mm_cvtsd_f64(_mm_max_sd(a, _mm_unpackhi_pd(a, a))); }
 };

@@ -17,8 +17,8 @@ inline void transpose_square(__m128& a, __m128& b, __m128& c, __m128& d) { _MM_T
 #endif
 
 #if defined(BLASFORMER_ISA_avx512)
-// Four columns of 16 rows. Rows r, r + 4, r + 8 and r + 12 lie side by side in one register: the 4 x 4 transpose of SSE, done in each
-// quarter, then yields a column of 16 lanes at once.
+// Four columns of 16 rows. Rows r, r + 4, r + 8 and r + 12 lie side by side in one register: the 4 x 4
+// transpose of SSE, done in each quarter, then yields a column of 16 lanes at once.
 inline void transpose_four_columns(const float* const* row, Index column, Index lanes, float* out) {
   __m512 x[4];
   for (Index r = 0; r < 4; ++r) {
@@ -77,7 +77,8 @@ inline void transpose_rows(const double* const* row, Index lanes, Index columns,
 }
 
 // row[lane][c] = x[c][lane] * factor[lane] for the first `count` lanes: the way back.
-inline void untranspose_rows(const float* x, Index lanes, Index columns, const float* factor, Index count, float* const* row) {
+inline void untranspose_rows(const float* x, Index lanes, Index columns, const float* factor, Index count,
+                             float* const* row) {
   for (Index l = 0; l < count; l += 4) {
     const __m128 scale = _mm_loadu_ps(factor + l);
     const Index rows = smaller(4, count - l);

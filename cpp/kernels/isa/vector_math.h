@@ -186,8 +186,9 @@ struct NormalTailConstants<double> {
       5.3222430302744711432e-9,   -4.2692652745728611399e-9,  -1.5359004281429970225e-9};
 };
 
-// x Phi(x), Phi the standard normal distribution function: x - x Phi(-x) for x >= 0 and x Phi(-|x|) for x < 0, so that
-// small values keep their relative accuracy. Within 6 ulp in both types where the result is not denormal.
+// x Phi(x), Phi the standard normal distribution function: x - x Phi(-x) for x >= 0 and x Phi(-|x|) for x <
+// 0, so that small values keep their relative accuracy. Within 6 ulp in both types where the result is not
+// denormal.
 template <class T>
 inline typename Simd<T>::Vector times_normal_cdf(typename Simd<T>::Vector x) {
   using S = Simd<T>;

@@ -37,7 +37,8 @@ void visible_by_range(const QueryTile<T>& tile, Index first, Index count, std::u
 }
 
 template <class T>
-void visible_by_segment(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count, std::uint32_t* bits) {
+void visible_by_segment(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count,
+                        std::uint32_t* bits) {
   const Index* query_segment = p.masks.query_segments + tile.batch * p.query_length;
   const Index* key_segment = p.masks.key_segments + tile.batch * p.key_length + first;
   for (Index k = 0; k < count; ++k) {
@@ -50,7 +51,8 @@ void visible_by_segment(const AttentionProblem& p, const QueryTile<T>& tile, Ind
 }
 
 template <class T>
-void visible_by_mask(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count, std::uint32_t* bits) {
+void visible_by_mask(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count,
+                     std::uint32_t* bits) {
   const AttentionOperand& mask = p.masks.mask;
   const auto* data = static_cast<const unsigned char*>(mask.data) + first * mask.column_stride;
   if (is_shared(mask, tile)) {
@@ -64,7 +66,8 @@ void visible_by_mask(const AttentionProblem& p, const QueryTile<T>& tile, Index 
     if (mask.column_stride == 1) {
       for (Index k = 0; k < count; ++k) allowed[k] |= static_cast<std::uint32_t>(row[k] != 0) << l;
     } else {
-      for (Index k = 0; k < count; ++k) allowed[k] |= static_cast<std::uint32_t>(row[k * mask.column_stride] != 0) << l;
+      for (Index k = 0; k < count; ++k)
+        allowed[k] |= static_cast<std::uint32_t>(row[k * mask.column_stride] != 0) << l;
     }
   }
   for (Index k = 0; k < count; ++k) bits[k] &= allowed[k];
@@ -82,7 +85,8 @@ inline void summarise(Index count, std::uint32_t every, VisibleQueries& visible)
 
 // Decides a tile from the masks alone, never from the numbers behind them.
 template <class T>
-void find_visible(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count, VisibleQueries& visible) {
+void find_visible(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count,
+                  VisibleQueries& visible) {
   const bool whole_range = first >= tile.highest_first && first + count <= tile.lowest_last;
   const bool by_segment = p.masks.query_segments != nullptr, by_mask = p.masks.mask.data != nullptr;
   visible.all = whole_range;
