@@ -32,7 +32,8 @@ class AttentionResult(NamedTuple):
 class WeightSelection:
     """Which attention weights to return.
 
-    heads, rows: indices of query heads and of queries (negative ones count from the end), a slice, or None for all of them.
+    heads, rows: indices of query heads and of queries (negative ones count from the end), a slice, or
+        None for all of them.
     mean: return the mean over the selected heads instead of every head.
 
     >>> WeightSelection(heads=[0], rows=[-1])
@@ -50,9 +51,11 @@ def _indices(selected: Sequence[int] | slice | int | None, extent: int, name: st
     if isinstance(selected, slice):
         return list(range(extent))[selected]
     try:
-        asked = [operator.index(i) for i in (selected if hasattr(selected, "__len__") else [selected])]
+        chosen = [selected] if isinstance(selected, (int, np.integer)) else list(selected)
+        asked = [operator.index(i) for i in chosen]
     except TypeError:
-        raise TypeError(f"{name} of a WeightSelection must be integers, a slice or None, got {selected!r}") from None
+        message = f"{name} of a WeightSelection must be integers, a slice or None, got {selected!r}"
+        raise TypeError(message) from None
     for i in asked:
         if not -extent <= i < extent:
             raise IndexError(f"{name} of a WeightSelection must lie in [{-extent}, {extent - 1}], got {i}")
@@ -100,7 +103,8 @@ def choose_layers(
         try:
             index = operator.index(name)
         except TypeError:
-            raise TypeError(f"layers of return_weights must be an integer, got {type(name).__name__}") from None
+            got = type(name).__name__
+            raise TypeError(f"layers of return_weights must be an integer, got {got}") from None
         if not -layers <= index < layers:
             raise IndexError(f"layers of return_weights must lie in [{-layers}, {layers - 1}], got {index}")
         chosen = choose_weights(of_layer, heads, length)
@@ -160,9 +164,9 @@ def scaled_dot_product_attention(
 ) -> Any:
     """Attend: softmax(scale * query @ key.T) @ value, for each head.
 
-    In this order: scores = scale * query @ key.T; softcap * tanh(scores / softcap); + bias; + ALiBi; every mask, all of which must
-    allow a key; softmax, in float32 or better; dropout; weights @ value. Computed tile by tile: memory grows with the length, never
-    with its square, whatever the arguments.
+    In this order: scores = scale * query @ key.T; softcap * tanh(scores / softcap); + bias; + ALiBi; every
+    mask, all of which must allow a key; softmax, in float32 or better; dropout; weights @ value. Computed
+    tile by tile: memory grows with the length, never with its square, whatever the arguments.
 
     Parameters
     ----------
@@ -182,22 +186,24 @@ def scaled_dot_product_attention(
     sinks : (query_heads,): the logit of one more key per head, which takes weight and has the value 0
     softcap : scores become softcap * tanh(scores / softcap) (Gemma 2)
     scale : default 1 / sqrt(dim)
-    dropout_p, rng : each weight is dropped with this probability and divided by 1 - dropout_p otherwise; rng is a
-        numpy.random.Generator or an int. Without rng nothing is dropped.
+    dropout_p, rng : each weight is dropped with this probability and divided by 1 - dropout_p otherwise; rng
+        is a numpy.random.Generator or an int. Without rng nothing is dropped.
     return_weights : True, or a WeightSelection; the weights are those before dropout
     return_logsumexp : also return log(sum(exp(scores))) of each row, sinks included
-    precision : "highest" | "high" | "medium" | "ieee", for float32; default that of the context (blasformer.precision)
+    precision : "highest" | "high" | "medium" | "ieee", for float32; default that of the context
+        (blasformer.precision)
     out : array to write the output into
 
     Returns
     -------
     (..., query_heads, query_length, value_dim) of query's dtype; with return_weights or return_logsumexp an
-    AttentionResult(output, weights, logsumexp). A query that may attend to nothing gets output 0, weights 0, logsumexp -inf.
+    AttentionResult(output, weights, logsumexp). A query that may attend to nothing gets output 0, weights 0,
+    logsumexp -inf.
 
     Raises
     ------
-    TypeError for wrong types and dtypes, ValueError for shapes and values that do not fit, IndexError for a WeightSelection
-    out of range.
+    TypeError for wrong types and dtypes, ValueError for shapes and values that do not fit, IndexError for a
+    WeightSelection out of range.
 
     References
     ----------
@@ -277,9 +283,10 @@ def attention_forward(
 ) -> tuple[Any, AttentionSaved]:
     """scaled_dot_product_attention, keeping what attention_backward needs.
 
-    Takes the same arguments. Returns (output, saved), or (AttentionResult, saved) with return_weights or return_logsumexp. saved is a value of its own: it holds the statistics of the softmax and a copy of
-    the output (saved.nbytes), and refers to the arrays passed in, which must not change before attention_backward. Memory is
-    linear in the length; dropout is drawn again from its seed.
+    Takes the same arguments. Returns (output, saved), or (AttentionResult, saved) with return_weights or
+    return_logsumexp. saved is a value of its own: it holds the statistics of the softmax and a copy of the
+    output (saved.nbytes), and refers to the arrays passed in, which must not change before
+    attention_backward. Memory is linear in the length; dropout is drawn again from its seed.
 
     >>> x = np.ones((1, 2, 3, 4), np.float32)
     >>> output, saved = attention_forward(x, x, x)
@@ -323,10 +330,11 @@ def attention_backward(saved: AttentionSaved, d_output: Array) -> AttentionGrads
     saved: what attention_forward returned beside the output
     d_output: of the shape and dtype of the output, any strides
 
-    Returns AttentionGrads(query, key, value, bias, sinks), each of the shape and dtype of its argument: what an argument was broadcast
-    along is summed. With P the softmax weights and dP = d_output @ value.T (both with dropout applied where P is used as a
-    weight): d_value = P.T @ d_output, dS = P * (dP - rowsum(d_output * output)), d_query = scale * dS @ key,
-    d_key = scale * dS.T @ query, d_bias = dS. A query that attends to nothing gets gradient 0.
+    Returns AttentionGrads(query, key, value, bias, sinks), each of the shape and dtype of its argument: what
+    an argument was broadcast along is summed. With P the softmax weights and dP = d_output @ value.T (both
+    with dropout applied where P is used as a weight): d_value = P.T @ d_output,
+    dS = P * (dP - rowsum(d_output * output)), d_query = scale * dS @ key, d_key = scale * dS.T @ query,
+    d_bias = dS. A query that attends to nothing gets gradient 0.
 
     Raises TypeError and ValueError for a d_output that does not fit.
     Source: Dao et al. 2022, "FlashAttention", algorithm 4.
@@ -358,7 +366,8 @@ def explain_mask(
 
     query_shape: (..., query_heads, query_length, dim); key_shape: (..., key_heads, key_length, dim)
 
-    Returns a bool array (..., query_heads, query_length, key_length), True = may attend, decided by the code that attention runs.
+    Returns a bool array (..., query_heads, query_length, key_length), True = may attend, decided by the code
+    that attention runs.
 
     >>> explain_mask((1, 3, 8), (1, 3, 8), causal=True)[0].astype(int)
     array([[1, 0, 0],
@@ -401,7 +410,8 @@ def attention_plan(
 ) -> AttentionPlan:
     """What scaled_dot_product_attention would run for such arrays, without running it.
 
-    There is one algorithm, tiles with an online softmax, and no slower one that some arguments fall into; the plan tells
+    There is one algorithm, tiles with an online softmax, and no slower one that some arguments fall into; the
+    plan tells
 
     kernel: the instruction set
     query_tile, key_block: queries computed side by side, and keys per step of the online softmax
