@@ -25,6 +25,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+# Settings of this shell that would change how a library works, OPENBLAS_CORETYPE for one: all run as they come.
+for setting in [name for name in os.environ if re.match("(OPENBLAS|MKL|OMP|KMP|GOMP|ONEDNN|DNNL|ATEN|NPY|MALLOC|BLASFORMER)_", name)]:
+    del os.environ[setting]
 # The truth is computed here; NumPy's own threads would spin on into the next measurement.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
