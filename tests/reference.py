@@ -22,8 +22,8 @@ import numpy as np
 def error(actual, exact, terms=0.0):
     """Largest difference relative to the largest magnitude, over the finite entries of `exact`.
 
-    Inf and NaN must agree, or the error is infinite. Where sums of terms of size `terms` cancel to less than
-    a thousandth, the terms are the magnitude. Zeros have none: there the difference itself counts.
+    Inf and NaN must agree, or the error is infinite. Where sums of terms of size `terms` cancel, the terms
+    are the magnitude. Zeros have none: there the difference itself counts.
     """
     actual, exact = np.asarray(actual), np.asarray(exact)
     assert actual.shape == exact.shape, f"shape {actual.shape} instead of {exact.shape}"
@@ -37,14 +37,12 @@ def error(actual, exact, terms=0.0):
         return math.inf
     if not finite.any():
         return 0.0
-    magnitude = np.abs(exact[finite]).max()
-    if magnitude < terms / 1000:
-        magnitude = terms
+    magnitude = max(np.abs(exact[finite]).max(), terms)
     return float(np.abs(actual[finite] - exact[finite]).max() / (magnitude if magnitude > 0 else 1))
 
 
 def assert_as_accurate_as_numpy(actual, formula, *arguments, factor=2.0, orders=1, terms=None, **keywords):
-    """error(actual) <= factor * error(the same formula in plain NumPy of actual's dtype) + 1e-6 (float64: 8 eps).
+    """error(actual) <= factor * error(the formula in plain NumPy of actual's dtype) + 1e-6 (float64: 8 eps).
 
     `formula(*arguments, dtype=..., **keywords)` returns one array, or a tuple of them as `actual` does; what
     is None in `actual` is skipped. factor is 2 for results and 3 for gradients. float64 results are judged by
@@ -510,8 +508,9 @@ def attention_gradient_terms(query, key, value, d_output, *, dtype=np.float64, *
     scale = arguments.get("scale")
     d_products = d_scores * abs(1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     largest_query, largest_key, largest_d = (np.abs(x).max(initial=0) for x in (query, key, d_output))
+    d_value = keep * weights.max(initial=0) * largest_d
     return AttentionGradients(
-        d_products * largest_key, d_products * largest_query, largest_d, d_scores, d_scores
+        d_products * largest_key, d_products * largest_query, d_value, d_scores, d_scores
     )
 
 
