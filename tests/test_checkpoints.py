@@ -128,6 +128,14 @@ def test_shards_of_a_hugging_face_cache_are_links_to_its_blobs(tmp_path):
     assert load_tensors(snapshot).keys() == {"a", "b"}
 
 
+def test_a_layer_loads_what_was_read(tmp_path):
+    tensors = {"weight": np.full((2, 3), 0.5, np.float16), "bias": np.arange(2, dtype=np.float16)}
+    save(tmp_path / "model.safetensors", tensors)
+    layer = blasformer.nn.Linear(3, 2)
+    layer.load_state_dict(load_tensors(tmp_path, dtype=np.float32))
+    np.testing.assert_array_equal(layer(np.ones((1, 3), np.float32)), [[1.5, 2.5]])
+
+
 def test_reading_needs_no_torch(tmp_path):
     save(tmp_path / "model.safetensors", some_tensors(ml_dtypes.bfloat16))
     program = f"""

@@ -1,8 +1,10 @@
 """Models: what published folders hold is what runs, and no sequence notices its neighbours."""
 
+import copy
 import doctest
 import io
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -34,6 +36,7 @@ CONFIG = {
     "type_vocab_size": 2,
     "layer_norm_eps": 1e-12,
 }
+SIZES = {name: value for name, value in CONFIG.items() if name != "model_type"}
 LINEARS = {
     "attention.self.query": (24, 24),
     "attention.self.key": (24, 24),
@@ -470,6 +473,33 @@ def test_a_configuration_that_does_not_fit_is_a_clear_error(tmp_path, change, te
     with pytest.raises(ValueError, match=re.escape(text)) as raised:
         BertModel.from_pretrained(folder)
     assert str(folder) in str(raised.value)
+
+
+def test_a_configuration_too_large_for_memory_is_a_memory_error(tmp_path):
+    folder = publish(tmp_path, hidden_size=3 * 2**28, vocab_size=2**30)
+    with pytest.raises(MemoryError, match=r"not enough memory for the sizes in config.json"):
+        BertModel.from_pretrained(folder)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(), values, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    changes=st.dictionaries(
+        st.sampled_from([*CONFIG, "is_decoder", "position_embedding_type"]), JSON, max_size=3
+    )
+)
+def test_any_configuration_loads_or_is_refused(tmp_path, changes):
+    folder = publish(tmp_path, **changes)
+    try:
+        outcome = BertModel.from_pretrained(folder)
+    except (ValueError, MemoryError) as error:
+        outcome = str(error)
+    assert isinstance(outcome, BertModel) or str(folder) in outcome
 
 
 def test_missing_fields_of_the_configuration_are_named(tmp_path):
@@ -946,11 +976,41 @@ def test_a_missing_file_is_a_file_not_found_error_that_names_it(tmp_path, name):
         SentenceEncoder.from_pretrained(folder)
 
 
+def test_a_new_model_has_the_random_weights_of_its_seed():
+    config = BertConfig(**SIZES)
+    one, same, other = (BertModel(config, rng=seed).parameters() for seed in (1, 1, 2))
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, same[name])
+        if name.endswith("LayerNorm.weight"):
+            assert (array == 1).all()
+        elif name.endswith("bias"):
+            assert not array.any()
+        else:
+            assert (array != other[name]).all()
+            assert 0.01 < array.std() < 0.03
+    assert BertModel(config, dtype=np.float64, with_pooler=False)(IDS).pooler_output is None
+    with pytest.raises(TypeError, match="dtype must be float32 or float64, got float16"):
+        BertModel(config, dtype=np.float16)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_compute_the_same(tiny, copied):
+    ids = random_ids(3, 8)
+    np.testing.assert_array_equal(copied(tiny)(ids).last_hidden_state, tiny(ids).last_hidden_state)
+    encoder = SentenceEncoder(tiny, tiny_tokenizer(), pooling="max", normalize=True)
+    np.testing.assert_array_equal(copied(encoder).encode(["one two"]), encoder.encode(["one two"]))
+
+
+def test_models_say_what_they_are(tiny):
+    assert repr(tiny).startswith("BertModel(BertConfig(vocab_size=67, hidden_size=24, ")
+    encoder = SentenceEncoder(tiny, tiny_tokenizer(), pooling="cls", max_seq_length=9)
+    assert repr(encoder) == f"SentenceEncoder({tiny!r}, pooling='cls', normalize=False, max_seq_length=9)"
+
+
 def test_configurations_can_be_made_in_python():
-    sizes = {name: value for name, value in CONFIG.items() if name != "model_type"}
-    assert BertConfig(**sizes).hidden_size == 24
+    assert BertConfig(**SIZES).hidden_size == 24
     with pytest.raises(TypeError, match=r"vocab_size must be an integer, got 1.5"):
-        BertConfig(**(sizes | {"vocab_size": 1.5}))
+        BertConfig(**(SIZES | {"vocab_size": 1.5}))
 
 
 def test_examples_in_the_documentation_run(tmp_path, monkeypatch, minilm_folder):

@@ -32,8 +32,9 @@ using AskedLayers = std::vector<std::tuple<Index, std::vector<Index>, bool>>;  /
 class Bert {
  public:
   virtual ~Bert() = default;
-  // Writeable views of the weights, by name: for whoever loads them, before anyone else has the model.
-  virtual py::dict parameters() = 0;
+  // Views of the weights, by name. Writeable ones are for whoever loads them, before anyone else has the model.
+  virtual py::dict parameters(bool writeable) = 0;
+  virtual void initialise(std::uint64_t seed) = 0;
   // (last hidden states (total, hidden_size), pooled (sequences, hidden_size) or None, {layer: weights of each sequence})
   virtual py::tuple forward(const PackedTokens& tokens, const AskedLayers& asked, bool with_pooled) const = 0;
 };
@@ -43,12 +44,17 @@ class BertOf : public Bert {
  public:
   explicit BertOf(const BertSizes& sizes) : model_(sizes) {}
 
-  py::dict parameters() override {
+  py::dict parameters(bool writeable) override {
     py::dict arrays;
     BertModel<T>::each_parameter(model_, [&](const std::string& name, const Tensor<T>& tensor) {
-      arrays[py::str(name)] = numpy_view(tensor, true);
+      arrays[py::str(name)] = numpy_view(tensor, writeable);
     });
     return arrays;
+  }
+
+  void initialise(std::uint64_t seed) override {
+    Initialiser random(seed);
+    model_.initialise(random);
   }
 
   py::tuple forward(const PackedTokens& tokens, const AskedLayers& asked_layers, bool with_pooled) const override {
@@ -105,7 +111,8 @@ void bind_models(py::module_& module) {
            py::arg("num_hidden_layers"), py::arg("num_attention_heads"), py::arg("intermediate_size"),
            py::arg("max_position_embeddings"), py::arg("type_vocab_size"), py::arg("activation"), py::arg("layer_norm_eps"),
            py::arg("with_pooler"))
-      .def("parameters", &Bert::parameters)
+      .def("parameters", &Bert::parameters, py::arg("writeable"))
+      .def("initialise", &Bert::initialise, py::arg("seed"))
       .def("forward", forward, py::arg("ids"), py::arg("positions"), py::arg("types"), py::arg("starts"), py::arg("asked"),
            py::arg("with_pooled"));
 }

@@ -28,6 +28,18 @@ BertModel<T>::BertModel(const BertSizes& sizes)
 }
 
 template <class T>
+void BertModel<T>::initialise(Initialiser& random) {
+  each_parameter(*this, [&](const std::string& name, Tensor<T>& parameter) {
+    if (parameter.rank() == 1) {
+      std::fill_n(parameter.data(), parameter.size(), name.ends_with("LayerNorm.weight") ? T(1) : T(0));
+    } else {
+      random.normal(parameter);
+      std::for_each_n(parameter.data(), parameter.size(), [](T& element) { element *= T(0.02); });
+    }
+  });
+}
+
+template <class T>
 Tensor<T> BertModel<T>::embed(const PackedTokens& tokens) const {
   require(tokens.positions.size() == tokens.ids.size() && tokens.types.size() == tokens.ids.size(),
           "positions and types must be as many as the ", tokens.ids.size(), " ids, got ", tokens.positions.size(), " and ",

@@ -21,6 +21,7 @@
 #include "layers/activations.h"
 #include "layers/embedding.h"
 #include "layers/encoder_layer.h"
+#include "layers/initialiser.h"
 #include "layers/layer_norm.h"
 #include "layers/linear.h"
 #include "layers/parameters.h"
@@ -59,6 +60,8 @@ struct BertModel {
   explicit BertModel(const BertSizes& sizes);  // parameters are not initialised
 
   Index hidden_size() const { return word_embeddings.embedding_dim(); }
+  // Matrices normal with deviation 0.02, biases 0, weights of norms 1 (Devlin et al. 2018).
+  void initialise(Initialiser& random);
 
   // The attention weights of one layer that somebody asked for: of each sequence that has tokens, (heads, length, length), or
   // (length, length) for the mean over these heads.

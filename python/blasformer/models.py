@@ -21,6 +21,7 @@ import numpy.typing as npt
 from . import _core
 from ._attention import Array, ChosenWeights, LayerWeights, choose_layers
 from ._optional import require_package
+from ._random import Rng, draw_seed
 from .io import (
     FLOATING,
     Checkpoint,
@@ -151,8 +152,8 @@ class BertModel:
         x = LayerNorm(x + attention(x));  x = LayerNorm(x + feed_forward(x))      in each layer
         pooled = tanh(dense(x of the first token))
 
-    Made by `from_pretrained`. `config` is its BertConfig, `dtype` what it computes in, `parameters()` its
-    weights under the names of the checkpoint.
+    Made by `from_pretrained`, or with random weights by `BertModel(config, dtype=..., rng=...)`. `config`
+    is its BertConfig, `dtype` what it computes in, `parameters()` its weights under the names of checkpoints.
 
     Padding costs nothing and changes nothing: only tokens are computed, and a sequence's result is the same
     up to rounding whatever else is in the batch. One model may be called from many threads at once.
@@ -164,13 +165,23 @@ class BertModel:
     """
 
     def __init__(
-        self, config: BertConfig, *, dtype: npt.DTypeLike = np.float32, with_pooler: bool = True
+        self,
+        config: BertConfig,
+        *,
+        dtype: npt.DTypeLike = np.float32,
+        with_pooler: bool = True,
+        rng: Rng | None = None,
     ) -> None:
+        self._allocate(config, float_dtype(dtype), with_pooler)
+        self._core.initialise(draw_seed(np.random.default_rng() if rng is None else rng))
+
+    def _allocate(self, config: BertConfig, dtype: np.dtype[Any], with_pooler: bool) -> None:
+        """Makes the model but for the numbers in its weights."""
         self.config = config
-        self.dtype = float_dtype(dtype)
+        self.dtype = dtype
         self.with_pooler = with_pooler
         self._core = _core.BertModel(
-            str(self.dtype),
+            str(dtype),
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
             num_hidden_layers=config.num_hidden_layers,
@@ -208,9 +219,14 @@ class BertModel:
             if dtype is None:
                 dtypes = {checkpoint.dtypes[stored] for stored in stored_names.values()}
                 dtype = np.float64 if "float64" in dtypes else np.float32
-            with_pooler = any(name.startswith("pooler.") for name in stored_names)
-            model = cls(config, dtype=dtype, with_pooler=with_pooler)
-            parameters = model._core.parameters()
+            model = cls.__new__(cls)
+            try:
+                model._allocate(
+                    config, float_dtype(dtype), any(name.startswith("pooler.") for name in stored_names)
+                )
+            except MemoryError:
+                raise MemoryError(f"{folder}: not enough memory for the sizes in config.json") from None
+            parameters = model._core.parameters(writeable=True)
             expected = {name: array.shape for name, array in parameters.items()}
             _require_match(expected, checkpoint, stored_names, strict)
             for name, array in parameters.items():
@@ -219,10 +235,13 @@ class BertModel:
 
     def parameters(self) -> dict[str, Array]:
         """The weights under the names of published checkpoints: read-only views of the live arrays."""
-        views = self._core.parameters()
-        for view in views.values():
-            view.setflags(write=False)
-        return views
+        return self._core.parameters(writeable=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored_bert, (self.config, self.dtype, self.with_pooler, self.parameters())
+
+    def __repr__(self) -> str:
+        return f"BertModel({self.config}, dtype={self.dtype}, with_pooler={self.with_pooler})"
 
     def __call__(
         self,
@@ -303,6 +322,16 @@ class BertModel:
         """
         starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         return self._core.forward(ids, positions, types, starts.tolist(), weights_of, with_pooled)
+
+
+def _restored_bert(
+    config: BertConfig, dtype: np.dtype[Any], with_pooler: bool, weights: dict[str, Array]
+) -> BertModel:
+    model = BertModel.__new__(BertModel)
+    model._allocate(config, dtype, with_pooler)
+    for name, array in model._core.parameters(writeable=True).items():
+        array[...] = weights[name]
+    return model
 
 
 def _bert_names(checkpoint: Checkpoint) -> dict[str, str]:
@@ -490,6 +519,12 @@ class SentenceEncoder:
         self.normalize = normalize
         self.lower_case = lower_case
         self.prompt = prompt
+
+    def __repr__(self) -> str:
+        return (
+            f"SentenceEncoder({self.bert}, pooling={self.pooling!r}, normalize={self.normalize}, "
+            f"max_seq_length={self.max_seq_length})"
+        )
 
     @property
     def embedding_dim(self) -> int:
