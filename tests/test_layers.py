@@ -866,6 +866,7 @@ ERRORS = {
     TypeError: {
         "in_features must be an integer, got float": lambda: nn.Linear(3.0, 3),
         "dtype must be float32 or float64, got float16": lambda: nn.Linear(3, 3, dtype=np.float16),
+        "dtype must be float32 or float64, got None": lambda: nn.Linear(3, 3, dtype=None),
         "dtype must be float32 or float64, got int64": lambda: nn.LayerNorm(3, dtype=int),
         "rng must be a numpy.random.Generator or an int, got str": lambda: nn.Linear(3, 3, rng="0"),
         "normalized_shape must be an integer, got str": lambda: nn.LayerNorm(["3"]),

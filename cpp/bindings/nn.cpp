@@ -110,7 +110,7 @@ class Holding : public Base {
     });
     if (expected_version && *expected_version != this->version_) {
       throw std::runtime_error(
-          "the layer's weights were changed by someone else while they were being edited");
+          "the weights must not be changed elsewhere while they are being edited");
     }
     layer_ = std::make_shared<const L>(std::move(changed));
     ++this->version_;

@@ -76,6 +76,11 @@ class Layer:
         Raises ValueError that lists everything that does not fit: missing, unexpected, wrong shape, wrong
         type; TypeError if only types are wrong.
         """
+        return self._load(arrays, strict, None)
+
+    def _load(
+        self, arrays: Mapping[str, Array], strict: bool, expected_version: int | None
+    ) -> IncompatibleKeys:
         live = self.parameters()
         missing = [name for name in live if name not in arrays]
         unexpected = [name for name in arrays if name not in live]
@@ -97,7 +102,7 @@ class Layer:
         if found:
             error = TypeError if problems["wrong type"] and len(found) == 1 else ValueError
             raise error(f"arrays must be a state dict of {type(self).__name__}; {'; '.join(found)}")
-        self._held.load(given, None)
+        self._held.load(given, expected_version)
         return IncompatibleKeys(missing, unexpected)
 
     @contextmanager
@@ -123,9 +128,7 @@ class Layer:
         finally:
             for array in copies:
                 array.flags.writeable = False
-        if self._held.version() != version:
-            raise RuntimeError("the weights must not be changed elsewhere while they are being edited")
-        self.load_state_dict(arrays)
+        self._load(arrays, True, version)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (type(self), self._arguments, self.state_dict())
@@ -150,7 +153,7 @@ def _restore(cls: type[Layer], arguments: dict[str, Any], arrays: dict[str, Arra
 
 
 def _dtype(dtype: DTypeLike) -> str:
-    name: str = np.dtype(dtype).name
+    name: str | None = None if dtype is None else np.dtype(dtype).name
     if name not in ("float32", "float64"):
         raise TypeError(f"dtype must be float32 or float64, got {name}")
     return name
