@@ -6,7 +6,17 @@
 
 namespace blasformer {
 
-// Flushes denormals to zero while it lives (they are up to 200 times slower) and puts the thread's setting back.
+// How the calling thread rounds and what it makes of denormals.
+#if defined(__SSE2__)
+inline unsigned floating_point_mode() { return _mm_getcsr(); }
+inline void set_floating_point_mode(unsigned mode) { _mm_setcsr(mode); }
+#else
+inline unsigned floating_point_mode() { return 0; }
+inline void set_floating_point_mode(unsigned) {}
+#endif
+
+// Flushes denormals to zero while it lives (they are up to 200 times slower) and puts the thread's setting
+// back.
 class FlushDenormals {
  public:
 #if defined(__SSE2__)

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "core/available_cores.h"
+#include "core/denormals.h"
 #include "core/interrupt.h"
 #include "core/require.h"
 
@@ -26,7 +27,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Every thread gets at least this much to do. A sleeping worker starts its first task 10 to 30 us after it was
+// Every thread gets at least this much to do. A sleeping worker starts its first task 10 to 30 us after it is
 // woken (a spinning one after 0.1 us), and waking it costs the calling thread 2 us or more.
 constexpr double kLeastWorkPerThread = 10e3;  // ns
 
@@ -104,6 +105,7 @@ class Job {
   // Runs tasks until none is left. between_tasks may throw as a task may.
   template <class BetweenTasks>
   void run(int worker, BetweenTasks between_tasks) {
+    set_floating_point_mode(mode_);
     try {
       for (;;) {
         const Index task = next_.fetch_add(1, std::memory_order_relaxed);
@@ -127,6 +129,8 @@ class Job {
  private:
   const Index tasks_;
   const TaskFunction function_;
+  // That of the calling thread, so that results do not depend on who runs a task.
+  const unsigned mode_ = floating_point_mode();
   alignas(64) std::atomic<Index> next_{0};
   std::atomic<bool> failed_{false};
   std::exception_ptr error_;

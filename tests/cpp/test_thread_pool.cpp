@@ -1,11 +1,13 @@
 #include <atomic>
 #include <chrono>
+#include <limits>
 #include <set>
 #include <stdexcept>
 #include <thread>
 #include <vector>
 
 #include "check.h"
+#include "core/denormals.h"
 #include "core/interrupt.h"
 #include "core/thread_pool.h"
 
@@ -124,6 +126,27 @@ TEST(the_first_exception_of_a_task_reaches_the_caller_and_stops_the_rest) {
       CHECK(every_task_runs_once(50, threads));
     }
   }
+}
+
+TEST(every_worker_treats_denormals_as_the_caller_does) {
+  const auto survivors = [] {
+    std::atomic<int> count = 0;
+    parallel_for(
+        60, kLargeWork,
+        [&](Index, int) {
+          volatile float denormal = std::numeric_limits<float>::denorm_min();
+          if (denormal * 1.0f != 0.0f) ++count;
+          std::this_thread::sleep_for(std::chrono::microseconds(100));
+        },
+        3);
+    return count.load();
+  };
+  CHECK(survivors() == 60);
+  {
+    const FlushDenormals flushed;
+    CHECK(survivors() == 0);
+  }
+  CHECK(survivors() == 60);
 }
 
 TEST(eight_threads_may_call_at_once) {
