@@ -13,7 +13,7 @@ void bind_functional(py::module_& module);
 void bind_models(py::module_& module);
 void bind_nn(py::module_& module);
 void bind_runtime(py::module_& module);
-}
+}  // namespace blasformer::bindings
 
 PYBIND11_MODULE(_core, module) {
   module.doc() = "The compiled core of blasformer. Private: use the blasformer package.";

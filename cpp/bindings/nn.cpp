@@ -109,8 +109,7 @@ class Holding : public Base {
       numpy_view(tensor, true).attr("__setitem__")(py::ellipsis(), arrays[py::str(name)]);
     });
     if (expected_version && *expected_version != this->version_) {
-      throw std::runtime_error(
-          "the weights must not be changed elsewhere while they are being edited");
+      throw std::runtime_error("the weights must not be changed elsewhere while they are being edited");
     }
     layer_ = std::make_shared<const L>(std::move(changed));
     ++this->version_;

@@ -58,8 +58,8 @@ Embedding<T>::Embedding(Index num_embeddings, Index embedding_dim, std::optional
     : padding_idx(padding_idx_) {
   require(num_embeddings > 0, "num_embeddings must be positive, got ", num_embeddings);
   require(embedding_dim > 0, "embedding_dim must be positive, got ", embedding_dim);
-  require(!padding_idx || (*padding_idx >= 0 && *padding_idx < num_embeddings), "padding_idx must lie in [0, ",
-          num_embeddings, "), got ", padding_idx.value_or(0));
+  require(!padding_idx || (*padding_idx >= 0 && *padding_idx < num_embeddings),
+          "padding_idx must lie in [0, ", num_embeddings, "), got ", padding_idx.value_or(0));
   weight = Tensor<T>({num_embeddings, embedding_dim});
 }
 

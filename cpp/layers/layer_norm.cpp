@@ -48,7 +48,8 @@ Tensor<T> LayerNorm<T>::forward(const Tensor<T>& x, Saved* saved) const {
   const Index rows = element_count(outer), features = element_count(normalized_shape);
   Tensor<T> y(x.shape());
   if (saved != nullptr) *saved = {x, Tensor<T>(outer), Tensor<T>(outer)};
-  layer_norm(x.data(), rows, features, weight.data(), bias.data(), eps, y.data(), saved != nullptr ? saved->mean.data() : nullptr,
+  layer_norm(x.data(), rows, features, weight.data(), bias.data(), eps, y.data(),
+             saved != nullptr ? saved->mean.data() : nullptr,
              saved != nullptr ? saved->reciprocal_std.data() : nullptr);
   return y;
 }

@@ -98,12 +98,13 @@ void Linear<T>::initialise(Initialiser& random) {
 
 template <class T>
 Tensor<T> Linear<T>::forward(const Tensor<T>& x, Saved* saved) const {
-  require(x.rank() > 0 && x.shape().back() == in_features(), "x must have the shape (..., ", in_features(), "), got ",
-          shape_text(x.shape()));
+  require(x.rank() > 0 && x.shape().back() == in_features(), "x must have the shape (..., ", in_features(),
+          "), got ", shape_text(x.shape()));
   Shape shape = x.shape();
   shape.back() = out_features();
   Tensor<T> y(std::move(shape));
-  linear(x.data(), x.size() / in_features(), in_features(), weight.data(), bias.data(), out_features(), y.data());
+  linear(x.data(), x.size() / in_features(), in_features(), weight.data(), bias.data(), out_features(),
+         y.data());
   if (saved != nullptr) saved->input = x;
   return y;
 }

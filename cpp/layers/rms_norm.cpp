@@ -46,7 +46,8 @@ Tensor<T> RMSNorm<T>::forward(const Tensor<T>& x, Saved* saved) const {
   const Index rows = element_count(outer), features = element_count(normalized_shape);
   Tensor<T> y(x.shape());
   if (saved != nullptr) *saved = {x, Tensor<T>(outer)};
-  rms_norm(x.data(), rows, features, weight.data(), eps, y.data(), saved != nullptr ? saved->reciprocal_rms.data() : nullptr);
+  rms_norm(x.data(), rows, features, weight.data(), eps, y.data(),
+           saved != nullptr ? saved->reciprocal_rms.data() : nullptr);
   return y;
 }
 
