@@ -498,7 +498,11 @@ def attention_gradients(
 
 
 def attention_gradient_terms(query, key, value, d_output, *, dtype=np.float64, **arguments):
-    """How large the terms are that each gradient is a sum of. With one key they cancel to zero."""
+    """How large the terms are that each gradient is a sum of. With one key, say, they cancel to zero.
+
+    The rounding errors of n terms add up like sqrt(n) of them at best: that counts for bias and sinks, which
+    are summed over all that they are broadcast along.
+    """
     query, key, value, d_output = (np.asarray(x, dtype) for x in (query, key, value, d_output))
     weights = attention(query, key, value, dtype=dtype, **{**arguments, "rng": None}).weights
     values = np.repeat(value, query.shape[-3] // value.shape[-3], axis=-3)
@@ -508,9 +512,12 @@ def attention_gradient_terms(query, key, value, d_output, *, dtype=np.float64, *
     scale = arguments.get("scale")
     d_products = d_scores * abs(1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     largest_query, largest_key, largest_d = (np.abs(x).max(initial=0) for x in (query, key, d_output))
-    d_value = keep * weights.max(initial=0) * largest_d
     return AttentionGradients(
-        d_products * largest_key, d_products * largest_query, d_value, d_scores, d_scores
+        query=d_products * largest_key,
+        key=d_products * largest_query,
+        value=keep * weights.max(initial=0) * largest_d,
+        bias=d_scores * math.sqrt(weights.size / max(np.size(arguments.get("bias")), 1)),
+        sinks=d_scores * math.sqrt(weights.size / max(np.size(arguments.get("sinks")), 1)),
     )
 
 
