@@ -66,13 +66,14 @@ class Measurement:
 def relative_error(actual: Array, exact: Array, terms: float = 0.0) -> float:
     """The largest difference relative to the largest magnitude; infinite where Inf or NaN came out.
 
-    Where terms of some size cancel to less than a thousandth of it, that thousandth is the magnitude. Where
+    Where terms of a known size cancel to less than a thousandth of it, that size is the magnitude. Where
     everything is zero, 1 is.
     """
     if np.shape(actual) != np.shape(exact):
         return math.inf
     difference = float(np.abs(np.subtract(actual, exact)).max(initial=0))
-    magnitude = max(float(np.abs(exact).max(initial=0)), terms / 1000)
+    magnitude = float(np.abs(exact).max(initial=0))
+    magnitude = magnitude if magnitude >= terms / 1000 else terms
     return difference / (magnitude or 1) if math.isfinite(difference) else math.inf
 
 

@@ -266,7 +266,7 @@ def encoder_layer(
     dtype: Float,
     **arguments: Any,
 ) -> Array:
-    """Post-norm: x = norm(x + sublayer(x)), as in 2017; pre-norm: x = x + sublayer(norm(x)). With GELU (tanh)."""
+    """Post-norm: x = norm(x + sublayer(x)), as in 2017; pre-norm: x = x + sublayer(norm(x)). GELU by tanh."""
     attention_parameters = _within(parameters, "self_attn.")
 
     def attend(x: Array) -> Array:

@@ -164,7 +164,7 @@ def _compare(options: argparse.Namespace) -> int:
     else:
         groups = CASES
         for name in OWN_ARGUMENTS:
-            if getattr(options, name):
+            if getattr(options, name) is not None and getattr(options, name) is not False:
                 raise CommandError(f"--{name.replace('_', '-')} needs arrays of your own: QUERY KEY VALUE")
     count = sum(len(cases) for cases in groups.values())
     width = max(len(name) for cases in groups.values() for name in cases)
@@ -331,7 +331,7 @@ def _embed(options: argparse.Namespace) -> int:
             np.save(file, vectors)
     except UnicodeDecodeError as error:
         raise CommandError(f"{options.file} must be UTF-8 text: {error}") from error
-    except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise CommandError(str(error)) from error
     print(f"{output}: {len(vectors)} lines, {vectors.shape[1]} numbers each, {vectors.dtype}")
     return 0
