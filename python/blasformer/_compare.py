@@ -64,16 +64,14 @@ class Measurement:
 
 
 def relative_error(actual: Array, exact: Array, terms: float = 0.0) -> float:
-    """The largest difference relative to the largest magnitude; infinite where Inf or NaN came out.
+    """The largest difference relative to the largest magnitude (to 1 if all is 0); infinite for Inf and NaN.
 
-    Where terms of a known size cancel to less than a thousandth of it, that size is the magnitude. Where
-    everything is zero, 1 is.
+    terms: how large the terms are that the elements are sums of, if they may cancel: a magnitude, too.
     """
     if np.shape(actual) != np.shape(exact):
         return math.inf
     difference = float(np.abs(np.subtract(actual, exact)).max(initial=0))
-    magnitude = float(np.abs(exact).max(initial=0))
-    magnitude = magnitude if magnitude >= terms / 1000 else terms
+    magnitude = max(float(np.abs(exact).max(initial=0)), terms)
     return difference / (magnitude or 1) if math.isfinite(difference) else math.inf
 
 

@@ -228,14 +228,19 @@ def gradient_terms(
     scale: float | None = None,
     **arguments: Any,
 ) -> tuple[float, float, float, float]:
-    """How large the terms are that output and gradients are sums of; with a single key they cancel."""
+    """How large the terms are that d_query, d_key and d_value are sums of: with one key, say, they cancel.
+
+    The output, which comes first, is a mean of values and has no need of it.
+    """
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     weights = attention_weights(query, key, scale=scale, dtype=np.float64, **arguments)
     weights, d_rows = (_share_heads(x, key.shape[-3]) for x in (weights, d_output))
     d_weights = np.abs(d_rows.astype(np.float64) @ value.astype(np.float64).swapaxes(-1, -2))
-    d_scores = weights * (d_weights + (weights * d_weights).sum(-1, keepdims=True))
-    largest = [float(np.abs(x).max(initial=0)) for x in (value, query, key, d_output, d_scores * scale)]
-    return largest[0], largest[4] * largest[2], largest[4] * largest[1], largest[3]
+    d_scores = scale * weights * (d_weights + (weights * d_weights).sum(-1, keepdims=True))
+    of_query, of_key, of_scores, of_weights, of_output = (
+        float(np.abs(x).max(initial=0)) for x in (query, key, d_scores, weights, d_output)
+    )
+    return 0.0, of_scores * of_key, of_scores * of_query, of_weights * of_output
 
 
 class AttendedWithWeights(NamedTuple):
