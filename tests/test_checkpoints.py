@@ -1,6 +1,5 @@
 """Checkpoint files: what was written is what is read; a broken file raises one error and does no more."""
 
-import doctest
 import json
 import os
 import re
@@ -423,12 +422,3 @@ def test_opening_a_bad_checkpoint_leaves_no_file_open(tmp_path):
         with pytest.raises(FileNotFoundError):
             Checkpoint(tmp_path)
     assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_examples_in_the_documentation_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    tests = doctest.DocTestFinder(exclude_empty=True).find(blasformer.io, extraglobs={"np": np})
-    examples = [test for test in tests if test.examples]
-    assert len(examples) >= 2
-    for test in examples:
-        assert doctest.DocTestRunner().run(test).failed == 0, test.name

@@ -1,7 +1,6 @@
 """Layers: equal to their formulas, with live parameters that only whole, fitting sets of arrays replace."""
 
 import copy
-import doctest
 import pickle
 import threading
 from collections.abc import Callable
@@ -1028,15 +1027,6 @@ def test_errors_name_the_argument_what_it_must_be_and_what_it_was(kind, text):
         ERRORS[kind][text]()
     assert type(caught.value) is kind
     assert str(caught.value).startswith(text)
-
-
-def test_examples_in_the_documentation_run():
-    finder = doctest.DocTestFinder(exclude_empty=True)
-    tests = finder.find(nn, extraglobs={"np": np})
-    examples = [test for test in tests if test.examples]
-    assert len(examples) >= 9
-    for test in examples:
-        assert doctest.DocTestRunner().run(test).failed == 0, test.name
 
 
 # ----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Models: what published folders hold is what runs, and no sequence notices its neighbours."""
 
 import copy
-import doctest
 import io
 import json
 import pickle
@@ -1011,13 +1010,3 @@ def test_configurations_can_be_made_in_python():
     assert BertConfig(**SIZES).hidden_size == 24
     with pytest.raises(TypeError, match=r"vocab_size must be an integer, got 1.5"):
         BertConfig(**(SIZES | {"vocab_size": 1.5}))
-
-
-def test_examples_in_the_documentation_run(tmp_path, monkeypatch, minilm_folder):
-    monkeypatch.chdir(tmp_path)
-    Path("all-MiniLM-L6-v2").symlink_to(minilm_folder)
-    tests = doctest.DocTestFinder(exclude_empty=True).find(models, extraglobs={"np": np})
-    examples = [test for test in tests if test.examples]
-    assert len(examples) >= 3
-    for test in examples:
-        assert doctest.DocTestRunner().run(test).failed == 0, test.name
