@@ -22,10 +22,14 @@ struct RowKernels {
   void (*rms_norm)(const T* x, Index rows, Index features, const T* weight, double eps, T* y,
                    T* reciprocal_rms);
 
-  // y[r * y_stride + o] = sum_i x[r, i] weight[o, i] + bias[o] for few rows: x (rows, features), weight
-  // (outputs, features); bias may be null. Weights are read once and not packed. y is apart from the others.
-  void (*few_rows_linear)(const T* x, Index rows, Index features, const T* weight, const T* bias,
-                          Index outputs, T* y, Index y_stride);
+  // y[r * y_stride + o] = sum_i x[r, i] weight[o, i] + bias[o]: x (rows, features), weight (outputs,
+  // features) or, transposed, (features, outputs), with a stride; bias may be null; y is apart from the
+  // others. Weights are not packed, which BLAS spends more time on than on the products of few rows: up to
+  // `few_rows` it was found to be slower, for 256 features or more.
+  Index few_rows;
+  using FewRowsLinear = void (*)(const T* x, Index rows, Index features, const T* weight, Index weight_stride,
+                                 const T* bias, Index outputs, T* y, Index y_stride);
+  FewRowsLinear few_rows_linear, few_rows_linear_transposed;
 
   // cosine[i], sine[i] of position * frequency[i].
   void (*cosine_sine)(double position, const double* frequency, Index size, T* cosine, T* sine);

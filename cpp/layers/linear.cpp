@@ -13,11 +13,15 @@ namespace blasformer {
 
 namespace {
 
-// Up to so many rows, reading the weights once takes longer than the products, and packing them for BLAS
-// longer still.
-Index few_rows(Index in_features) { return in_features < 128 ? 8 : 16; }
-
 constexpr Index kFewRowsOutputs = 64;  // outputs per task
+
+// Whether the weights should be read as they lie rather than packed for BLAS. Short sums favour BLAS.
+template <class T>
+bool has_few_rows(Index rows, Index in_features, bool transposed) {
+  const Index few = row_kernels<T>().few_rows;
+  if (transposed) return rows <= 4;
+  return rows <= (in_features < 128 ? few / 4 : in_features < 256 ? few / 2 : few);
+}
 
 // The part of y that one task computes. Smaller parts serve more threads but pack x and weight more often.
 struct PanelShape {
@@ -29,11 +33,13 @@ Index even_part(Index extent, Index largest) {
   return round_up(ceil_div(extent, ceil_div(extent, largest)), 16);
 }
 
+// Panels are tall and narrow, which suits the blocking of BLAS; they are less tall where there are few beside
+// each other.
 PanelShape panel_shape(Index rows, Index outputs) {
-  constexpr PanelShape small{256, 192}, large{512, 384};
-  const bool is_large = rows * outputs >= 16 * large.rows * large.outputs;
-  const PanelShape largest = is_large ? large : small;
-  return {even_part(rows, largest.rows), even_part(outputs, largest.outputs)};
+  constexpr PanelShape large{1024, 384};
+  if (rows * outputs >= 16 * large.rows * large.outputs) return large;
+  const Index width = even_part(outputs, 192);
+  return {even_part(rows, std::clamp<Index>(128 * ceil_div(outputs, width), 128, 512)), width};
 }
 
 // Estimated time of a matrix product on one core, in nanoseconds.
@@ -50,13 +56,14 @@ template <class T>
 void linear(const T* x, Index rows, Index in_features, WeightView<T> weight, const T* bias,
             Index out_features, T* y) {
   if (rows == 0 || out_features == 0) return;
-  if (rows <= few_rows(in_features) && !weight.transposed && weight.stride == in_features) {
-    const auto kernel = row_kernels<T>().few_rows_linear;
+  if (has_few_rows<T>(rows, in_features, weight.transposed)) {
+    const RowKernels<T>& kernels = row_kernels<T>();
+    const auto kernel = weight.transposed ? kernels.few_rows_linear_transposed : kernels.few_rows_linear;
     const double work = product_time<T>(std::max<Index>(rows, 4), out_features, in_features);
     parallel_for(ceil_div(out_features, kFewRowsOutputs), work, [&](Index task, int) {
       const Index first = task * kFewRowsOutputs, count = std::min(kFewRowsOutputs, out_features - first);
-      kernel(x, rows, in_features, weight.data + first * in_features, bias ? bias + first : nullptr, count,
-             y + first, out_features);
+      kernel(x, rows, in_features, weight.data + first * (weight.transposed ? 1 : weight.stride),
+             weight.stride, bias ? bias + first : nullptr, count, y + first, out_features);
     });
     return;
   }

@@ -246,10 +246,19 @@ void rms_norm(const T* x, Index rows, Index features, const T* weight, double ep
   }
 }
 
+// How many outputs share one pass over the rows of x, up to 4: with 4 rows, AVX-512 holds 16 sums in its 32
+// registers, the others 8 in their 16.
+#if defined(BLASFORMER_ISA_avx512)
+constexpr Index kOutputBlock = 4;
+#else
+constexpr Index kOutputBlock = 2;
+#endif
+
 // The products of a block of rows of x with a block of rows of weight, summed in vectors and then across
 // them.
 template <class T, Index rows, Index outputs>
-inline void dot_products(const T* x, Index features, const T* weight, const T* bias, T* y, Index y_stride) {
+inline void dot_products(const T* x, Index features, const T* weight, Index weight_stride, const T* bias,
+                         T* y, Index y_stride) {
   using S = Simd<T>;
   Vector<T> sums[rows][outputs];
   for (auto& of_row : sums) {
@@ -259,7 +268,7 @@ inline void dot_products(const T* x, Index features, const T* weight, const T* b
     Vector<T> row[rows];
     for (Index r = 0; r < rows; ++r) row[r] = load_lanes(x + r * features + i, n);
     for (Index o = 0; o < outputs; ++o) {
-      const Vector<T> w = load_lanes(weight + o * features + i, n);
+      const Vector<T> w = load_lanes(weight + o * weight_stride + i, n);
       for (Index r = 0; r < rows; ++r) sums[r][o] = S::fma(row[r], w, sums[r][o]);
     }
   };
@@ -273,38 +282,94 @@ inline void dot_products(const T* x, Index features, const T* weight, const T* b
 
 // Each block of weights meets all rows of x before the next one is read.
 template <class T, Index outputs>
-inline void few_rows_block(const T* x, Index rows, Index features, const T* weight, const T* bias, T* y,
-                           Index y_stride) {
+inline void few_rows_block(const T* x, Index rows, Index features, const T* weight, Index weight_stride,
+                           const T* bias, T* y, Index y_stride) {
   Index r = 0;
   for (; r + 4 <= rows; r += 4) {
-    dot_products<T, 4, outputs>(x + r * features, features, weight, bias, y + r * y_stride, y_stride);
+    dot_products<T, 4, outputs>(x + r * features, features, weight, weight_stride, bias, y + r * y_stride,
+                                y_stride);
   }
   x += r * features;
   y += r * y_stride;
   switch (rows - r) {
-    case 3: return dot_products<T, 3, outputs>(x, features, weight, bias, y, y_stride);
-    case 2: return dot_products<T, 2, outputs>(x, features, weight, bias, y, y_stride);
-    case 1: return dot_products<T, 1, outputs>(x, features, weight, bias, y, y_stride);
+    case 3: return dot_products<T, 3, outputs>(x, features, weight, weight_stride, bias, y, y_stride);
+    case 2: return dot_products<T, 2, outputs>(x, features, weight, weight_stride, bias, y, y_stride);
+    case 1: return dot_products<T, 1, outputs>(x, features, weight, weight_stride, bias, y, y_stride);
     default: return;
   }
 }
 
 template <class T>
-void few_rows_linear(const T* x, Index rows, Index features, const T* weight, const T* bias, Index outputs,
-                     T* y, Index y_stride) {
-#if defined(BLASFORMER_ISA_avx512)
-  constexpr Index block = 4;  // with 4 rows of x, 16 of 32 registers hold sums
-#else
-  constexpr Index block = 2;
-#endif
+void few_rows_linear(const T* x, Index rows, Index features, const T* weight, Index weight_stride,
+                     const T* bias, Index outputs, T* y, Index y_stride) {
   Index o = 0;
-  for (; o + block <= outputs; o += block) {
-    few_rows_block<T, block>(x, rows, features, weight + o * features, bias ? bias + o : nullptr, y + o,
-                             y_stride);
+  if (rows == 1) {  // independent sums hide the latency of each other
+    for (; o + 8 <= outputs; o += 8) {
+      dot_products<T, 1, 8>(x, features, weight + o * weight_stride, weight_stride, bias ? bias + o : nullptr,
+                            y + o, y_stride);
+    }
+  }
+  for (; o + kOutputBlock <= outputs; o += kOutputBlock) {
+    few_rows_block<T, kOutputBlock>(x, rows, features, weight + o * weight_stride, weight_stride,
+                                    bias ? bias + o : nullptr, y + o, y_stride);
   }
   for (; o < outputs; ++o) {
-    few_rows_block<T, 1>(x, rows, features, weight + o * features, bias ? bias + o : nullptr, y + o,
-                         y_stride);
+    few_rows_block<T, 1>(x, rows, features, weight + o * weight_stride, weight_stride,
+                         bias ? bias + o : nullptr, y + o, y_stride);
+  }
+}
+
+// A block of rows of x times some columns of weight^T, kOutputBlock vectors of outputs at a time.
+template <class T, Index rows>
+inline void multiples_of_columns(const T* x, Index features, const T* weight, Index weight_stride,
+                                 const T* bias, Index outputs, T* y, Index y_stride) {
+  using S = Simd<T>;
+  const auto block = [&](Index o, auto vectors, Index last) {  // last: lanes of the last vector
+    constexpr Index count = vectors;
+    const auto lanes = [last](Index v) { return v + 1 < count ? S::lanes : last; };
+    Vector<T> sums[rows][count];
+    for (Index v = 0; v < count; ++v) {
+      const Vector<T> first = bias ? load_lanes(bias + o + v * S::lanes, lanes(v)) : S::zero();
+      for (Index r = 0; r < rows; ++r) sums[r][v] = first;
+    }
+    for (Index i = 0; i < features; ++i) {
+      for (Index v = 0; v < count; ++v) {
+        const Vector<T> w = load_lanes(weight + i * weight_stride + o + v * S::lanes, lanes(v));
+        for (Index r = 0; r < rows; ++r)
+          sums[r][v] = S::fma(S::broadcast(x[r * features + i]), w, sums[r][v]);
+      }
+    }
+    for (Index r = 0; r < rows; ++r) {
+      for (Index v = 0; v < count; ++v)
+        store_lanes(y + r * y_stride + o + v * S::lanes, sums[r][v], lanes(v));
+    }
+  };
+  struct One {
+    constexpr operator Index() const { return 1; }
+  };
+  struct Many {
+    constexpr operator Index() const { return kOutputBlock; }
+  };
+  Index o = 0;
+  for (; o + kOutputBlock * S::lanes <= outputs; o += kOutputBlock * S::lanes) block(o, Many(), S::lanes);
+  for (; o < outputs; o += S::lanes) block(o, One(), outputs - o < S::lanes ? outputs - o : S::lanes);
+}
+
+template <class T>
+void few_rows_linear_transposed(const T* x, Index rows, Index features, const T* weight, Index weight_stride,
+                                const T* bias, Index outputs, T* y, Index y_stride) {
+  Index r = 0;
+  for (; r + 4 <= rows; r += 4) {
+    multiples_of_columns<T, 4>(x + r * features, features, weight, weight_stride, bias, outputs,
+                               y + r * y_stride, y_stride);
+  }
+  x += r * features;
+  y += r * y_stride;
+  switch (rows - r) {
+    case 3: return multiples_of_columns<T, 3>(x, features, weight, weight_stride, bias, outputs, y, y_stride);
+    case 2: return multiples_of_columns<T, 2>(x, features, weight, weight_stride, bias, outputs, y, y_stride);
+    case 1: return multiples_of_columns<T, 1>(x, features, weight, weight_stride, bias, outputs, y, y_stride);
+    default: return;
   }
 }
 
@@ -398,7 +463,15 @@ constexpr RowKernels<T> kRowKernels = {
     .silu = silu<T>,
     .layer_norm = layer_norm<T>,
     .rms_norm = rms_norm<T>,
+#if defined(BLASFORMER_ISA_avx512)
+    .few_rows = 32,
+#elif defined(BLASFORMER_ISA_avx2)
+    .few_rows = 8,
+#else
+    .few_rows = 16,
+#endif
     .few_rows_linear = few_rows_linear<T>,
+    .few_rows_linear_transposed = few_rows_linear_transposed<T>,
     .cosine_sine = cosine_sine<T>,
     .rotate_interleaved = rotate_interleaved<T>,
     .rotate_halves = rotate_halves<T>,
