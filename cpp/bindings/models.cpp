@@ -26,7 +26,8 @@ Tensor<std::int64_t> indices(py::object argument, const char* name) {
   return tensor;
 }
 
-using AskedLayers = std::vector<std::tuple<Index, std::vector<Index>, bool>>;  // (layer, heads, whether their mean)
+using AskedLayers =
+    std::vector<std::tuple<Index, std::vector<Index>, bool>>;  // (layer, heads, whether their mean)
 
 // A BertModel as Python holds it, whatever its scalars are.
 class Bert {
@@ -57,7 +58,8 @@ class BertOf : public Bert {
     model_.initialise(random);
   }
 
-  py::tuple forward(const PackedTokens& tokens, const AskedLayers& asked_layers, bool with_pooled) const override {
+  py::tuple forward(const PackedTokens& tokens, const AskedLayers& asked_layers,
+                    bool with_pooled) const override {
     std::map<Index, typename BertModel<T>::Asked> asked;
     for (const auto& [layer, heads, mean] : asked_layers) {
       asked[layer].heads = heads;
@@ -72,7 +74,8 @@ class BertOf : public Bert {
     py::dict weights;
     for (const auto& [layer, of_layer] : asked) {
       py::list of_sequences;
-      for (const Tensor<T>& of_sequence : of_layer.weights) of_sequences.append(numpy_view(of_sequence, true));
+      for (const Tensor<T>& of_sequence : of_layer.weights)
+        of_sequences.append(numpy_view(of_sequence, true));
       weights[py::int_(layer)] = of_sequences;
     }
     py::object pooled_or_none = py::none();
@@ -84,22 +87,24 @@ class BertOf : public Bert {
   BertModel<T> model_;
 };
 
-std::unique_ptr<Bert> make_bert(const std::string& dtype, Index vocab_size, Index hidden_size, Index num_hidden_layers,
-                                Index num_attention_heads, Index intermediate_size, Index max_position_embeddings,
-                                Index type_vocab_size, const std::string& activation, double layer_norm_eps,
-                                bool with_pooler) {
-  const BertSizes sizes{vocab_size,         hidden_size,
-                        num_hidden_layers,  num_attention_heads,
-                        intermediate_size,  max_position_embeddings,
-                        type_vocab_size,    activation_from_name(activation),
-                        layer_norm_eps,     with_pooler};
+std::unique_ptr<Bert> make_bert(const std::string& dtype, Index vocab_size, Index hidden_size,
+                                Index num_hidden_layers, Index num_attention_heads, Index intermediate_size,
+                                Index max_position_embeddings, Index type_vocab_size,
+                                const std::string& activation, double layer_norm_eps, bool with_pooler) {
+  const BertSizes sizes{vocab_size,        hidden_size,
+                        num_hidden_layers, num_attention_heads,
+                        intermediate_size, max_position_embeddings,
+                        type_vocab_size,   activation_from_name(activation),
+                        layer_norm_eps,    with_pooler};
   if (dtype == "float64") return std::make_unique<BertOf<double>>(sizes);
   return std::make_unique<BertOf<float>>(sizes);
 }
 
-py::tuple forward(const Bert& model, const py::object& ids, const py::object& positions, const py::object& types,
-                  const std::vector<Index>& starts, const AskedLayers& asked, bool with_pooled) {
-  const PackedTokens tokens{indices(ids, "ids"), indices(positions, "positions"), indices(types, "types"), starts};
+py::tuple forward(const Bert& model, const py::object& ids, const py::object& positions,
+                  const py::object& types, const std::vector<Index>& starts, const AskedLayers& asked,
+                  bool with_pooled) {
+  const PackedTokens tokens{indices(ids, "ids"), indices(positions, "positions"), indices(types, "types"),
+                            starts};
   return model.forward(tokens, asked, with_pooled);
 }
 
@@ -107,14 +112,14 @@ py::tuple forward(const Bert& model, const py::object& ids, const py::object& po
 
 void bind_models(py::module_& module) {
   py::class_<Bert>(module, "BertModel")
-      .def(py::init(&make_bert), py::arg("dtype"), py::kw_only(), py::arg("vocab_size"), py::arg("hidden_size"),
-           py::arg("num_hidden_layers"), py::arg("num_attention_heads"), py::arg("intermediate_size"),
-           py::arg("max_position_embeddings"), py::arg("type_vocab_size"), py::arg("activation"), py::arg("layer_norm_eps"),
-           py::arg("with_pooler"))
+      .def(py::init(&make_bert), py::arg("dtype"), py::kw_only(), py::arg("vocab_size"),
+           py::arg("hidden_size"), py::arg("num_hidden_layers"), py::arg("num_attention_heads"),
+           py::arg("intermediate_size"), py::arg("max_position_embeddings"), py::arg("type_vocab_size"),
+           py::arg("activation"), py::arg("layer_norm_eps"), py::arg("with_pooler"))
       .def("parameters", &Bert::parameters, py::arg("writeable"))
       .def("initialise", &Bert::initialise, py::arg("seed"))
-      .def("forward", forward, py::arg("ids"), py::arg("positions"), py::arg("types"), py::arg("starts"), py::arg("asked"),
-           py::arg("with_pooled"));
+      .def("forward", forward, py::arg("ids"), py::arg("positions"), py::arg("types"), py::arg("starts"),
+           py::arg("asked"), py::arg("with_pooled"));
 }
 
 }  // namespace blasformer::bindings

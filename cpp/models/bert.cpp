@@ -42,8 +42,8 @@ void BertModel<T>::initialise(Initialiser& random) {
 template <class T>
 Tensor<T> BertModel<T>::embed(const PackedTokens& tokens) const {
   require(tokens.positions.size() == tokens.ids.size() && tokens.types.size() == tokens.ids.size(),
-          "positions and types must be as many as the ", tokens.ids.size(), " ids, got ", tokens.positions.size(), " and ",
-          tokens.types.size());
+          "positions and types must be as many as the ", tokens.ids.size(), " ids, got ",
+          tokens.positions.size(), " and ", tokens.types.size());
   const Tensor<T> words = word_embeddings.forward(tokens.ids);
   const Tensor<T> types = token_type_embeddings.forward(tokens.types);
   Tensor<T> x = position_embeddings.forward(tokens.positions);
@@ -53,8 +53,8 @@ Tensor<T> BertModel<T>::embed(const PackedTokens& tokens) const {
 }
 
 template <class T>
-void BertModel<T>::weigh(const MultiheadAttention<T>& attention, const Tensor<T>& x, const std::vector<Index>& starts,
-                         Asked& asked) {
+void BertModel<T>::weigh(const MultiheadAttention<T>& attention, const Tensor<T>& x,
+                         const std::vector<Index>& starts, Asked& asked) {
   AskedWeights<T> of_sequence;
   of_sequence.selection.heads = asked.heads;
   of_sequence.selection.mean = asked.mean;

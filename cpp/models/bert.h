@@ -108,8 +108,8 @@ struct BertModel {
     }
   }
   // Recomputes the weights from the layer's input, so that who does not ask for them pays nothing.
-  static void weigh(const MultiheadAttention<T>& attention, const Tensor<T>& x, const std::vector<Index>& starts,
-                    Asked& asked);
+  static void weigh(const MultiheadAttention<T>& attention, const Tensor<T>& x,
+                    const std::vector<Index>& starts, Asked& asked);
   Tensor<T> embed(const PackedTokens& tokens) const;
 };
 
