@@ -41,10 +41,13 @@ void visible_by_segment(const AttentionProblem& p, const QueryTile<T>& tile, Ind
                         std::uint32_t* bits) {
   const Index* query_segment = p.masks.query_segments + tile.batch * p.query_length;
   const Index* key_segment = p.masks.key_segments + tile.batch * p.key_length + first;
+  std::uint32_t same = 0;
   for (Index k = 0; k < count; ++k) {
-    std::uint32_t same = 0;
-    for (Index l = 0; l < tile.width; ++l) {
-      same |= static_cast<std::uint32_t>(query_segment[tile.row[l]] == key_segment[k]) << l;
+    if (k == 0 || key_segment[k] != key_segment[k - 1]) {  // segments are mostly runs of neighbours
+      same = 0;
+      for (Index l = 0; l < tile.width; ++l) {
+        same |= static_cast<std::uint32_t>(query_segment[tile.row[l]] == key_segment[k]) << l;
+      }
     }
     bits[k] &= same;
   }
