@@ -235,6 +235,13 @@ def _misaligned(x):
     return np.frombuffer(b"\0" + x.tobytes(), dtype=x.dtype, offset=1).reshape(x.shape)
 
 
+def _field_of_records(x):
+    """Rows of records of 1 + itemsize bytes: aligned nowhere, with strides that are no whole elements."""
+    records = np.zeros(x.shape, np.dtype([("mark", np.uint8), ("number", x.dtype)]))
+    records["number"] = x
+    return records["number"]
+
+
 def _read_only(x):
     x = x.copy()
     x.flags.writeable = False
@@ -251,5 +258,6 @@ LAYOUTS = {
     "every second feature": _every_second(-1),
     "every second row": _every_second(-2),
     "misaligned": _misaligned,
+    "field of records": _field_of_records,
     "read-only": _read_only,
 }

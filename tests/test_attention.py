@@ -113,7 +113,9 @@ def test_half_precision_is_rounded_once_at_the_end(kind, dtype, isa):
 # ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize(
+    "dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16], ids=lambda dtype: dtype.__name__
+)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_layout_in_memory_changes_no_bit(layout, dtype, isa):
     sizes = Sizes(35, 99, 20, 12)
@@ -280,6 +282,18 @@ def test_selected_weights_are_those_of_the_full_matrix(heads, rows, mean, isa):
         np.testing.assert_allclose(selected, exact, rtol=0, atol=2e-7)
     else:
         assert same_bits(selected, np.ascontiguousarray(expected))
+
+
+@pytest.mark.parametrize(
+    ("heads", "rows"), [(slice(1, 3), slice(None, None, 50)), (2, -1), (np.arange(2), [0])]
+)
+def test_heads_and_rows_are_selected_by_slices_and_single_indices_too(heads, rows):
+    inputs = operands(np.random.default_rng(12), Sizes(130, 197, 40, 24), np.float32)
+    selection = blasformer.WeightSelection(heads=heads, rows=rows)
+    selected = attend(*inputs, return_weights=selection).weights
+    full = attend(*inputs, return_weights=True).weights
+    heads, rows = ([index] if isinstance(index, int) else index for index in (heads, rows))
+    assert same_bits(selected, np.ascontiguousarray(full[:, heads][:, :, rows]))
 
 
 def test_weights_of_a_row_sum_to_one_or_are_zero(isa):
@@ -456,6 +470,22 @@ def test_a_score_beyond_all_others_takes_its_row(extreme, isa):
     result = attend(query, key, value, bias=bias, return_weights=True)
     assert_as_accurate_as_numpy(result, reference.attention, query, key, value, bias=bias)
     assert (result.weights[..., 40] == (extreme > 0)).all()
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium", "ieee"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: dtype.__name__)
+def test_no_precision_is_less_accurate_than_it_promises(precision, dtype, isa):
+    inputs = operands(np.random.default_rng(21), Sizes(130, 197, 40, 24), dtype)
+    output = attend(*inputs, precision=precision)
+    if dtype == np.float64 or precision in ("highest", "ieee"):
+        assert_as_accurate_as_numpy(
+            output, lambda *x, dtype: reference.attention(*x, dtype=dtype).output, *inputs
+        )
+    else:
+        promised = {"high": 1e-5, "medium": 1e-2}[precision]
+        assert reference.error(output, reference.attention(*inputs).output) < promised
+    with blasformer.precision(precision):
+        assert same_bits(attend(*inputs), output)
 
 
 def test_denormals_outside_the_call_stay_as_they_were():

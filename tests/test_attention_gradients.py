@@ -208,6 +208,17 @@ def test_the_number_of_threads_changes_no_bit(kind, dtype, isa):
         assert all(same_bits(part, first) for part, first in zip(result, results[0], strict=True))
 
 
+def test_the_gradients_of_a_batch_entry_do_not_depend_on_its_neighbours(isa):
+    inputs, _ = case("none", Sizes(130, 197, 40, 24, batch=(3,)), np.float32)
+    key_lengths = np.array([197, 60, 3])
+    together = gradients(*inputs, key_lengths=key_lengths, causal="lower_right")
+    for entry in range(3):
+        one = slice(entry, entry + 1)
+        alone = gradients(*(x[one] for x in inputs), key_lengths=key_lengths[one], causal="lower_right")
+        for part, whole in zip(alone[:3], together[:3], strict=True):
+            np.testing.assert_allclose(part, whole[one], rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize("kind", ["none", "everything"])
 def test_forward_for_training_has_the_bits_of_plain_forward(kind, isa):
     inputs, arguments = case(kind, Sizes(130, 197, 40, 24), np.float32)

@@ -1,6 +1,7 @@
 """Who may attend to whom: every reading of every mask, and that what is masked has no influence at all."""
 
 import itertools
+import time
 
 import blasformer
 import numpy as np
@@ -233,6 +234,19 @@ def test_the_bias_behind_a_mask_has_no_influence(garbage, isa):
         np.testing.assert_array_equal(part, clean_part)
 
 
+def test_an_infinite_key_acts_as_the_formula_says(isa):
+    """A score of -inf takes no weight. One of +inf leaves inf / inf: NaN, for its row alone."""
+    query, key, value = operands(np.random.default_rng(7), Sizes(33, 97, 8, 5, 1, 1, (1,)), np.float32)
+    key[0, 0, 40] = 0
+    key[0, 0, 40, 3] = np.inf
+    query[0, 0, :, 3] = np.where(np.arange(33) % 2, 1, -1)
+    output = attend(query, key, value)
+    assert np.isnan(output[0, 0, 1::2]).all()
+    without = np.arange(97) != 40
+    expected = reference.attention(query, key[:, :, without], value[:, :, without]).output
+    np.testing.assert_allclose(output[0, 0, ::2], expected[0, 0, ::2], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("garbage", POISON)
 def test_garbage_in_padded_queries_has_no_influence(garbage, isa):
     query, key, value = operands(np.random.default_rng(9), Sizes(), np.float32)
@@ -310,6 +324,51 @@ def test_alibi_is_the_bias_it_stands_for(isa):
     result = attend(*inputs, alibi_slopes=slopes, query_offset=64)
     expected = attend(*inputs, bias=-slopes[:, None, None] * distance)
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-14)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Tiles nobody may look into are skipped
+# ----------------------------------------------------------------------------------------------------------
+
+LONG = Sizes(3000, 3000, 32, 32, 2, 2, (1,))
+
+
+def seconds_of_one_core(call):
+    """The least processor time of several runs, which other processes on the machine hardly change."""
+    times = []
+    with blasformer.num_threads(1):
+        for _ in range(4):
+            began = time.process_time()
+            call()
+            times.append(time.process_time() - began)
+    return min(times)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "share"),
+    [
+        ({"causal": True}, 0.5),
+        ({"window": (100, 100)}, 0.07),
+        ({"causal": True, "window": (100, 0)}, 0.035),
+        ({"key_lengths": [300]}, 0.1),
+        ({"query_lengths": [300]}, 0.1),
+        ({"causal": True, "query_offset": -2400}, 0.02),
+        ({"query_segments": np.arange(3000)[None] // 300, "key_segments": np.arange(3000)[None] // 300}, 0.1),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else None,
+)
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_what_is_masked_as_a_whole_costs_next_to_nothing(direction, arguments, share):
+    """share: what part of the scores may be attended to; a quarter of the rest is granted for ragged edges."""
+    query, key, value = operands(np.random.default_rng(16), LONG, np.float32)
+
+    def cost(**arguments):
+        if direction == "forward":
+            return seconds_of_one_core(lambda: attend(query, key, value, **arguments))
+        _, saved = blasformer.attention_forward(query, key, value, **arguments)
+        return seconds_of_one_core(lambda: blasformer.attention_backward(saved, value))
+
+    assert cost(**arguments) < (share + 0.25 * (1 - share)) * cost()
 
 
 # ----------------------------------------------------------------------------------------------------------
