@@ -12,6 +12,8 @@
 //
 // Masks, softmax and everything else are those of the tile.
 
+#include <type_traits>
+
 #include "kernels/isa/attention_forward.h"
 
 namespace blasformer::BLASFORMER_ISA {
@@ -49,45 +51,56 @@ Index few_workspace(const AttentionProblem& p) {
   return carver.used();
 }
 
-template <class T, int queries>
-void few_values(Index count, Index value_dim, const KeyBlock<T>& values, const T* weights, Index width,
-                const T* factor, bool started, T* output) {
+// output = output * factor + weights values for `vectors` vectors of columns, the only one of which may be
+// cut off; values and output begin at the first of them.
+template <class T, int queries, int vectors>
+void value_columns(Index count, Index columns, const KeyBlock<T>& values, const T* weights, Index width,
+                   const T* factor, bool started, T* output, Index output_stride) {
   using S = Simd<T>;
-  constexpr Index vectors = 4;
-  for (Index first = 0; first < value_dim; first += vectors * S::lanes) {
-    const Index columns = smaller(vectors * S::lanes, value_dim - first);
-    typename S::Vector sum[queries][vectors];
-    for (int q = 0; q < queries; ++q) {
-      for (Index v = 0; v < vectors; ++v) sum[q][v] = S::zero();
-    }
-    if (columns == vectors * S::lanes) {
-      for (Index k = 0; k < count; ++k) {
-        const T* row = values.data + k * values.row_stride + first;
-        for (Index v = 0; v < vectors; ++v) {
-          const auto x = S::load(row + v * S::lanes);
-          for (int q = 0; q < queries; ++q)
-            sum[q][v] = S::fma(S::broadcast(weights[k * width + q]), x, sum[q][v]);
-        }
-      }
-    } else {
-      for (Index v = 0; v * S::lanes < columns; ++v) {
-        const Index left = smaller(S::lanes, columns - v * S::lanes);
-        for (Index k = 0; k < count; ++k) {
-          const auto x = S::load_first(values.data + k * values.row_stride + first + v * S::lanes, left);
-          for (int q = 0; q < queries; ++q)
-            sum[q][v] = S::fma(S::broadcast(weights[k * width + q]), x, sum[q][v]);
-        }
-      }
-    }
-    for (int q = 0; q < queries; ++q) {
-      for (Index v = 0; v * S::lanes < columns; ++v) {
-        T* target = output + q * value_dim + first + v * S::lanes;
-        const Index left = smaller(S::lanes, columns - v * S::lanes);
-        if (started) sum[q][v] = S::fma(S::load_first(target, left), S::broadcast(factor[q]), sum[q][v]);
-        S::store_first(target, sum[q][v], left);
+  const auto load = [columns](const T* x) {
+    if constexpr (vectors == 1) return S::load_first(x, columns);
+    return S::load(x);
+  };
+  typename S::Vector sum[queries][vectors];
+  for (int q = 0; q < queries; ++q) {
+    for (int v = 0; v < vectors; ++v) sum[q][v] = S::zero();
+  }
+  for (Index k = 0; k < count; ++k) {
+    const T* row = values.data + k * values.row_stride;
+    prefetch_row(row + kRowsAhead * values.row_stride, columns);
+    for (int v = 0; v < vectors; ++v) {
+      const auto x = load(row + v * S::lanes);
+      for (int q = 0; q < queries; ++q) {
+        sum[q][v] = S::fma(S::broadcast(weights[k * width + q]), x, sum[q][v]);
       }
     }
   }
+  for (int q = 0; q < queries; ++q) {
+    for (int v = 0; v < vectors; ++v) {
+      T* target = output + q * output_stride + v * S::lanes;
+      if (started) sum[q][v] = S::fma(load(target), S::broadcast(factor[q]), sum[q][v]);
+      S::store_first(target, sum[q][v], smaller(columns, S::lanes));
+    }
+  }
+}
+
+template <class T, int queries>
+void few_values(Index count, Index value_dim, const KeyBlock<T>& values, const T* weights, Index width,
+                const T* factor, bool started, T* output) {
+  Index first = 0;
+  const auto columns = [&]<int vectors>(std::integral_constant<int, vectors>) {
+    const Index many = vectors * Simd<T>::lanes;
+    while (first < value_dim && (vectors == 1 || first + many <= value_dim)) {
+      const KeyBlock<T> block{values.data + first, values.row_stride, values.column_stride};
+      value_columns<T, queries, vectors>(count, smaller(many, value_dim - first), block, weights, width,
+                                         factor, started, output + first, value_dim);
+      first += many;
+    }
+  };
+  // As many columns at a time as the registers hold: memory is read best in long rows.
+  if constexpr (queries == 1) columns(std::integral_constant<int, 8>());
+  columns(std::integral_constant<int, 4>());
+  columns(std::integral_constant<int, 1>());
 }
 
 template <class T, int queries>

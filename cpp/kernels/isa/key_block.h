@@ -8,6 +8,16 @@
 namespace blasformer::BLASFORMER_ISA {
 namespace {
 
+// Asks for a row of keys or values that will be read a little later. Few queries leave so little to compute
+// that the speed of memory is all there is, and the hardware's own prefetching stops at the end of every
+// page.
+constexpr Index kRowsAhead = 12;
+template <class T>
+inline void prefetch_row(const T* row, Index columns) {
+  constexpr Index line = 64 / static_cast<Index>(sizeof(T));
+  for (Index c = 0; c < columns; c += line) __builtin_prefetch(row + c);
+}
+
 // Keys or values [first, first + count) of a head, in place when they have the type computed in, else widened
 // into `buffer`.
 template <class T>

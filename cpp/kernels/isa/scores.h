@@ -15,6 +15,7 @@ void few_scores(Index count, Index dim, const KeyBlock<T>& keys, const T* rows, 
   using S = Simd<T>;
   for (Index k = 0; k < count; ++k) {
     const T* key = keys.data + k * keys.row_stride;
+    prefetch_row(key + kRowsAhead * keys.row_stride, dim);
     typename S::Vector even[queries], odd[queries];
     for (int q = 0; q < queries; ++q) even[q] = odd[q] = S::zero();
     Index c = 0;
