@@ -435,6 +435,14 @@ def test_unexpected_tensors_are_ignored_on_request_and_missing_ones_never(tmp_pa
         BertModel.from_pretrained(publish(tmp_path, tensors), strict=False)
 
 
+def test_a_tensor_under_two_names_is_an_error(tmp_path):
+    tensors = tiny_tensors() | {"embeddings.LayerNorm.gamma": np.ones(24, np.float32)}
+    with pytest.raises(
+        ValueError, match=r"holds embeddings.LayerNorm.weight twice: as embeddings.LayerNorm.\w+ and"
+    ):
+        BertModel.from_pretrained(publish(tmp_path, tensors))
+
+
 def test_integer_weights_are_an_error(tmp_path):
     tensors = tiny_tensors() | {"embeddings.LayerNorm.bias": np.zeros(24, np.int64)}
     with pytest.raises(ValueError, match=r"; not floating point: embeddings.LayerNorm.bias$"):
@@ -573,6 +581,7 @@ IDS = [[1, 2, 3], [4, 5, 6]]
             ValueError,
             "attention_mask must have the shape of input_ids (2, 3), got (1, 2)",
         ),
+        ({"attention_mask": [[1, 1, 1], [1]]}, ValueError, "attention_mask must be rectangular"),
         ({"attention_mask": IDS}, ValueError, "attention_mask must hold 0 and 1 only, got 2"),
         (
             {"attention_mask": np.ones((2, 3))},

@@ -33,10 +33,12 @@ using AskedLayers =
 class Bert {
  public:
   virtual ~Bert() = default;
-  // Views of the weights, by name. Writeable ones are for whoever loads them, before anyone else has the model.
+  // Views of the weights, by name. Writeable ones are for whoever loads them, before anyone else has the
+  // model.
   virtual py::dict parameters(bool writeable) = 0;
   virtual void initialise(std::uint64_t seed) = 0;
-  // (last hidden states (total, hidden_size), pooled (sequences, hidden_size) or None, {layer: weights of each sequence})
+  // (last hidden states (total, hidden_size), pooled (sequences, hidden_size) or None,
+  // {layer: weights of each sequence})
   virtual py::tuple forward(const PackedTokens& tokens, const AskedLayers& asked, bool with_pooled) const = 0;
 };
 

@@ -6,8 +6,8 @@
 //   x = layer(x) for each post-norm encoder layer
 //   pooled = tanh(dense(x of the first token))
 //
-// Sequences are packed: their tokens follow one another without padding, so that nothing is computed for padding and no
-// sequence sees another.
+// Sequences are packed: their tokens follow one another without padding, so that nothing is computed for
+// padding and no sequence sees another.
 
 #include <cstdint>
 #include <map>
@@ -63,8 +63,8 @@ struct BertModel {
   // Matrices normal with deviation 0.02, biases 0, weights of norms 1 (Devlin et al. 2018).
   void initialise(Initialiser& random);
 
-  // The attention weights of one layer that somebody asked for: of each sequence that has tokens, (heads, length, length), or
-  // (length, length) for the mean over these heads.
+  // The attention weights of one layer that somebody asked for: of each sequence that has tokens,
+  // (heads, length, length), or (length, length) for the mean over these heads.
   struct Asked {
     std::vector<Index> heads;
     bool mean = false;
@@ -95,7 +95,8 @@ struct BertModel {
   }
 
  private:
-  // Checkpoints hold the three projections apart; here they are rows of one matrix, so that one product computes them.
+  // Checkpoints hold the three projections apart; here they are rows of one matrix, so that one product
+  // computes them.
   template <class Attention, class Visit>
   static void each_projection(const std::string& name, Attention& attention, Visit&& visit) {
     const Index width = attention.embed_dim();

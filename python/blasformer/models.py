@@ -338,7 +338,7 @@ def _bert_names(checkpoint: Checkpoint) -> dict[str, str]:
     """The names of BertModel's parameters, and what they are called in this checkpoint."""
     stored_names = list(checkpoint.shapes)
     prefix = "bert." if any(name.startswith("bert.") for name in stored_names) else ""
-    names = {}
+    names: dict[str, str] = {}
     for stored in stored_names:
         if prefix and stored.startswith(BERT_HEADS):
             continue
@@ -346,6 +346,8 @@ def _bert_names(checkpoint: Checkpoint) -> dict[str, str]:
         for old, new in BERT_OLD_SUFFIXES.items():
             if name.endswith(old):
                 name = name.removesuffix(old) + new
+        if name in names:
+            raise ValueError(f"{checkpoint.path} holds {name} twice: as {names[name]} and as {stored}")
         if name not in BERT_BUFFERS:
             names[name] = stored
     return names
@@ -368,11 +370,15 @@ def _require_match(
         raise ValueError(f"{checkpoint.path}: the tensors are not those of the model; {text}")
 
 
-def _integers(name: str, values: npt.ArrayLike) -> Array:
+def _array(name: str, values: npt.ArrayLike) -> Array:
     try:
-        array = np.asarray(values)
+        return np.asarray(values)
     except ValueError as error:
         raise ValueError(f"{name} must be rectangular: pad it, and give lengths or attention_mask") from error
+
+
+def _integers(name: str, values: npt.ArrayLike) -> Array:
+    array = _array(name, values)
     if array.size == 0 and not isinstance(values, np.ndarray):
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
@@ -400,7 +406,7 @@ def _tokens(
         return np.arange(shape[-1]) < counts[..., None]
     if attention_mask is None:
         return np.ones(shape, np.bool_)
-    mask: Array = np.asarray(attention_mask)
+    mask = _array("attention_mask", attention_mask)
     if mask.shape != shape:
         raise ValueError(f"attention_mask must have the shape of input_ids {shape}, got {mask.shape}")
     if mask.dtype.kind not in "biu" and mask.size:
