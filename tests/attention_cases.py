@@ -9,6 +9,10 @@ LENGTHS = [1, 5, 31, 33, 95, 96, 97, 130, 197, 257]
 HEAD_DIMS = [1, 3, 8, 40, 59, 64, 80, 111, 128, 256]
 
 
+# So few queries of two heads that share their keys are attended to by a kernel of their own.
+FEW = 2
+
+
 class Sizes(NamedTuple):
     """The extents of one call."""
 

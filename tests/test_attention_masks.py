@@ -7,7 +7,7 @@ import blasformer
 import numpy as np
 import pytest
 import reference
-from attention_cases import ARGUMENTS, Sizes, normal, operands
+from attention_cases import ARGUMENTS, FEW, Sizes, normal, operands
 from reference import assert_as_accurate_as_numpy
 
 attend = blasformer.scaled_dot_product_attention
@@ -82,9 +82,10 @@ def test_masks_mean_what_they_say(query_length, key_length, arguments, expected)
 
 
 @pytest.mark.parametrize("kind", ARGUMENTS)
-def test_any_mask_equals_the_boolean_mask_it_stands_for(kind, isa):
+@pytest.mark.parametrize("query_length", [130, FEW])
+def test_any_mask_equals_the_boolean_mask_it_stands_for(query_length, kind, isa):
     """Skipping a tile must not differ from masking each of its entries."""
-    sizes = Sizes(130, 257, 24, 16)
+    sizes = Sizes(query_length, 257, 24, 16)
     random = np.random.default_rng(1)
     inputs = operands(random, sizes, np.float32)
     arguments = ARGUMENTS[kind](random, sizes, np.float32)
@@ -129,8 +130,9 @@ def test_every_two_arguments_compose(pair):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("kind", ARGUMENTS)
-def test_a_row_that_may_attend_to_nothing_is_zero(kind, dtype):
-    sizes = Sizes(35, 99, 9, 7)
+@pytest.mark.parametrize("query_length", [35, FEW])
+def test_a_row_that_may_attend_to_nothing_is_zero(query_length, kind, dtype):
+    sizes = Sizes(query_length, 99, 9, 7)
     random = np.random.default_rng(3)
     inputs = operands(random, sizes, dtype)
     arguments = ARGUMENTS[kind](random, sizes, dtype)
@@ -171,9 +173,10 @@ def test_masking_everything_gives_zeros(arguments, isa):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("kind", ARGUMENTS)
-def test_garbage_reaches_only_the_rows_that_may_attend_to_it(kind, dtype, isa):
+@pytest.mark.parametrize("query_length", [67, FEW])
+def test_garbage_reaches_only_the_rows_that_may_attend_to_it(query_length, kind, dtype, isa):
     """The other rows keep their bits, whatever is in the keys and values they may not see."""
-    sizes = Sizes(67, 199, 24, 16)
+    sizes = Sizes(query_length, 199, 24, 16)
     random = np.random.default_rng(5)
     query, key, value = operands(random, sizes, dtype)
     arguments = ARGUMENTS[kind](random, sizes, dtype)
@@ -359,7 +362,7 @@ def seconds_of_one_core(call):
 )
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_what_is_masked_as_a_whole_costs_next_to_nothing(direction, arguments, share):
-    """share: what part of the scores may be attended to; a quarter of the rest is granted for ragged edges."""
+    """share: the part of the scores that may be attended to; a quarter of the rest is for ragged edges."""
     query, key, value = operands(np.random.default_rng(16), LONG, np.float32)
 
     def cost(**arguments):
