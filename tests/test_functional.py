@@ -181,6 +181,22 @@ def test_softmax_acts_on_any_axis(name, axis, isa):
             assert_as_accurate_as_numpy(function(x, axis), formula, x, axis=axis)
 
 
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_long_columns_are_summed_as_accurately_as_numpy_does(name, isa):
+    x = normal((20011, 67)) + 3
+    assert_as_accurate_as_numpy(getattr(blasformer, name)(x, 0), getattr(reference, name), x, axis=0)
+
+
+def test_softmax_along_columns_has_the_same_bits_for_every_number_of_threads():
+    x = normal((3, 500, 400))
+    results = []
+    for threads in (1, 2, 3):
+        with blasformer.num_threads(threads):
+            results.append(blasformer.softmax(x, 1))
+    assert same_bits(results[0], results[1])
+    assert same_bits(results[0], results[2])
+
+
 def test_softmax_sums_to_one_and_log_softmax_is_its_logarithm(isa):
     x = 10 * normal((7, 1000), np.float64)
     weights = blasformer.softmax(x)
@@ -201,14 +217,19 @@ def test_a_row_of_minus_infinities_has_no_softmax(isa):
 # ----------------------------------------------------------------------------------------------------------
 
 
+def nearly_the_same(a, b):
+    """Equal but for the order in which float32 or float64 sums were added up."""
+    return a.dtype == b.dtype and reference.error(a, b) <= 4 * float(ml_dtypes.finfo(a.dtype).eps)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @all_functions
-def test_any_layout_gives_the_same_bits(function, formula, layout, isa):
+def test_any_layout_gives_the_same_result(function, formula, layout, isa):
     for dtype in (np.float32, np.float64, *HALF_DTYPES):
         x = normal((2, 3, 40, 66)).astype(dtype)
         strided = LAYOUTS[layout](x)
         before = strided.tobytes()
-        assert same_bits(function(strided), function(x))
+        assert nearly_the_same(function(strided), function(x))
         assert strided.tobytes() == before
 
 
@@ -227,10 +248,17 @@ def test_half_types_are_computed_in_float32_and_rounded_once(function, formula, 
 
 @all_functions
 def test_results_own_their_memory_and_are_dense(function, formula):
-    y = function(np.asfortranarray(normal((4, 20))))
+    y = function(normal((4, 40))[:, ::2])
     assert y.flags.c_contiguous
     assert y.flags.owndata
     assert y.flags.writeable
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "gelu", "relu", "silu"])
+def test_results_of_one_shape_have_the_memory_order_of_x_as_numpys_do(name):
+    x = np.asfortranarray(normal((3, 4, 5)))
+    assert getattr(blasformer, name)(x).strides == np.exp(x).strides
+    assert getattr(blasformer, name)(x.swapaxes(0, 1)).strides == np.exp(x.swapaxes(0, 1)).strides
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, *HALF_DTYPES], ids=str)
@@ -244,7 +272,7 @@ def test_out_receives_the_result_whatever_its_layout(function, formula, dtype, i
         np.empty((12, 70), dtype)[::-2, 1:69:2],
     ):
         assert function(x, out=out) is out
-        assert same_bits(np.ascontiguousarray(out), expected)
+        assert nearly_the_same(out, expected)
 
 
 @all_functions
@@ -260,7 +288,7 @@ def test_out_may_be_the_input_or_overlap_it(function, formula, isa):
     strided = np.zeros((34, 6), np.float32).T
     strided[...] = x
     function(strided, out=strided)
-    assert same_bits(np.ascontiguousarray(strided), expected)
+    assert nearly_the_same(strided, expected)
 
 
 @all_functions

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <limits>
 #include <optional>
 #include <string>
@@ -84,46 +85,42 @@ int axis_of(const py::object& argument, const ArrayView& x) {
   return static_cast<int>(axis < 0 ? axis + x.rank : axis);
 }
 
-template <class View>
-View with_axis_last(View view, int axis) {
-  for (int i = axis; i + 1 < view.rank; ++i) {
-    std::swap(view.shape[i], view.shape[i + 1]);
-    std::swap(view.stride[i], view.stride[i + 1]);
-  }
-  return view;
-}
-
 enum class Normalisation { softmax, log_softmax };
 
 template <Normalisation kind>
 py::array normalise(py::object x_argument, const py::object& axis_argument, const py::object& out) {
   const ArrayView x = float_view(x_argument, "x");
   const int axis = axis_of(axis_argument, x);
-  Output output(out, shape_of(x), x.dtype, "x");
-  output.keep_apart_unless_same(x);
-  const ArrayView source = with_axis_last(x, axis);
-  const MutableArrayView target = with_axis_last(output.view(), axis);
-  const Index size = element_count(x), length = x.shape[axis];
-  if (size > 0) {
-    compute(x.dtype, size, [&](auto zero) {
-      using T = decltype(zero);
-      if constexpr (kind == Normalisation::softmax) {
-        softmax(Elements<T>(source), size / length, length, MutableElements<T>(target));
-      } else {
-        log_softmax(Elements<T>(source), size / length, length, MutableElements<T>(target));
-      }
-    });
-  }
+  Output output(out, x_argument, x);
+  const MutableArrayView target = output.view();
+  compute(x.dtype, element_count(x), [&](auto zero) {
+    using T = decltype(zero);
+    if constexpr (kind == Normalisation::softmax) {
+      softmax<T>(x, axis, target);
+    } else {
+      log_softmax<T>(x, axis, target);
+    }
+  });
   return output.result();
 }
 
 // ---- Activations
 
+// The arrays with their axes in the order in which those of y lie in memory: any order serves single
+// elements.
+void sort_axes(ArrayView& x, MutableArrayView& y) {
+  for (int i = 1; i < y.rank; ++i) {
+    for (int j = i; j > 0 && std::abs(y.stride[j - 1]) < std::abs(y.stride[j]); --j) {
+      for (Index* extents : {x.shape, x.stride, y.shape, y.stride}) std::swap(extents[j - 1], extents[j]);
+    }
+  }
+}
+
 py::array activate_array(Activation activation, py::object& x_argument, const py::object& out) {
-  const ArrayView x = float_view(x_argument, "x");
-  Output output(out, shape_of(x), x.dtype, "x");
-  output.keep_apart_unless_same(x);
-  const MutableArrayView target = output.view();
+  ArrayView x = float_view(x_argument, "x");
+  Output output(out, x_argument, x);
+  MutableArrayView target = output.view();
+  sort_axes(x, target);
   const Index size = element_count(x);
   compute(x.dtype, size, [&](auto zero) {
     using T = decltype(zero);

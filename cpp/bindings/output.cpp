@@ -57,6 +57,15 @@ bool may_overlap(const ArrayView& one, const ArrayView& other) {
 Output::Output(const py::object& out, const Shape& shape, DType dtype, const char* like_name)
     : output_(output_array(out, shape, dtype, like_name)), target_(output_) {}
 
+Output::Output(const py::object& out, const py::object& x_array, const ArrayView& x)
+    : output_(
+          out.is_none() && (py::reinterpret_borrow<py::array>(x_array).flags() & py::array::c_style) == 0
+              ? py::array(py::module_::import("numpy").attr("empty_like")(x_array, py::arg("subok") = false))
+              : output_array(out, Shape(x.shape, x.shape + x.rank), x.dtype, "x")),
+      target_(output_) {
+  keep_apart_unless_same(x);
+}
+
 void Output::keep_apart(const ArrayView& input) {
   const ArrayView own = readable(view());
   if (may_overlap(own, input)) target_ = new_array(own.dtype, own.shape, own.rank);

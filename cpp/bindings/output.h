@@ -15,6 +15,9 @@ class Output {
   // Raises TypeError or ValueError that names out unless it is None, or a writeable array of that shape and
   // type. like_name: the argument whose dtype is required.
   Output(const py::object& out, const Shape& shape, DType dtype, const char* like_name);
+  // For a function of x that gives its shape and dtype and may write over it: a new array has the memory
+  // order of x.
+  Output(const py::object& out, const py::object& x_array, const ArrayView& x);
 
   // Results are brought into out only at the end if this input, which is read until then, shares memory with
   // it.

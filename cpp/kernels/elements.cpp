@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
+#include <cstdlib>
 
 #include "kernels/half_kernels.h"
 
@@ -36,10 +36,18 @@ bool is_dense(const View& merged_view) {
   return merged_view.rank == 1 && (merged_view.stride[0] == 1 || merged_view.shape[0] <= 1);
 }
 
-// Calls run(offset, stride, position, n) for the pieces of one stride that make up elements [first, first +
-// count): element position + i is at offset + i * stride.
-template <class View, class Run>
-void for_each_run(const View& view, Index first, Index count, Run run) {
+// Rows of one stride that are one stride apart, as a source or target of dense rows.
+struct Tile {
+  Index offset;  // of the first element
+  Index rows, row_stride;
+  Index columns, column_stride;
+};
+
+// Calls visit(tile, position) for the tiles that make up elements [first, first + count): element (r, c) of a
+// tile is number position + r * columns + c of them. Rows are whole ones of the last axis unless a tile has
+// but one.
+template <class View, class Visit>
+void for_each_tile(const View& view, Index first, Index count, Visit visit) {
   Index index[kMaxRank];
   Index offset = 0;
   for (int axis = view.rank - 1; axis >= 0; --axis) {
@@ -47,17 +55,46 @@ void for_each_run(const View& view, Index first, Index count, Run run) {
     first /= view.shape[axis];
     offset += index[axis] * view.stride[axis];
   }
-  const int inner = view.rank - 1;
+  const int inner = view.rank - 1, outer = view.rank - 2;
   for (Index position = 0; position < count;) {
-    const Index n = std::min(view.shape[inner] - index[inner], count - position);
-    run(offset, view.stride[inner], position, n);
-    position += n;
-    offset += n * view.stride[inner];
-    index[inner] += n;
-    for (int axis = inner; axis > 0 && index[axis] == view.shape[axis]; --axis) {
-      offset += view.stride[axis - 1] - index[axis] * view.stride[axis];
-      index[axis] = 0;
-      ++index[axis - 1];
+    Index rows = 1, columns = std::min(view.shape[inner] - index[inner], count - position);
+    const bool whole = columns == view.shape[inner];
+    if (whole && outer >= 0) rows = std::min(view.shape[outer] - index[outer], (count - position) / columns);
+    visit(Tile{offset, rows, outer >= 0 ? view.stride[outer] : 0, columns, view.stride[inner]}, position);
+    position += rows * columns;
+    const auto advance = [&](int axis, Index steps) {
+      index[axis] += steps;
+      offset += steps * view.stride[axis];
+    };
+    if (whole && outer >= 0) {
+      advance(outer, rows);
+    } else {
+      advance(inner, columns);
+    }
+    for (int axis = inner; axis > 0; --axis) {
+      if (index[axis] < view.shape[axis]) continue;
+      advance(axis, -index[axis]);
+      advance(axis - 1, 1);
+    }
+  }
+}
+
+// Copies a tile element by element: copy(strided, dense) with the offsets of one element in either. If
+// columns lie closer together than rows, it goes in square blocks, which keep a cache line until it is used
+// up.
+template <class Copy>
+void copy_elements(const Tile& tile, Copy copy) {
+  const bool transposed = tile.rows > 1 && std::abs(tile.row_stride) < std::abs(tile.column_stride);
+  const Index block_rows = transposed ? 16 : 1, block_columns = transposed ? 16 : tile.columns;
+  for (Index r0 = 0; r0 < tile.rows; r0 += block_rows) {
+    const Index r1 = std::min(tile.rows, r0 + block_rows);
+    for (Index c0 = 0; c0 < tile.columns; c0 += block_columns) {
+      const Index c1 = std::min(tile.columns, c0 + block_columns);
+      for (Index r = r0; r < r1; ++r) {
+        for (Index c = c0; c < c1; ++c) {
+          copy(tile.offset + r * tile.row_stride + c * tile.column_stride, r * tile.columns + c);
+        }
+      }
     }
   }
 }
@@ -65,11 +102,13 @@ void for_each_run(const View& view, Index first, Index count, Run run) {
 template <class Stored>
 void gather(const ArrayView& view, Index first, Index count, Stored* target) {
   const Stored* source = static_cast<const Stored*>(view.data);
-  for_each_run(view, first, count, [=](Index offset, Index stride, Index position, Index n) {
-    if (stride == 1) {
-      std::memcpy(target + position, source + offset, static_cast<std::size_t>(n) * sizeof(Stored));
-    } else {
-      for (Index i = 0; i < n; ++i) target[position + i] = source[offset + i * stride];
+  for_each_tile(view, first, count, [=](const Tile& tile, Index position) {
+    Stored* dense = target + position;
+    if (tile.column_stride != 1) {
+      return copy_elements(tile, [=](Index from, Index to) { dense[to] = source[from]; });
+    }
+    for (Index r = 0; r < tile.rows; ++r) {
+      std::copy_n(source + tile.offset + r * tile.row_stride, tile.columns, dense + r * tile.columns);
     }
   });
 }
@@ -77,11 +116,13 @@ void gather(const ArrayView& view, Index first, Index count, Stored* target) {
 template <class Stored>
 void scatter(const Stored* source, Index first, Index count, const MutableArrayView& view) {
   Stored* target = static_cast<Stored*>(view.data);
-  for_each_run(view, first, count, [=](Index offset, Index stride, Index position, Index n) {
-    if (stride == 1) {
-      std::memcpy(target + offset, source + position, static_cast<std::size_t>(n) * sizeof(Stored));
-    } else {
-      for (Index i = 0; i < n; ++i) target[offset + i * stride] = source[position + i];
+  for_each_tile(view, first, count, [=](const Tile& tile, Index position) {
+    const Stored* dense = source + position;
+    if (tile.column_stride != 1) {
+      return copy_elements(tile, [=](Index to, Index from) { target[to] = dense[from]; });
+    }
+    for (Index r = 0; r < tile.rows; ++r) {
+      std::copy_n(dense + r * tile.columns, tile.columns, target + tile.offset + r * tile.row_stride);
     }
   });
 }

@@ -11,6 +11,11 @@ struct RowKernels {
   using Normalise = void (*)(const T* x, Index rows, Index length, T* y);
   Normalise softmax, log_softmax;
 
+  // The same along columns: element (i, c) is at i * stride + c, and each of the columns becomes a softmax.
+  using NormaliseColumns = void (*)(const T* x, Index length, Index x_stride, Index columns, T* y,
+                                    Index y_stride);
+  NormaliseColumns softmax_columns, log_softmax_columns;
+
   // x and y (size,). See layers/activations.h.
   using Elementwise = void (*)(const T* x, Index size, T* y);
   Elementwise relu, gelu, gelu_tanh, gelu_sigmoid, silu;

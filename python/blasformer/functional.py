@@ -2,7 +2,8 @@
 
 Every function takes float32, float64, float16 or bfloat16 arrays with any strides, never changes them, and
 returns an array of the same dtype. float64 is computed in float64, everything else in float32. `out` is an
-array of the result's shape and dtype to write the result into; it may be the input.
+array of the result's shape and dtype to write the result into; it may be the input. As in NumPy, softmax and
+the activations return arrays with the memory order of x.
 """
 
 from __future__ import annotations

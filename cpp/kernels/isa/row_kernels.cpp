@@ -107,6 +107,107 @@ void log_softmax(const T* x, Index rows, Index length, T* y) {
   }
 }
 
+// What columns are normalised by: the largest element of each, and the sum of e^(x - m).
+template <class T, Index vectors>
+struct ColumnSums {
+  Vector<T> largest[vectors], total[vectors];
+};
+
+// lanes(v): how many columns there are in vector v.
+template <class T, Index vectors, class Lanes>
+inline void largest_of_columns(const T* x, Index length, Index x_stride, Lanes lanes,
+                               ColumnSums<T, vectors>& sums) {
+  using S = Simd<T>;
+  for (auto& m : sums.largest) m = S::broadcast(-std::numeric_limits<T>::infinity());
+  for (Index i = 0; i < length; ++i) {
+    for (Index v = 0; v < vectors; ++v) {
+      sums.largest[v] = S::max(sums.largest[v], load_lanes(x + i * x_stride + v * S::lanes, lanes(v)));
+    }
+  }
+}
+
+// Calls visit(i, v, e^(x - m)) for each vector and adds them up, in blocks as rows are.
+template <class T, Index vectors, class Lanes, class Visit>
+inline void sum_columns(const T* x, Index length, Index x_stride, Lanes lanes, ColumnSums<T, vectors>& sums,
+                        Visit visit) {
+  using S = Simd<T>;
+  constexpr Index kBlock = 128;
+  for (auto& total : sums.total) total = S::zero();
+  for (Index begin = 0; begin < length; begin += kBlock) {
+    const Index end = begin + kBlock < length ? begin + kBlock : length;
+    Vector<T> part[vectors];
+    for (auto& p : part) p = S::zero();
+    for (Index i = begin; i < end; ++i) {
+      for (Index v = 0; v < vectors; ++v) {
+        const Vector<T> e =
+            exp_nonpositive<T>(load_lanes(x + i * x_stride + v * S::lanes, lanes(v)) - sums.largest[v]);
+        visit(i, v, e);
+        part[v] = part[v] + e;
+      }
+    }
+    for (Index v = 0; v < vectors; ++v) sums.total[v] = sums.total[v] + part[v];
+  }
+}
+
+struct SoftmaxOfColumns {
+  template <class T, Index vectors, class Lanes>
+  static void run(const T* x, Index length, Index x_stride, Lanes lanes, T* y, Index y_stride) {
+    using S = Simd<T>;
+    ColumnSums<T, vectors> sums;
+    largest_of_columns(x, length, x_stride, lanes, sums);
+    sum_columns(x, length, x_stride, lanes, sums, [=](Index i, Index v, Vector<T> e) {
+      store_lanes(y + i * y_stride + v * S::lanes, e, lanes(v));
+    });
+    Vector<T> reciprocal[vectors];
+    for (Index v = 0; v < vectors; ++v) reciprocal[v] = S::broadcast(T(1)) / sums.total[v];
+    for (Index i = 0; i < length; ++i) {
+      for (Index v = 0; v < vectors; ++v) {
+        T* place = y + i * y_stride + v * S::lanes;
+        store_lanes(place, load_lanes(place, lanes(v)) * reciprocal[v], lanes(v));
+      }
+    }
+  }
+};
+
+struct LogSoftmaxOfColumns {
+  template <class T, Index vectors, class Lanes>
+  static void run(const T* x, Index length, Index x_stride, Lanes lanes, T* y, Index y_stride) {
+    using S = Simd<T>;
+    ColumnSums<T, vectors> sums;
+    largest_of_columns(x, length, x_stride, lanes, sums);
+    sum_columns(x, length, x_stride, lanes, sums, [](Index, Index, Vector<T>) {});
+    Vector<T> log_total[vectors];
+    for (Index v = 0; v < vectors; ++v) {
+      T totals[S::lanes];
+      S::store(totals, sums.total[v]);
+      for (T& total : totals) total = static_cast<T>(::log(static_cast<double>(total)));
+      log_total[v] = S::load(totals);
+    }
+    for (Index i = 0; i < length; ++i) {
+      for (Index v = 0; v < vectors; ++v) {
+        const Vector<T> row = load_lanes(x + i * x_stride + v * S::lanes, lanes(v));
+        store_lanes(y + i * y_stride + v * S::lanes, (row - sums.largest[v]) - log_total[v], lanes(v));
+      }
+    }
+  }
+};
+
+// Strips of columns as wide as the registers allow, then narrower ones.
+template <class T, class Kind>
+void normalise_columns(const T* x, Index length, Index x_stride, Index columns, T* y, Index y_stride) {
+  using S = Simd<T>;
+  constexpr Index vectors = 4;
+  const auto all = [](Index) { return S::lanes; };
+  Index c = 0;
+  for (; c + vectors * S::lanes <= columns; c += vectors * S::lanes) {
+    Kind::template run<T, vectors>(x + c, length, x_stride, all, y + c, y_stride);
+  }
+  for (; c < columns; c += S::lanes) {
+    const Index n = columns - c < S::lanes ? columns - c : S::lanes;
+    Kind::template run<T, 1>(x + c, length, x_stride, [n](Index) { return n; }, y + c, y_stride);
+  }
+}
+
 // Mean squares outside of this range are computed from a row multiplied by a power of two, which brings every
 // row that is not degenerate into it: squares neither overflow nor lose bits to denormals.
 template <class T>
@@ -456,6 +557,8 @@ template <class T>
 constexpr RowKernels<T> kRowKernels = {
     .softmax = softmax<T>,
     .log_softmax = log_softmax<T>,
+    .softmax_columns = normalise_columns<T, SoftmaxOfColumns>,
+    .log_softmax_columns = normalise_columns<T, LogSoftmaxOfColumns>,
     .relu = relu<T>,
     .gelu = gelu<T>,
     .gelu_tanh = gelu_tanh<T>,
