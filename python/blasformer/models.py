@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -673,7 +674,9 @@ def _progress_bar(total: int, show: bool | None) -> Iterator[Callable[[int], obj
     tqdm = None
     if show or (show is None and interactive):
         try:
-            tqdm = require_package("tqdm.auto", extra="progress", purpose="show_progress_bar=True").tqdm
+            with warnings.catch_warnings():  # in notebooks without ipywidgets tqdm complains, and works
+                warnings.simplefilter("ignore")
+                tqdm = require_package("tqdm.auto", extra="progress", purpose="show_progress_bar=True").tqdm
         except ImportError:
             if show:
                 raise
