@@ -1,5 +1,9 @@
-"""What README.md says is so: its code runs, its links lead somewhere, its folders and commands exist."""
+"""What README.md says is so: its code runs, its links lead somewhere, its folders and commands exist.
 
+And the notebooks show what ran.
+"""
+
+import json
 import re
 from pathlib import Path
 
@@ -53,3 +57,17 @@ def test_every_command_it_names_exists(capsys):
         with pytest.raises(SystemExit) as stop:
             cli.main([command, "--help"])
         assert stop.value.code == 0
+
+
+@pytest.mark.parametrize(
+    "notebook", sorted((REPOSITORY / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem
+)
+def test_a_notebook_is_committed_as_it_ran_from_top_to_bottom(notebook):
+    text = notebook.read_text()
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert {output["output_type"] for output in outputs} <= {"stream", "display_data", "execute_result"}
+    assert not any(output.get("name") == "stderr" for output in outputs)
+    assert not re.search(r"/(home|root|tmp|usr|Users)/", text)
+    assert len(text) < 300_000
