@@ -15,6 +15,7 @@
 #include "bindings/arrays.h"
 #include "bindings/attention_call.h"
 #include "bindings/gil.h"
+#include "bindings/output.h"
 
 namespace blasformer::bindings {
 
@@ -64,41 +65,7 @@ void run(const AttentionArguments& arguments, const Function& function) {
 
 DType statistics_dtype(DType dtype) { return dtype == DType::float64 ? DType::float64 : DType::float32; }
 
-py::array output_array(const py::object& out, const Shape& shape, const ArrayView& query) {
-  const int rank = static_cast<int>(shape.size());
-  if (out.is_none()) return new_array(query.dtype, shape.data(), rank);
-  py::object argument = out;
-  const ArrayView view = float_view(argument, "out");
-  if (argument.ptr() != out.ptr()) fail("out must have aligned elements");
-  const bool same_shape = view.rank == rank && std::equal(shape.begin(), shape.end(), view.shape);
-  require(same_shape, "out must have the shape ", shape_text(shape.data(), rank), ", got ",
-          shape_text(view.shape, view.rank));
-  if (view.dtype != query.dtype) {
-    fail<TypeMismatch>("out must have the dtype of query ", describe(query), ", got ", describe(view));
-  }
-  py::array array = py::reinterpret_borrow<py::array>(out);
-  require(array.writeable(), "out must be writeable, got a read-only array");
-  return array;
-}
-
-// Whether the memory between the first and the last element of two arrays overlaps.
-template <class One, class Other>
-bool may_overlap(const BasicArrayView<One>& one, const BasicArrayView<Other>& other) {
-  const auto bounds = [](const auto& view) {
-    const auto* low = static_cast<const char*>(view.data);
-    const char* high = low + item_size(view.dtype);
-    for (int axis = 0; axis < view.rank; ++axis) {
-      const Index reach = (view.shape[axis] - 1) * view.stride[axis] * item_size(view.dtype);
-      (reach < 0 ? low : high) += reach;
-    }
-    return std::pair(low, high);
-  };
-  const auto a = bounds(one);
-  const auto b = bounds(other);
-  return a.first < b.second && b.first < a.second;
-}
-
-bool overlaps_inputs(const MutableArrayView& output, const AttentionArguments& arguments) {
+bool overlaps_inputs(const ArrayView& output, const AttentionArguments& arguments) {
   const auto overlaps = [&](const std::optional<ArrayView>& view) {
     return view && may_overlap(output, *view);
   };
@@ -195,8 +162,8 @@ py::object attention(const py::object& query, const py::object& key, const py::o
 
   // Everything is allocated before anything is computed.
   Results results;
-  py::array output = output_array(out, shape, arguments.query);
-  const bool aliased = !out.is_none() && overlaps_inputs(mutable_view(output), arguments);
+  py::array output = output_array(out, shape, arguments.query.dtype, "query");
+  const bool aliased = !out.is_none() && overlaps_inputs(readable(mutable_view(output)), arguments);
   require(!save || !aliased,
           "out must not share memory with the other arguments, which attention_backward reads again");
   // Inputs are read until the end: an output that shares their memory is written last.

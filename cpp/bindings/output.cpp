@@ -5,8 +5,6 @@
 
 namespace blasformer::bindings {
 
-namespace {
-
 py::array output_array(const py::object& out, const Shape& shape, DType dtype, const char* like_name) {
   const int rank = static_cast<int>(shape.size());
   if (out.is_none()) return new_array(dtype, shape.data(), rank);
@@ -30,6 +28,8 @@ ArrayView readable(const MutableArrayView& view) {
   std::copy_n(view.stride, view.rank, result.stride);
   return result;
 }
+
+namespace {
 
 bool same_memory(const ArrayView& one, const ArrayView& other) {
   return one.data == other.data && one.dtype == other.dtype && one.rank == other.rank &&

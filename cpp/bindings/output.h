@@ -6,27 +6,30 @@
 
 namespace blasformer::bindings {
 
+// A new array, or out of the caller. Raises TypeError or ValueError that names out unless it is None or a
+// writeable array of that shape and type. like_name: the argument whose dtype is required.
+py::array output_array(const py::object& out, const Shape& shape, DType dtype, const char* like_name);
+
+ArrayView readable(const MutableArrayView& view);
+
 // Whether the memory between the first and the last element of two arrays overlaps.
 bool may_overlap(const ArrayView& one, const ArrayView& other);
 
 // The array a function returns: a new one, or `out` of the caller, who may pass memory that inputs lie in.
 class Output {
  public:
-  // Raises TypeError or ValueError that names out unless it is None, or a writeable array of that shape and
-  // type. like_name: the argument whose dtype is required.
+  // See output_array.
   Output(const py::object& out, const Shape& shape, DType dtype, const char* like_name);
   // For a function of x that gives its shape and dtype and may write over it: a new array has the memory
   // order of x.
   Output(const py::object& out, const py::object& x_array, const ArrayView& x);
 
-  // Results are brought into out only at the end if this input, which is read until then, shares memory with
-  // it.
+  // Each of these lets results be computed elsewhere and brought into out at the end, if need be.
+  // For an input that is read until the end: if it shares memory with out.
   void keep_apart(const ArrayView& input);
-  // The same for an input that may be overwritten element by element: only a different arrangement of the
-  // memory matters.
+  // For an input whose elements may be overwritten as they are read: unless it is out, element by element.
   void keep_apart_unless_same(const ArrayView& input);
-
-  // The same if out is not dense in row-major order.
+  // For a function that writes dense rows: unless out is dense in row-major order.
   void keep_dense();
 
   MutableArrayView view() { return mutable_view(target_); }
