@@ -34,12 +34,15 @@ Index even_part(Index extent, Index largest) {
 }
 
 // Panels are tall and narrow, which suits the blocking of BLAS; they are less tall where there are few beside
-// each other.
-PanelShape panel_shape(Index rows, Index outputs) {
+// each other, and taller where short sums would make them too small to be worth a task.
+PanelShape panel_shape(Index rows, Index outputs, Index in_features) {
   constexpr PanelShape large{1024, 384};
+  constexpr Index least_products = 1'000'000;
   if (rows * outputs >= 16 * large.rows * large.outputs) return large;
   const Index width = even_part(outputs, 192);
-  return {even_part(rows, std::clamp<Index>(128 * ceil_div(outputs, width), 128, 512)), width};
+  const Index height = std::clamp<Index>(128 * ceil_div(outputs, width), 128, 512);
+  return {even_part(rows, std::max(height, least_products / (width * std::max<Index>(in_features, 1)))),
+          width};
 }
 
 // Estimated time of a matrix product on one core, in nanoseconds.
@@ -67,7 +70,7 @@ void linear(const T* x, Index rows, Index in_features, WeightView<T> weight, con
     });
     return;
   }
-  const PanelShape panel = panel_shape(rows, out_features);
+  const PanelShape panel = panel_shape(rows, out_features, in_features);
   const Index columns = ceil_div(out_features, panel.outputs);
   const double work = product_time<T>(rows, out_features, in_features);
   parallel_for(ceil_div(rows, panel.rows) * columns, work, [&](Index task, int) {
