@@ -25,17 +25,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Settings of this shell that would change how a library works, OPENBLAS_CORETYPE for one: all run as they come.
-for setting in [name for name in os.environ if re.match("(OPENBLAS|MKL|OMP|KMP|GOMP|ONEDNN|DNNL|ATEN|NPY|MALLOC|BLASFORMER)_", name)]:
-    del os.environ[setting]
-# The truth is computed here; NumPy's own threads would spin on into the next measurement.
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
-
 import numpy as np
 from cases import CASES, Case
 from libraries import LIBRARIES
 
 HERE = Path(__file__).parent
+# Settings of a shell that change how a library works: all run as they come.
+SETTINGS = re.compile("(OPENBLAS|MKL|OMP|KMP|GOMP|ONEDNN|DNNL|ATEN|NPY|MALLOC|BLASFORMER)_")
 THREAD_VARIABLES = ("BLASFORMER_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # What each library is told so that it behaves as on a machine with nothing newer.
 ISA_VARIABLES = {
@@ -53,7 +49,7 @@ ISA_VARIABLES = {
 
 @dataclass(frozen=True)
 class Effort:
-    """How long each library is measured on a case: `rounds` turns of `seconds` each, of at least `least_samples` calls."""
+    """How long a library is measured on a case: `rounds` turns of `seconds`, of at least `least_samples`."""
 
     rounds: int
     seconds: float
@@ -65,14 +61,17 @@ THOROUGH = Effort(rounds=8, seconds=0.15, least_samples=4)
 
 
 class Process:
-    """A worker.py. It is stopped (SIGSTOP) except while it answers: its idle threads cannot spin on a core that another
-    library is being measured on, and no library needs settings that a user would not make."""
+    """A worker.py. It is stopped (SIGSTOP) except while it answers: its idle threads cannot spin on a core
+    that another library is being measured on, and no library needs settings that a user would not make."""
 
     def __init__(self, library: str, python: str, environment: dict[str, str]) -> None:
         self.library = library
         self.process = subprocess.Popen(
             [python, str(HERE / "worker.py"), library],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
         self.version = self.ask("describe")["version"]
 
@@ -116,10 +115,17 @@ def relative_error(actual: np.ndarray, exact: np.ndarray) -> float:
     return float(np.abs(actual - exact).max() / np.abs(exact).max())
 
 
-def run_case(case: Case, processes: list[Process], effort: Effort, clock: str) -> dict[str, Timing]:
+def run_case(
+    case: Case, processes: list[Process], judge: Process, effort: Effort, clock: str
+) -> dict[str, Timing]:
     timings = {process.library: Timing() for process in processes}
-    truth = case.truth() if case.comparable() else {}
+    truth: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as folder:
+        if case.comparable():
+            file = str(Path(folder, "truth.npz"))
+            judge.ask("truth", name=case.name, results=file)
+            with np.load(file) as results:
+                truth = dict(results)
         for process in processes:
             timing = timings[process.library]
             file = str(Path(folder, f"{process.library}.npz"))
@@ -132,7 +138,9 @@ def run_case(case: Case, processes: list[Process], effort: Effort, clock: str) -
     running = [process for process in processes if not timings[process.library].unsupported]
     for _ in range(effort.rounds):
         for process in running:
-            answer = process.ask("measure", seconds=effort.seconds, least_samples=effort.least_samples, clock=clock)
+            answer = process.ask(
+                "measure", seconds=effort.seconds, least_samples=effort.least_samples, clock=clock
+            )
             timings[process.library].samples += answer["samples"]
     return timings
 
@@ -150,14 +158,14 @@ def row_of(case: Case, timings: dict[str, Timing], libraries: list[str]) -> list
     for library in libraries:
         timing = timings[library]
         if timing.unsupported:
-            cells += ["–", "–"] if library != libraries[0] else ["–"]
+            cells += ["-", "-"] if library != libraries[0] else ["-"]
             continue
         cells.append(f"{milliseconds(timing.least)} / {milliseconds(timing.median)}")
         if library != libraries[0]:
-            cells.append("–" if ours.unsupported else f"{timing.least / ours.least:.2f}")
-    cells.append("–" if ours.unsupported or not case.flops else f"{case.flops / ours.least * 1e-9:.3g}")
+            cells.append("-" if ours.unsupported else f"{timing.least / ours.least:.2f}")
+    cells.append("-" if ours.unsupported or not case.flops else f"{case.flops / ours.least * 1e-9:.3g}")
     errors = (timings[library].error for library in libraries)
-    return [*cells, *("–" if error is None else f"{error:.1e}" for error in errors)]
+    return [*cells, *("-" if error is None else f"{error:.1e}" for error in errors)]
 
 
 def header_of(libraries: list[str]) -> list[str]:
@@ -190,7 +198,7 @@ def conditions(arguments: argparse.Namespace, processes: list[Process]) -> dict[
         "CPU": cpu_name(),
         "instruction sets": arguments.isa or "all the CPU has",
         "threads": str(arguments.threads),
-        "versions": ", ".join(process.version for process in processes) + f", Python {platform.python_version()}",
+        "versions": ", ".join([*(p.version for p in processes), f"Python {platform.python_version()}"]),
         "clock": arguments.clock,
         "load before": f"{os.getloadavg()[0]:.2f}",
         "date": datetime.date.today().isoformat(),
@@ -198,8 +206,10 @@ def conditions(arguments: argparse.Namespace, processes: list[Process]) -> dict[
 
 
 @contextmanager
-def started(arguments: argparse.Namespace) -> Iterator[list[Process]]:
-    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(arguments.threads))
+def started(arguments: argparse.Namespace) -> Iterator[tuple[list[Process], Process]]:
+    """A process for each library, and one that computes the truth."""
+    environment = {name: value for name, value in os.environ.items() if not SETTINGS.match(name)}
+    environment |= dict.fromkeys(THREAD_VARIABLES, str(arguments.threads))
     if arguments.isa:
         environment |= ISA_VARIABLES[arguments.isa]
     processes: list[Process] = []
@@ -207,7 +217,9 @@ def started(arguments: argparse.Namespace) -> Iterator[list[Process]]:
         for library in arguments.libraries:
             python = arguments.torch_python if library == "pytorch" else sys.executable
             processes.append(Process(library, python, environment))
-        yield processes
+        judge = Process("numpy", sys.executable, environment)
+        processes.append(judge)
+        yield processes[:-1], judge
     finally:
         for process in processes:
             process.end()
@@ -221,11 +233,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--filter", default="", help="only cases whose name contains this regular expression")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--isa", choices=list(ISA_VARIABLES), help="for all libraries")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall",
-                        help="cpu: time on the CPU, for one thread on a machine that is not idle")
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: time on the CPU, for one thread on a machine that is not idle",
+    )
     parser.add_argument("--libraries", type=lambda text: text.split(","), default=list(LIBRARIES))
     parser.add_argument("--torch-python", default=sys.executable, help="an interpreter with PyTorch")
-    parser.add_argument("--json", type=Path, help="also write everything, every sample included, to this file")
+    parser.add_argument("--json", type=Path, help="also write every sample to this file")
     arguments = parser.parse_args()
     for name in arguments.groups:
         if name not in groups:
@@ -235,18 +251,20 @@ def parse_arguments() -> argparse.Namespace:
             parser.error(f"--libraries must be of {', '.join(LIBRARIES)}, got {name}")
     if arguments.clock == "cpu" and arguments.threads != 1:
         parser.error("--clock cpu needs --threads 1: it adds up the time of all threads")
-    if arguments.torch_python == sys.executable and importlib.util.find_spec("torch") is None:
-        if "pytorch" in arguments.libraries:
-            print("no PyTorch here (see --torch-python): left out", file=sys.stderr)
-            arguments.libraries.remove("pytorch")
+    without_torch = arguments.torch_python == sys.executable and importlib.util.find_spec("torch") is None
+    if without_torch and "pytorch" in arguments.libraries:
+        print("no PyTorch here (see --torch-python): left out", file=sys.stderr)
+        arguments.libraries.remove("pytorch")
     return arguments
 
 
 def main() -> None:
     arguments = parse_arguments()
-    cases = [case for case in CASES if case.group in arguments.groups and re.search(arguments.filter, case.name)]
+    effort = QUICK if arguments.quick else THOROUGH
+    chosen = re.compile(arguments.filter)
+    cases = [case for case in CASES if case.group in arguments.groups and chosen.search(case.name)]
     results = []
-    with started(arguments) as processes:
+    with started(arguments) as (processes, judge):
         machine = conditions(arguments, processes)
         print("\n".join(f"- {name}: {value}" for name, value in machine.items()), flush=True)
         libraries = [process.library for process in processes]
@@ -255,10 +273,16 @@ def main() -> None:
             members = [case for case in cases if case.group == group]
             for number, case in enumerate(members, 1):
                 print(f"{group} {number}/{len(members)}: {case.name}", file=sys.stderr, flush=True)
-                timings = run_case(case, processes, QUICK if arguments.quick else THOROUGH, arguments.clock)
+                timings = run_case(case, processes, judge, effort, arguments.clock)
                 rows.append(row_of(case, timings, libraries))
-                results.append({"case": case.name, "group": group, "flops": case.flops,
-                                "timings": {library: vars(timing) for library, timing in timings.items()}})
+                results.append(
+                    {
+                        "case": case.name,
+                        "group": group,
+                        "flops": case.flops,
+                        "timings": {library: vars(timing) for library, timing in timings.items()},
+                    }
+                )
             print(f"\n### {group}\n\n{table(header_of(libraries), rows)}", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1))

@@ -1,7 +1,7 @@
 """What is timed: every case, its inputs, and the float64 truth its results are judged by.
 
-A case is a value. It makes the same inputs in every process (the seed is its name), so that only names and results
-travel between them. Errors are taken on a sample of the result, since the truth is slow.
+A case is a value. It makes the same inputs in every process (the seed is its name), so that only names and
+results travel between them. Errors are taken on a sample of the result, since the truth is slow.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Attention:
     key_length: int | None = None
     causal: bool = False
     window: tuple[int, int] | None = None
-    # "key lengths": each sequence ends early; "bool" and "bias": (1, 1, length, length); "bias per head": of full shape
+    # "key lengths" (sequences end early), "bool" or "bias" (1, 1, length, keys), "bias per head" (full shape)
     mask: str | None = None
     dropout_p: float = 0.0
     backward: bool = False
     dtype: str = "float32"
-    # "heads first" is (batch, heads, length, dim), dense; "length first" a view of a dense (batch, length, heads, dim)
+    # "heads first": dense (batch, heads, length, dim); "length first": a view of (batch, length, heads, dim)
     layout: str = "heads first"
 
     kind = "attention"
@@ -64,8 +64,9 @@ class Attention:
     @property
     def bias_shape(self) -> tuple[int, int, int, int] | None:
         keys = self.key_shape[2]
-        shapes = {"bias": (1, 1, self.length, keys), "bias per head": (self.batch, self.heads, self.length, keys)}
-        return shapes.get(self.mask or "")
+        if self.mask == "bias":
+            return 1, 1, self.length, keys
+        return (self.batch, self.heads, self.length, keys) if self.mask == "bias per head" else None
 
     @property
     def query_shape(self) -> tuple[int, int, int, int]:
@@ -77,7 +78,7 @@ class Attention:
 
     @property
     def flops(self) -> float:
-        """Of the pairs that may attend; a backward pass forms five products of them where forward forms two."""
+        """Of the pairs that may attend; backward forms five products of them where forward forms two."""
         keys = self.key_shape[2]
         if self.window:
             pairs = np.minimum(self.window[0] + 1 + (0 if self.causal else self.window[1]), keys)
@@ -109,7 +110,8 @@ class Attention:
         keys = self.key_shape[2]
         if self.mask == "bool":
             # Four of five keys, and always the query's own, so that no query is left with nothing.
-            arrays["mask"] = (rng.random((1, 1, self.length, keys)) < 0.8) | np.eye(self.length, keys, dtype=bool)
+            own = np.eye(self.length, keys, dtype=bool)
+            arrays["mask"] = (rng.random((1, 1, self.length, keys)) < 0.8) | own
         if self.bias_shape:
             arrays["bias"] = normal(*self.bias_shape)
         if self.backward:
@@ -117,8 +119,8 @@ class Attention:
         return arrays
 
     def allowed(self) -> np.ndarray | None:
-        """Every mask but the caller's own array as one bool array (batch or 1, 1, length or 1, keys), for libraries
-        and formulas that have no other way to say it."""
+        """Every mask but the caller's own array, as one bool array (batch or 1, 1, length or 1, keys): for
+        libraries and formulas that have no other way to say it."""
         keys = np.arange(self.key_shape[2])
         rows = np.arange(self.length)[:, None]
         parts = []
@@ -139,12 +141,13 @@ class Attention:
         return self.dropout_p == 0  # every library draws its own random numbers
 
     def sample(self, results: Arrays) -> Arrays:
-        """What of the results is compared: for forward some queries of the first and the last head, for backward
-        the last key head's gradients and those of its queries, all of them."""
+        """What of the results is compared: forward some queries of the first and the last head, backward all
+        gradients of the last key head and of its queries."""
         if not self.backward:
             return {"output": results["output"][:1, [0, -1]][:, :, self._sampled_rows()]}
         group = self.heads // self.key_shape[1]
-        return {  # the bias's is a sum over heads that the truth would have to compute one by one
+        # The bias's gradient is left out: a sum over heads that the truth would have to compute one by one.
+        return {
             "query": results["query"][-1:, -group:],
             "key": results["key"][-1:, -1:],
             "value": results["value"][-1:, -1:],
@@ -193,7 +196,8 @@ class Attention:
             head = self.heads - group + i
             for first in range(0, self.length, ROWS_AT_A_TIME):
                 rows = np.arange(first, min(first + ROWS_AT_A_TIME, self.length))
-                query, d_output = (arrays[name][-1, head, rows].astype(exact) for name in ("query", "d_output"))
+                query = arrays["query"][-1, head, rows].astype(exact)
+                d_output = arrays["d_output"][-1, head, rows].astype(exact)
                 weights = self._weights(arrays, exact, self.batch - 1, head, rows)
                 d_value += weights.T @ d_output
                 d_weights = d_output @ value.T
@@ -212,6 +216,10 @@ def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarra
     centred = x - x.mean(axis=-1, keepdims=True)
     variance = (centred * centred).mean(axis=-1, keepdims=True)
     return centred / np.sqrt(variance + LAYER_NORM_EPS) * weight + bias
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + LAYER_NORM_EPS) * weight
 
 
 def exact_gelu(x: np.ndarray) -> np.ndarray:
@@ -270,7 +278,7 @@ class Function:
             "gelu_tanh": lambda: tanh_gelu(x),
             "silu": lambda: x / (1 + np.exp(-x)),
             "layer_norm": lambda: layer_norm(x, arrays["weight"], arrays["bias"]),
-            "rms_norm": lambda: x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + LAYER_NORM_EPS) * arrays["weight"],
+            "rms_norm": lambda: rms_norm(x, arrays["weight"]),
             "linear": lambda: x @ arrays["weight"].T + arrays["bias"],
         }
         return {"output": formulas[self.function]()}
@@ -311,8 +319,10 @@ class EncoderLayer:
         d_model, hidden = self.d_model, self.dim_feedforward
         state = {}
         for name, outputs, inputs in (
-            ("self_attn.in_proj_{}", 3 * d_model, d_model), ("self_attn.out_proj.{}", d_model, d_model),
-            ("linear1.{}", hidden, d_model), ("linear2.{}", d_model, hidden),
+            ("self_attn.in_proj_{}", 3 * d_model, d_model),
+            ("self_attn.out_proj.{}", d_model, d_model),
+            ("linear1.{}", hidden, d_model),
+            ("linear2.{}", d_model, hidden),
         ):
             state[name.format("weight")] = rng.standard_normal((outputs, inputs)) / math.sqrt(inputs)
             state[name.format("bias")] = rng.standard_normal(outputs) * 0.1
@@ -339,7 +349,7 @@ class EncoderLayer:
 
 
 def encoder_layer(x, state, heads, norm_first, allowed, gelu):
-    """The formula, in x's dtype; `allowed` is None or a mask that broadcasts to (batch, heads, length, length)."""
+    """The formula, in x's dtype; `allowed` is None or broadcasts to (batch, heads, length, length)."""
     batch, length, d_model = x.shape
 
     def linear(x, name, separator="."):
@@ -413,10 +423,13 @@ def _attention_cases() -> list[Attention]:
         ("Llama L512, 8 key heads", llama, {"key_heads": 8}),
     ]
     decode = [
-        (f"decode {heads}/{key_heads} heads, {keys} keys", (1, heads, 1, 128), {"key_heads": key_heads, "key_length": keys})
+        (
+            f"decode 32/{key_heads} heads, {keys} keys",
+            (1, 32, 1, 128),
+            {"key_heads": key_heads, "key_length": keys},
+        )
         for key_heads in (32, 8, 1)
         for keys in (512, 2048, 8192)
-        for heads in (32,)
     ]
     tiny = [
         ("H2 L8 d16", (1, 2, 8, 16), {}),
@@ -441,18 +454,37 @@ def _attention_cases() -> list[Attention]:
         ("decode 32/8 heads, 2048 keys, float64", (1, 32, 1, 128), {"key_heads": 8, "key_length": 2048}),
     ]
     forward = {
-        "models": models, "masks": masks, "shapes": shapes, "grouped": grouped, "decode": decode, "tiny": tiny, "long": long,
+        "models": models,
+        "masks": masks,
+        "shapes": shapes,
+        "grouped": grouped,
+        "decode": decode,
+        "tiny": tiny,
+        "long": long,
     }
     cases = [
         Attention(name, group, *shape, **options)
         for group, entries in forward.items()
         for name, shape, options in entries
     ]
-    cases += [Attention(name, "float64", *shape, **options, dtype="float64") for name, shape, options in double]
-    # Forward and backward of all but the inference cases and the slowest.
-    backward = [*models[:-1], *masks, shapes[0], shapes[3], *shapes[5:], *grouped, tiny[0], tiny[3], *long[:2]]
     cases += [
-        Attention(f"{name}, fwd+bwd", "backward", *shape, **options, backward=True) for name, shape, options in backward
+        Attention(name, "float64", *shape, **options, dtype="float64") for name, shape, options in double
+    ]
+    # Forward and backward of all but the inference cases and the slowest.
+    backward = [
+        *models[:-1],
+        *masks,
+        shapes[0],
+        shapes[3],
+        *shapes[5:],
+        *grouped,
+        tiny[0],
+        tiny[3],
+        *long[:2],
+    ]
+    cases += [
+        Attention(f"{name}, fwd+bwd", "backward", *shape, **options, backward=True)
+        for name, shape, options in backward
     ]
     cases += [
         Attention(f"{name}, fwd+bwd", "backward float64", *shape, **options, dtype="float64", backward=True)

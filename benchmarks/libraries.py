@@ -1,6 +1,8 @@
-"""How each library computes a case. For every kind of case a library has a method of that name: it takes the case and its
-inputs, does whatever a user would do once (build a mask, repeat heads, load weights), and returns a function without
-arguments that does the rest and returns the results named in `case.results`. Each is called in the way that suits it best.
+"""How each library computes a case.
+
+For every kind of case a library has a method of that name. It takes the case and its inputs, does whatever a
+user would do once (build a mask, repeat heads, load weights), and returns a function without arguments that
+does the rest and returns the results named in `case.results`. Each is called in the way that suits it best.
 """
 
 from __future__ import annotations
@@ -10,7 +12,19 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from cases import LAYER_NORM_EPS, Arrays, Attention, Case, EncoderLayer, Function, encoder_layer, layer_norm, softmax, tanh_gelu
+from cases import (
+    LAYER_NORM_EPS,
+    Arrays,
+    Attention,
+    Case,
+    EncoderLayer,
+    Function,
+    encoder_layer,
+    layer_norm,
+    rms_norm,
+    softmax,
+    tanh_gelu,
+)
 
 Call = Callable[[], tuple]
 Context = contextlib.AbstractContextManager[None]
@@ -75,8 +89,13 @@ class Blasformer:
         from blasformer import nn
 
         layer = nn.TransformerEncoderLayer(
-            case.d_model, case.heads, case.dim_feedforward, activation="gelu", layer_norm_eps=LAYER_NORM_EPS,
-            norm_first=case.norm_first, dtype=case.dtype,
+            case.d_model,
+            case.heads,
+            case.dim_feedforward,
+            activation="gelu",
+            layer_norm_eps=LAYER_NORM_EPS,
+            norm_first=case.norm_first,
+            dtype=case.dtype,
         )
         layer.load_state_dict(case.state())
         x = inputs["x"]
@@ -102,7 +121,7 @@ class PyTorch:
     def attention(self, case: Attention, inputs: Arrays) -> Call:
         import torch
 
-        tensors = {name: torch.from_numpy(inputs[name]) for name in ("query", "key", "value", "bias") if name in inputs}
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
         query, key, value = tensors["query"], tensors["key"], tensors["value"]
         options = {}
         if case.causal and case.window is None:
@@ -110,7 +129,7 @@ class PyTorch:
         elif (allowed := case.allowed()) is not None:
             options["attn_mask"] = torch.from_numpy(allowed)
         if "mask" in inputs:
-            options["attn_mask"] = torch.from_numpy(inputs["mask"])
+            options["attn_mask"] = tensors["mask"]
         elif "bias" in inputs:
             options["attn_mask"] = tensors["bias"]
         if case.dropout_p:
@@ -121,7 +140,7 @@ class PyTorch:
         if not case.backward:
             return lambda: (attend(query, key, value, **options),)
         operands = [tensors[name].requires_grad_() for name in case.results]
-        d_output = torch.from_numpy(inputs["d_output"])
+        d_output = tensors["d_output"]
         return lambda: torch.autograd.grad(attend(query, key, value, **options), operands, d_output)
 
     def function(self, case: Function, inputs: Arrays) -> Call:
@@ -147,8 +166,15 @@ class PyTorch:
         import torch
 
         layer = torch.nn.TransformerEncoderLayer(
-            case.d_model, case.heads, case.dim_feedforward, dropout=0.0, activation="gelu", layer_norm_eps=LAYER_NORM_EPS,
-            batch_first=True, norm_first=case.norm_first, dtype=getattr(torch, case.dtype),
+            case.d_model,
+            case.heads,
+            case.dim_feedforward,
+            dropout=0.0,
+            activation="gelu",
+            layer_norm_eps=LAYER_NORM_EPS,
+            batch_first=True,
+            norm_first=case.norm_first,
+            dtype=getattr(torch, case.dtype),
         ).eval()
         layer.load_state_dict({name: torch.from_numpy(array) for name, array in case.state().items()})
         x = torch.from_numpy(inputs["x"])
@@ -157,8 +183,8 @@ class PyTorch:
             mask = torch.nn.Transformer.generate_square_subsequent_mask(case.length, dtype=x.dtype)
             options = {"src_mask": mask, "is_causal": True}
         if case.ragged:
-            positions = np.arange(case.length)
-            options["src_key_padding_mask"] = torch.from_numpy(positions >= case.key_lengths()[:, None])  # True = hidden
+            hidden = np.arange(case.length) >= case.key_lengths()[:, None]
+            options["src_key_padding_mask"] = torch.from_numpy(hidden)
         return lambda: (layer(x, **options),)
 
 
@@ -240,7 +266,7 @@ class NumPy:
             "gelu_tanh": lambda: (tanh_gelu(x),),
             "silu": lambda: (x / (1 + np.exp(-x)),),
             "layer_norm": lambda: (layer_norm(x, weight, bias),),
-            "rms_norm": lambda: (x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + LAYER_NORM_EPS) * weight,),
+            "rms_norm": lambda: (rms_norm(x, weight),),
             "linear": lambda: (x @ weight.T + bias,),
         }
         return calls[case.function]
