@@ -17,6 +17,9 @@ template <class T>
 struct BackwardInputs {
   const T *maximum, *reciprocal_sum, *delta;
   AttentionOperand d_output;
+  // Where the gradient of a bias goes that has a row of its own for every query of every head; data is null
+  // for any other. Rows are dense, of type T.
+  MutableAttentionOperand d_bias;
 };
 
 template <class T>

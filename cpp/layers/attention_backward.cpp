@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -125,9 +126,9 @@ void sink_gradients(const AttentionProblem& p, const BackwardInputs<T>& inputs,
   }
 }
 
-// The gradient of the bias is that of the scores, summed over everything the bias is broadcast along. It is
-// found by a pass of its own, cut along the bias: every element is one sum in one order, and nothing of size
-// query_length x key_length exists that the bias does not have itself.
+// The gradient of the bias is that of the scores, summed over everything the bias is broadcast along. Where
+// that is something, it is found by a pass of its own, cut along the bias: every element is one sum in one
+// order, and nothing of size query_length x key_length exists that the bias does not have itself.
 template <class T>
 class BiasGradient {
  public:
@@ -146,6 +147,12 @@ class BiasGradient {
       members_.push_back(heads[i].second);
     }
     group_start_.push_back(static_cast<Index>(heads.size()));
+  }
+
+  // Whether every query of every head has a row of its own, which the pass over the operands can write.
+  bool has_own_rows() const {
+    return members_.size() + 1 == group_start_.size() && gradient_.dtype == dtype_of<T>() &&
+           gradient_.column_stride == 1 && (gradient_.row_stride != 0 || p_.query_length == 1);
   }
 
   void run() const {
@@ -240,7 +247,7 @@ class BiasGradient {
 
   const AttentionProblem& p_;
   const BackwardInputs<T>& inputs_;
-  const MutableAttentionOperand& gradient_;
+  const MutableAttentionOperand gradient_;
   const AttentionKernels<T>& kernels_;
   std::vector<Index> members_, group_start_;
 };
@@ -277,10 +284,13 @@ void attention_backward(const AttentionArguments& arguments, const AttentionSave
                        ", got ", dtype_text(d_output.dtype));
   }
   Tensor<T> delta(checked.statistics_shape());
-  const BackwardInputs<T> inputs = {saved.statistics.maximum.data(), saved.statistics.reciprocal_sum.data(),
-                                    delta.data(), checked.operand(d_output)};
+  BackwardInputs<T> inputs = {saved.statistics.maximum.data(),
+                              saved.statistics.reciprocal_sum.data(),
+                              delta.data(),
+                              checked.operand(d_output),
+                              {}};
   find_delta(p, saved.output, inputs.d_output, delta);
-  operand_gradients(p, inputs, checked.operand(gradients.query), gradients);
+  std::optional<BiasGradient<T>> bias_gradient;
   if (gradients.bias) {
     clear(*gradients.bias);
     ArrayView same;
@@ -292,8 +302,11 @@ void attention_backward(const AttentionArguments& arguments, const AttentionSave
     const AttentionOperand bias = checked.broadcast(same, "bias");
     const MutableAttentionOperand target = {gradients.bias->data, bias.dtype,      bias.batch_offset,
                                             bias.head_stride,     bias.row_stride, bias.column_stride};
-    if (p.key_length > 0 && p.query_length > 0) BiasGradient<T>(p, inputs, target).run();
+    if (p.key_length > 0 && p.query_length > 0) bias_gradient.emplace(p, inputs, target);
+    if (bias_gradient && bias_gradient->has_own_rows()) inputs.d_bias = target;
   }
+  operand_gradients(p, inputs, checked.operand(gradients.query), gradients);
+  if (bias_gradient && inputs.d_bias.data == nullptr) bias_gradient->run();
   if (gradients.sinks) sink_gradients(p, inputs, *gradients.sinks);
 }
 

@@ -42,7 +42,7 @@ struct BackwardTile {
 template <class T>
 struct BackwardWorkspace {
   BackwardTile<T> tile[kBackwardTiles];
-  T *scores, *d_scores, *cap, *keys, *values, *safe_keys, *dense, *scale;
+  T *scores, *d_scores, *cap, *keys, *values, *safe_keys, *dense, *scale, *ones;
   T *d_key, *d_value;  // key_length rows of whole vectors
   BiasTile<T> bias;
 
@@ -56,6 +56,7 @@ struct BackwardWorkspace {
     safe_keys = carver.take<T>(kKeyBlock * p.dim);
     dense = carver.take<T>(queries * larger(p.dim, p.value_dim));
     scale = carver.take<T>(queries);
+    ones = carver.take<T>(queries);
     const bool biased = p.bias.data != nullptr;
     bias.value = carver.take<T>(biased ? kKeyBlock * queries : 0);
     bias.dense = carver.take<T>(biased ? kKeyBlock * queries : 0);
@@ -217,6 +218,16 @@ void add_to_keys(Index count, const T* weights, const T* rows, Index columns, co
   }
 }
 
+// d_bias[query][key] = dS.
+template <class T>
+void write_bias_gradient(const QueryTile<T>& tile, Index first, Index count, const BackwardWorkspace<T>& work,
+                         const MutableAttentionOperand& d_bias) {
+  T* row[kTileQueries<T>];
+  for (Index l = 0; l < tile.count; ++l)
+    row[l] = static_cast<T*>(d_bias.data) + tile.offset(d_bias, l) + first;
+  untranspose_rows(work.d_scores, tile.width, count, work.ones, tile.count, row);
+}
+
 template <class T>
 void backward_block(const AttentionProblem& p, const BackwardInputs<T>& inputs, Index first, Index count,
                     const KeyBlock<T>& keys, const KeyBlock<T>& values, BackwardWorkspace<T>& work,
@@ -227,6 +238,7 @@ void backward_block(const AttentionProblem& p, const BackwardInputs<T>& inputs, 
   find_visible_for_gradients(p, tile.queries, first, count, work.bias, visible);
   if (visible.seen == 0) return;
   recompute(p, first, count, keys, values, visible, work, tile);
+  if (inputs.d_bias.data != nullptr) write_bias_gradient(tile.queries, first, count, work, inputs.d_bias);
   add_to_keys(count, work.scores, tile.d_output_rows, p.value_dim, inputs.d_output, T(1), visible,
               tile.queries, tile.unsafe_d_output, work.d_value + first * whole_vectors<T>(p.value_dim));
   if (p.softcap > 0) {
@@ -253,7 +265,10 @@ void backward(const AttentionProblem& p, const QueryRun& run, const BackwardInpu
   Carver carver(memory);
   BackwardWorkspace<T> work(p, carver);
   work.take_key_gradients(p, carver);
-  for (Index l = 0; l < kTileQueries<T>; ++l) work.scale[l] = static_cast<T>(p.scale);
+  for (Index l = 0; l < kTileQueries<T>; ++l) {
+    work.scale[l] = static_cast<T>(p.scale);
+    work.ones[l] = T(1);
+  }
   const Index key_width = whole_vectors<T>(p.dim), value_width = whole_vectors<T>(p.value_dim);
   for (Index i = 0; i < p.key_length * key_width; ++i) work.d_key[i] = T(0);
   for (Index i = 0; i < p.key_length * value_width; ++i) work.d_value[i] = T(0);
