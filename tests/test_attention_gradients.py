@@ -357,6 +357,27 @@ def test_garbage_some_may_attend_to_leaves_the_gradients_of_other_queries(isa):
     assert np.isnan(grads.query[:, 2:, 70:]).all()
 
 
+@pytest.mark.parametrize("poisoned", ["query", "d_output"])
+@pytest.mark.parametrize(
+    "kind", ["mask bhij", "causal lower right", "key lengths", "unsorted segments", "window"]
+)
+@pytest.mark.parametrize("query_length", [67, FEW])
+def test_a_nan_in_a_query_reaches_only_the_keys_it_may_attend_to(query_length, kind, poisoned, isa):
+    sizes = Sizes(query_length, 199, 24, 16)
+    (query, key, value, d_output), arguments = case(kind, sizes, np.float32)
+    clean = gradients(query, key, value, d_output, **arguments)
+    bad = np.arange(query_length) == 0
+    {"query": query, "d_output": d_output}[poisoned][:, :, bad] = np.nan
+    grads = gradients(query, key, value, d_output, **arguments)
+    may_attend = reference.allowed(sizes.query, sizes.key, **arguments)[:, :, bad]
+    reached = may_attend.reshape(*sizes.key[:-2], -1, sizes.key_length).any(-2)
+    assert not reached.all()
+    for part, clean_part in ((grads.key, clean.key), (grads.value, clean.value)):
+        assert np.isnan(part[reached]).all()
+        np.testing.assert_array_equal(part[~reached], clean_part[~reached])
+    np.testing.assert_array_equal(grads.query[:, :, ~bad], clean.query[:, :, ~bad])
+
+
 def test_the_bias_behind_a_mask_has_no_influence_and_no_gradient(isa):
     sizes = Sizes()
     inputs, arguments = case("causal, mask", sizes, np.float32)

@@ -198,6 +198,33 @@ def test_garbage_reaches_only_the_rows_that_may_attend_to_it(query_length, kind,
         np.testing.assert_array_equal(part[~reached], clean_part[~reached])
 
 
+@pytest.mark.parametrize("poisoned", ["key", "value"])
+@pytest.mark.parametrize("kind", ARGUMENTS)
+@pytest.mark.parametrize("query_length", [67, FEW])
+def test_a_nan_reaches_all_the_rows_that_may_attend_to_it(query_length, kind, poisoned, isa):
+    """Also where its weight is 0 or dropped, for 0 * NaN is NaN. A value does not touch the weights."""
+    sizes = Sizes(query_length, 199, 24, 16)
+    random = np.random.default_rng(5)
+    query, key, value = operands(random, sizes, np.float32)
+    arguments = ARGUMENTS[kind](random, sizes, np.float32)
+    bad = np.arange(sizes.key_length) == random.integers(0, 199, (*sizes.key[:-2], 1))
+    may_attend = reference.allowed(sizes.query, sizes.key, **masks_only(arguments))
+    reached = (may_attend & np.repeat(bad, sizes.heads // sizes.kv_heads, axis=-2)[..., None, :]).any(-1)
+    clean = attend(query, key, value, **arguments, **EVERYTHING)
+    {"key": key, "value": value}[poisoned][bad] = np.nan
+    result = attend(query, key, value, **arguments, **EVERYTHING)
+    assert np.isnan(result.output[reached]).all()
+    np.testing.assert_array_equal(result.output[~reached], clean.output[~reached])
+    for part, clean_part in zip(result[1:], clean[1:], strict=True):
+        if poisoned == "value":
+            np.testing.assert_array_equal(part, clean_part)
+        else:
+            np.testing.assert_array_equal(part[~reached], clean_part[~reached])
+            assert np.isnan(
+                part[reached] if part.ndim == reached.ndim else part[may_attend & reached[..., None]]
+            ).all()
+
+
 @pytest.mark.parametrize("operand", range(3), ids=["query", "key", "value"])
 def test_a_nan_in_an_attended_position_makes_its_rows_nan_and_no_other(operand, isa):
     sizes = Sizes(67, 199, 24, 16)
