@@ -44,13 +44,15 @@ class SavedOf : public Saved {
   std::vector<py::object> arrays;  // masks that `saved` looks into
 };
 
-// A layer as Python holds it. Its weights are a snapshot that never changes: writing makes a new one, and whoever is still
-// computing with the old one keeps that. Snapshots are taken and exchanged by those who hold the interpreter lock.
+// A layer as Python holds it. Its weights are a snapshot that never changes: writing makes a new one, and
+// whoever is still computing with the old one keeps that. Snapshots are taken and exchanged by those who hold
+// the interpreter lock.
 class Layer {
  public:
   virtual ~Layer() = default;
   virtual py::dict parameters() const = 0;
-  // Replaces the parameters that are named by copies of these arrays, all at once. Their names, shapes and types are right.
+  // Replaces the parameters that are named by copies of these arrays, all at once. Their names, shapes and
+  // types are right.
   virtual void load(const py::dict& arrays, std::optional<std::uint64_t> expected_version) = 0;
   std::uint64_t version() const { return version_; }
 
@@ -67,7 +69,8 @@ class PlainLayer : public Layer {
 
 using Selections = std::vector<std::pair<Index, py::object>>;  // layer index, and what selection_of takes
 
-// Attends to its own input. Weights are asked for by the index of the layer (0 if there is but one) and come as a dictionary.
+// Attends to its own input. Weights are asked for by the index of the layer (0 if there is but one) and come
+// as a dictionary.
 class SelfAttendingLayer : public Layer {
  public:
   virtual py::tuple call(const py::object& x, AttentionCall call, const Selections& selections) const = 0;
@@ -116,7 +119,8 @@ class Holding : public Base {
   }
 
  protected:
-  // Runs compute() without the interpreter lock, unless the work is so small that handing it over would be noticed.
+  // Runs compute() without the interpreter lock, unless the work is so small that handing it over would be
+  // noticed.
   template <class Compute>
   auto run(Index elements, const Compute& compute) const {
     if (static_cast<double>(elements) * static_cast<double>(size_) < 1e6) return compute();
@@ -129,7 +133,8 @@ class Holding : public Base {
   Index size_;
 };
 
-// The input of a layer: borrowed where it lies if it is dense and the call is all that reads it, otherwise copied.
+// The input of a layer: borrowed where it lies if it is dense and the call is all that reads it, otherwise
+// copied.
 template <class T>
 Tensor<T> input(const py::object& argument, const char* name, bool copied) {
   constexpr DType dtype = dtype_of<T>();
@@ -402,7 +407,8 @@ std::unique_ptr<SelfAttendingLayer> encoder(const SelfAttendingLayer& layer, Ind
   fail<TypeMismatch>("encoder_layer must be a TransformerEncoderLayer");
 }
 
-// (mask, bias, causal, query_offset, window, query_lengths, key_lengths, query_segments, key_segments, alibi_slopes)
+// (mask, bias, causal, query_offset, window, query_lengths, key_lengths, query_segments, key_segments,
+// alibi_slopes)
 AttentionCall parse_call(const py::tuple& arguments, Seed seed) {
   AttentionCall call;
   parse_masks({arguments[0], arguments[2], arguments[3], arguments[4], arguments[5], arguments[6],

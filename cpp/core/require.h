@@ -20,7 +20,8 @@ template <class Error = std::invalid_argument, class... Parts>
   throw Error(text.str());
 }
 
-// require(ok, "scale must be finite, got ", scale): the text names the argument, what it must be and what it was.
+// require(ok, "scale must be finite, got ", scale): the text names the argument, what it must be and what it
+// was.
 template <class... Parts>
 void require(bool condition, const Parts&... parts) {
   if (!condition) fail(parts...);

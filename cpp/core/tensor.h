@@ -22,8 +22,8 @@ inline Index element_count(const Shape& shape) {
   return count;
 }
 
-// How errors describe a shape, "(2, 3)". The text is only made when it is written: what `require` is given costs nothing while the
-// condition holds. Borrows the shape.
+// How errors describe a shape, "(2, 3)". The text is only made when it is written: what `require` is given
+// costs nothing while the condition holds. Borrows the shape.
 class ShapeText {
  public:
   ShapeText(const Index* shape, Index rank) : shape_(shape), rank_(rank) {}

@@ -13,7 +13,8 @@
 
 namespace blasformer {
 
-// Encoder layers in turn, and a last norm if there is one (pre-norm layers leave the residual stream without).
+// Encoder layers in turn, and a last norm if there is one (pre-norm layers leave the residual stream
+// without).
 template <class Layer>
 struct TransformerEncoder {
   using Scalar = typename Layer::Scalar;

@@ -11,7 +11,8 @@
 
 namespace blasformer {
 
-// y = linear2(dropout(activation(linear1(x)))) for x (..., d_model), each row by itself (Vaswani et al. 2017, section 3.3).
+// y = linear2(dropout(activation(linear1(x)))) for x (..., d_model), each row by itself (Vaswani et al. 2017,
+// section 3.3).
 template <class T>
 struct FeedForward {
   using Scalar = T;

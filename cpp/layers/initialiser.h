@@ -6,8 +6,8 @@
 
 namespace blasformer {
 
-// Draws the initial values of a layer's parameters, one parameter after the other, from one seed. An element depends on
-// the seed, on how many parameters were drawn before and on its place, and on nothing else.
+// Draws the initial values of a layer's parameters, one parameter after the other, from one seed. An element
+// depends on the seed, on how many parameters were drawn before and on its place, and on nothing else.
 class Initialiser {
  public:
   explicit Initialiser(std::uint64_t seed) : seed_(seed) {}

@@ -13,8 +13,8 @@ namespace blasformer {
 
 namespace {
 
-// Heads as a view of their columns: (batch, heads, length, head_dim), or (heads, length, head_dim) of rows without a batch.
-// `data` is the first head's first element; each position is `width` elements long.
+// Heads as a view of their columns: (batch, heads, length, head_dim), or (heads, length, head_dim) of rows
+// without a batch. `data` is the first head's first element; each position is `width` elements long.
 template <class View, class T>
 View heads_of(T* data, const Shape& rows_shape, Index heads, Index head_dim) {
   const std::size_t rank = rows_shape.size();
@@ -210,7 +210,8 @@ Tensor<T> MultiheadAttention<T>::forward_packed(const Tensor<T>& x, const std::v
     attention_forward<T>(own, heads_of<MutableArrayView>(output, {length, embed_dim()}, num_heads, head_dim),
                          nullptr);
   };
-  // Many sequences are shared among the threads, few are taken in turn, each by all threads: the same bits either way.
+  // Many sequences are shared among the threads, few are taken in turn, each by all threads: the same bits
+  // either way.
   const auto sequences = static_cast<Index>(starts.size()) - 1;
   if (sequences >= 4 * num_threads()) {
     double work = 0;  // nanoseconds, as attention estimates it

@@ -12,28 +12,31 @@
 
 namespace blasformer {
 
-// Attention weights somebody asked for, before dropout: (.., heads, rows, key_length), or (.., rows, key_length) for their mean.
+// Attention weights somebody asked for, before dropout: (.., heads, rows, key_length), or (.., rows,
+// key_length) for their mean.
 template <class T>
 struct AskedWeights {
   WeightSelection selection;
   Tensor<T> weights;
 };
 
-// concat over heads of attention(query W_q^T, key W_k^T, value W_v^T), times W_o^T (Vaswani et al. 2017, section 3.2.2). A head
-// is a range of columns of the projected rows and is read in place.
+// concat over heads of attention(query W_q^T, key W_k^T, value W_v^T), times W_o^T (Vaswani et al. 2017,
+// section 3.2.2). A head is a range of columns of the projected rows and is read in place.
 template <class T>
 struct MultiheadAttention {
   using Scalar = T;
   Index num_heads, num_kv_heads, head_dim;
   double dropout_p;
-  // The rows of the query's, the key's and the value's projection, one below the other: (num_heads + 2 num_kv_heads) head_dim
-  // rows in all. Widths of their own for key or value keep the three apart: then in_proj_weight is empty.
+  // The rows of the query's, the key's and the value's projection, one below the other: (num_heads + 2
+  // num_kv_heads) head_dim rows in all. Widths of their own for key or value keep the three apart: then
+  // in_proj_weight is empty.
   Tensor<T> in_proj_weight;                               // (rows, embed_dim)
   Tensor<T> q_proj_weight, k_proj_weight, v_proj_weight;  // (.., embed_dim), (.., kdim), (.., vdim)
   Tensor<T> in_proj_bias;                                 // (rows,), or empty
   Linear<T> out_proj;                                     // (embed_dim, embed_dim)
 
-  // Columns [first_column, first_column + heads * head_dim) of dense rows (batch, length, ..) or (length, ..).
+  // Columns [first_column, first_column + heads * head_dim) of dense rows (batch, length, ..) or (length,
+  // ..).
   struct Projected {
     Tensor<T> rows;
     Index first_column = 0;
@@ -59,8 +62,9 @@ struct MultiheadAttention {
 
   void initialise(Initialiser& random);
 
-  // query (batch, length, embed_dim) or (length, embed_dim). key null: query; value null: key. `arguments` says who may attend
-  // to whom and carries the seed of dropout; its query, key, value and dropout_p are filled in here.
+  // query (batch, length, embed_dim) or (length, embed_dim). key null: query; value null: key. `arguments`
+  // says who may attend to whom and carries the seed of dropout; its query, key, value and dropout_p are
+  // filled in here.
   Tensor<T> forward(const Tensor<T>& query, const Tensor<T>* key, const Tensor<T>* value,
                     AttentionArguments arguments = {}, Saved* saved = nullptr,
                     AskedWeights<T>* asked = nullptr) const;
@@ -69,8 +73,9 @@ struct MultiheadAttention {
     return forward(x, nullptr, nullptr, arguments, saved, asked);
   }
 
-  // Sequences of different lengths without padding: rows [starts[i], starts[i + 1]) of x (total, embed_dim) are sequence i,
-  // which attends to itself alone, as `arguments` (without lengths, segments and arrays of a batch) allows. For inference.
+  // Sequences of different lengths without padding: rows [starts[i], starts[i + 1]) of x (total, embed_dim)
+  // are sequence i, which attends to itself alone, as `arguments` (without lengths, segments and arrays of a
+  // batch) allows. For inference.
   Tensor<T> forward_packed(const Tensor<T>& x, const std::vector<Index>& starts,
                            const AttentionArguments& arguments = {}) const;
 

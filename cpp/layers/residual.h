@@ -7,7 +7,8 @@
 
 namespace blasformer {
 
-// branch = x + dropout(branch), in place: how a sublayer's output joins what went around it. Without a seed nothing is dropped.
+// branch = x + dropout(branch), in place: how a sublayer's output joins what went around it. Without a seed
+// nothing is dropped.
 template <class T>
 void add_residual(const Tensor<T>& x, double dropout_p, std::optional<std::uint64_t> seed, Tensor<T>& branch);
 
