@@ -393,10 +393,12 @@ def test_the_workers_are_idle_soon_after_a_call() -> None:
     program = """
 import time
 blasformer.set_num_threads(3)
-blasformer._core.sleep_in_tasks(12, 0.001)
-start = time.process_time()
-time.sleep(0.2)
-print(time.process_time() - start)"""
+def idle():
+    blasformer._core.sleep_in_tasks(12, 0.001)
+    start = time.process_time()
+    time.sleep(0.2)
+    return time.process_time() - start
+print(min(idle() for _ in range(5)))  # what a busy machine takes from a thread counts as its time: it may be once"""
     assert float(run_python(program)) < 0.005
 
 
