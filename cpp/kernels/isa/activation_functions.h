@@ -72,20 +72,24 @@ using GeluSigmoid = TimesSigmoid<T, GeluSigmoidExponent<T>>;
 template <class T>
 using GeluTanh = TimesSigmoid<T, GeluTanhExponent<T>>;
 
-// x Phi(x); the slope is Phi(x) + x Phi'(x), Phi' = e^(-x^2 / 2) / sqrt(2 pi).
+// x Phi(x), Phi the standard normal distribution function, and Phi(x) + x Phi'(x),
+// Phi'(x) = e^(-x^2 / 2) / sqrt(2 pi).
 template <class T>
 struct Gelu {
   using S = Simd<T>;
+  using C = NormalTailConstants<T>;
   using Vector = typename S::Vector;
   static Vector value(Vector x) { return times_normal_cdf<T>(x); }
   static ValueAndSlope<T> value_and_slope(Vector x) {
-    const NormalTail<T> tail = normal_tail<T>(x);
-    const Vector bound = S::broadcast(NormalTailConstants<T>::is_zero);
-    const Vector bounded = S::min(bound, S::max(S::zero() - bound, x));
-    const Vector smaller = tail.ratio * tail.decay;  // Phi(-|x|)
+    const Vector bound = S::broadcast(C::is_zero), bounded = S::min(bound, S::max(S::zero() - bound, x));
+    const Vector value = times_normal_cdf<T>(x);
+    const Vector density = exp_nonpositive<T>(S::broadcast(T(-0.5)) * bounded * bounded) *
+                           S::broadcast(T(0.39894228040143267794));  // 1 / sqrt(2 pi)
+    const Vector a = S::abs(bounded), three = S::broadcast(T(3)), t = three / (a + three);
+    const Vector smaller = t * polynomial<T>(S::broadcast(T(1)) - (t + t), C::ratio) *
+                           (density * S::broadcast(T(2.5066282746310005024)));  // Phi(-|x|)
     const Vector cdf = S::select(S::less(x, S::zero()), smaller, S::broadcast(T(1)) - smaller);
-    const Vector density = tail.decay * S::broadcast(T(0.39894228040143267794));  // 1 / sqrt(2 pi)
-    return {times_normal_cdf<T>(x, tail), S::fma(bounded, density, cdf)};
+    return {value, S::fma(bounded, density, cdf)};
   }
 };
 
