@@ -27,4 +27,15 @@ void activate(Activation activation, const T* x, Index size, T* y) {
   activate(activation, Elements<T>(x), size, MutableElements<T>(y));
 }
 
+// d_x[i] = d_y[i] activation'(x[i]); d_x may be d_y. relu'(0) is 0, and what is closed passes nothing, not
+// even NaN.
+template <class T>
+void activate_backward(Activation activation, const Elements<T>& x, const Elements<T>& d_y, Index size,
+                       const MutableElements<T>& d_x);
+
+// The same for dense arrays. y, if given, receives activation(x), in the same bits as from activate, for
+// those who kept x alone; it may be x.
+template <class T>
+void activate_backward(Activation activation, const T* x, const T* d_y, Index size, T* d_x, T* y = nullptr);
+
 }  // namespace blasformer

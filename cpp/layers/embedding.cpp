@@ -54,6 +54,37 @@ void embedding(const std::int64_t* ids, Index count, const ArrayView& weight, vo
 }
 
 template <class T>
+void embedding_backward(const std::int64_t* ids, Index count, const T* d_y, Index num_embeddings,
+                        Index embedding_dim, std::optional<Index> padding_idx, T* d_weight, Write write) {
+  require_ids_in_range(ids, count, num_embeddings);
+  if (write == Write::replace) {
+    constexpr Index kElementsPerTask = 1 << 16;
+    const Index size = num_embeddings * embedding_dim;
+    parallel_for(ceil_div(size, kElementsPerTask), 0.2 * static_cast<double>(size), [&](Index task, int) {
+      const Index first = task * kElementsPerTask;
+      std::fill_n(d_weight + first, std::min(kElementsPerTask, size - first), T{0});
+    });
+  }
+  // Each task has columns of its own, for which it goes through all ids.
+  constexpr Index kStrip = 64;
+  const double work = static_cast<double>(count) * (2 + 0.4 * static_cast<double>(embedding_dim));
+  parallel_for(ceil_div(embedding_dim, kStrip), work, [&](Index strip, int) {
+    const Index first = strip * kStrip, columns = std::min(kStrip, embedding_dim - first);
+    for (Index i = 0; i < count; ++i) {
+      if (ids[i] == padding_idx) continue;
+      const T* gradient = d_y + i * embedding_dim + first;
+      T* sums = d_weight + ids[i] * embedding_dim + first;
+      for (Index j = 0; j < columns; ++j) sums[j] += gradient[j];
+    }
+  });
+}
+
+template void embedding_backward(const std::int64_t*, Index, const float*, Index, Index, std::optional<Index>,
+                                 float*, Write);
+template void embedding_backward(const std::int64_t*, Index, const double*, Index, Index,
+                                 std::optional<Index>, double*, Write);
+
+template <class T>
 Embedding<T>::Embedding(Index num_embeddings, Index embedding_dim, std::optional<Index> padding_idx_)
     : padding_idx(padding_idx_) {
   require(num_embeddings > 0, "num_embeddings must be positive, got ", num_embeddings);
@@ -77,6 +108,14 @@ Tensor<T> Embedding<T>::forward(const Tensor<std::int64_t>& ids, Saved* saved) c
   embedding(ids.data(), ids.size(), weight.data(), num_embeddings(), embedding_dim(), y.data());
   if (saved != nullptr) saved->ids = ids;
   return y;
+}
+
+template <class T>
+void Embedding<T>::backward(const Saved& saved, const Tensor<T>& d_y, Embedding& gradients,
+                            Write write) const {
+  if (gradients.weight.empty()) return;
+  embedding_backward(saved.ids.data(), saved.ids.size(), d_y.data(), num_embeddings(), embedding_dim(),
+                     padding_idx, gradients.weight.data(), write);
 }
 
 template struct Embedding<float>;

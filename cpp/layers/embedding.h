@@ -7,6 +7,7 @@
 #include "core/index.h"
 #include "core/tensor.h"
 #include "layers/initialiser.h"
+#include "layers/write.h"
 
 namespace blasformer {
 
@@ -23,12 +24,19 @@ void embedding(const std::int64_t* ids, Index count, const T* weight, Index num_
             ArrayView{weight, dtype_of<T>(), 2, {num_embeddings, embedding_dim}, {embedding_dim, 1}}, y);
 }
 
+// d_weight[ids[i]] += d_y[i] for i in order: the gradient of weight, to which rows of padding_idx, if given,
+// contribute nothing. d_y (count, embedding_dim) and d_weight (num_embeddings, embedding_dim) are dense and
+// apart. Throws as embedding does.
+template <class T>
+void embedding_backward(const std::int64_t* ids, Index count, const T* d_y, Index num_embeddings,
+                        Index embedding_dim, std::optional<Index> padding_idx, T* d_weight, Write write);
+
 // A vector for each id: ids (...) give (..., embedding_dim).
 template <class T>
 struct Embedding {
   using Scalar = T;
   Tensor<T> weight;                  // (num_embeddings, embedding_dim)
-  std::optional<Index> padding_idx;  // the id whose vector starts as zero
+  std::optional<Index> padding_idx;  // the id whose vector starts as zero and has no gradient
 
   struct Saved {
     Tensor<std::int64_t> ids;
@@ -42,6 +50,7 @@ struct Embedding {
   // Normal with mean 0 and variance 1, as PyTorch does.
   void initialise(Initialiser& random);
   Tensor<T> forward(const Tensor<std::int64_t>& ids, Saved* saved = nullptr) const;
+  void backward(const Saved& saved, const Tensor<T>& d_y, Embedding& gradients, Write write) const;
 
   template <class Self, class Visit>
   static void each_parameter(Self& self, Visit&& visit) {

@@ -4,8 +4,10 @@
 #include <utility>
 
 #include "core/require.h"
+#include "kernels/gradient_kernels.h"
 #include "kernels/row_kernels.h"
 #include "layers/normalized_shape.h"
+#include "layers/parameter_sums.h"
 #include "layers/row_blocks.h"
 
 namespace blasformer {
@@ -26,6 +28,32 @@ template void layer_norm(const Elements<float>&, Index, Index, const float*, con
                          const MutableElements<float>&, float*, float*);
 template void layer_norm(const Elements<double>&, Index, Index, const double*, const double*, double,
                          const MutableElements<double>&, double*, double*);
+
+template <class T>
+void layer_norm_backward(const Elements<T>& x, const T* mean, const T* reciprocal_std, const Elements<T>& d_y,
+                         Index rows, Index features, const T* weight, const MutableElements<T>& d_x,
+                         T* d_weight, T* d_bias, Write write, const T* residual) {
+  const auto kernel = gradient_kernels<T>().layer_norm;
+  const double nanoseconds = sizeof(T) == 4 ? 0.8 : 1.6;
+  const RowBlocks blocks = summed_blocks(rows, features, kRowBlockElements);
+  ParameterSums<T> weight_sums(d_weight, blocks, features), bias_sums(d_bias, blocks, features);
+  for_each_row_block(blocks, x, d_y, features, d_x, nanoseconds,
+                     [&](const T* source, const T* gradient, Index block, T* target) {
+                       const Index first = blocks.first(block);
+                       kernel(source, mean + first, reciprocal_std + first, gradient, blocks.rows_of(block),
+                              features, weight, residual ? residual + first * features : nullptr, target,
+                              weight_sums.of_block(block), bias_sums.of_block(block));
+                     });
+  weight_sums.write_gradient(write);
+  bias_sums.write_gradient(write);
+}
+
+template void layer_norm_backward(const Elements<float>&, const float*, const float*, const Elements<float>&,
+                                  Index, Index, const float*, const MutableElements<float>&, float*, float*,
+                                  Write, const float*);
+template void layer_norm_backward(const Elements<double>&, const double*, const double*,
+                                  const Elements<double>&, Index, Index, const double*,
+                                  const MutableElements<double>&, double*, double*, Write, const double*);
 
 template <class T>
 LayerNorm<T>::LayerNorm(Shape normalized_shape_, double eps_, bool with_weight, bool with_bias)
@@ -52,6 +80,16 @@ Tensor<T> LayerNorm<T>::forward(const Tensor<T>& x, Saved* saved) const {
              saved != nullptr ? saved->mean.data() : nullptr,
              saved != nullptr ? saved->reciprocal_std.data() : nullptr);
   return y;
+}
+
+template <class T>
+Tensor<T> LayerNorm<T>::backward(const Saved& saved, const Tensor<T>& d_y, LayerNorm& gradients,
+                                 Write write) const {
+  Tensor<T> d_x(d_y.shape());
+  layer_norm_backward(saved.input.data(), saved.mean.data(), saved.reciprocal_std.data(), d_y.data(),
+                      saved.mean.size(), element_count(normalized_shape), weight.data(), d_x.data(),
+                      gradients.weight.data(), gradients.bias.data(), write);
+  return d_x;
 }
 
 template struct LayerNorm<float>;

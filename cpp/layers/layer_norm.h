@@ -4,6 +4,7 @@
 #include "core/tensor.h"
 #include "kernels/elements.h"
 #include "layers/initialiser.h"
+#include "layers/write.h"
 
 namespace blasformer {
 
@@ -20,6 +21,25 @@ template <class T>
 void layer_norm(const T* x, Index rows, Index features, const T* weight, const T* bias, double eps, T* y,
                 T* mean = nullptr, T* reciprocal_std = nullptr) {
   layer_norm(Elements<T>(x), rows, features, weight, bias, eps, MutableElements<T>(y), mean, reciprocal_std);
+}
+
+// With x^ = (x - mean) reciprocal_std, what a row was normalised to, and g = d_y weight:
+//   d_x = reciprocal_std (g - mean(g) - x^ mean(g x^)) + residual
+//   d_weight = sum of d_y x^ over the rows, d_bias = sum of d_y.
+// residual, (rows, features) or null, is the gradient that went around. d_x may be d_y or residual. weight,
+// d_weight and d_bias may be null.
+template <class T>
+void layer_norm_backward(const Elements<T>& x, const T* mean, const T* reciprocal_std, const Elements<T>& d_y,
+                         Index rows, Index features, const T* weight, const MutableElements<T>& d_x,
+                         T* d_weight, T* d_bias, Write write, const T* residual = nullptr);
+
+// The same for dense arrays.
+template <class T>
+void layer_norm_backward(const T* x, const T* mean, const T* reciprocal_std, const T* d_y, Index rows,
+                         Index features, const T* weight, T* d_x, T* d_weight, T* d_bias, Write write,
+                         const T* residual = nullptr) {
+  layer_norm_backward(Elements<T>(x), mean, reciprocal_std, Elements<T>(d_y), rows, features, weight,
+                      MutableElements<T>(d_x), d_weight, d_bias, write, residual);
 }
 
 // Over the last axes of x, whose extents are normalized_shape.
@@ -39,6 +59,7 @@ struct LayerNorm {
 
   void initialise(Initialiser& random);  // ones and zeros
   Tensor<T> forward(const Tensor<T>& x, Saved* saved = nullptr) const;
+  Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, LayerNorm& gradients, Write write) const;
 
   template <class Self, class Visit>
   static void each_parameter(Self& self, Visit&& visit) {

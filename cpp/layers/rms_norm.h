@@ -4,6 +4,7 @@
 #include "core/tensor.h"
 #include "kernels/elements.h"
 #include "layers/initialiser.h"
+#include "layers/write.h"
 
 namespace blasformer {
 
@@ -19,6 +20,24 @@ template <class T>
 void rms_norm(const T* x, Index rows, Index features, const T* weight, double eps, T* y,
               T* reciprocal_rms = nullptr) {
   rms_norm(Elements<T>(x), rows, features, weight, eps, MutableElements<T>(y), reciprocal_rms);
+}
+
+// With x^ = x reciprocal_rms, what a row was normalised to, and g = d_y weight:
+//   d_x = reciprocal_rms (g - x^ mean(g x^)) + residual
+//   d_weight = sum of d_y x^ over the rows.
+// residual, (rows, features) or null, is the gradient that went around. d_x may be d_y or residual. weight
+// and d_weight may be null.
+template <class T>
+void rms_norm_backward(const Elements<T>& x, const T* reciprocal_rms, const Elements<T>& d_y, Index rows,
+                       Index features, const T* weight, const MutableElements<T>& d_x, T* d_weight,
+                       Write write, const T* residual = nullptr);
+
+// The same for dense arrays.
+template <class T>
+void rms_norm_backward(const T* x, const T* reciprocal_rms, const T* d_y, Index rows, Index features,
+                       const T* weight, T* d_x, T* d_weight, Write write, const T* residual = nullptr) {
+  rms_norm_backward(Elements<T>(x), reciprocal_rms, Elements<T>(d_y), rows, features, weight,
+                    MutableElements<T>(d_x), d_weight, write, residual);
 }
 
 // Over the last axes of x, whose extents are normalized_shape.
@@ -38,6 +57,7 @@ struct RMSNorm {
 
   void initialise(Initialiser& random);  // ones
   Tensor<T> forward(const Tensor<T>& x, Saved* saved = nullptr) const;
+  Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, RMSNorm& gradients, Write write) const;
 
   template <class Self, class Visit>
   static void each_parameter(Self& self, Visit&& visit) {

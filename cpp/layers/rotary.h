@@ -28,4 +28,19 @@ void rotary_embedding(const T* x, Index batch, Index heads, Index length, Index 
                    pairs, dims, MutableElements<T>(y));
 }
 
+// d_x, given d_y: the rotation by the opposite angles. d_x may be d_y.
+template <class T>
+void rotary_backward(const Elements<T>& d_y, Index batch, Index heads, Index length, Index head_dim,
+                     const std::int64_t* positions, bool positions_per_batch, double base, RotaryPairs pairs,
+                     Index dims, const MutableElements<T>& d_x);
+
+// The same for dense arrays.
+template <class T>
+void rotary_backward(const T* d_y, Index batch, Index heads, Index length, Index head_dim,
+                     const std::int64_t* positions, bool positions_per_batch, double base, RotaryPairs pairs,
+                     Index dims, T* d_x) {
+  rotary_backward(Elements<T>(d_y), batch, heads, length, head_dim, positions, positions_per_batch, base,
+                  pairs, dims, MutableElements<T>(d_x));
+}
+
 }  // namespace blasformer

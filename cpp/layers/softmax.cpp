@@ -6,6 +6,7 @@
 
 #include "core/denormals.h"
 #include "kernels/elements.h"
+#include "kernels/gradient_kernels.h"
 #include "kernels/row_kernels.h"
 #include "layers/row_blocks.h"
 
@@ -114,6 +115,68 @@ Kernels<T> log_softmax_kernels() {
   return {row_kernels<T>().log_softmax, row_kernels<T>().log_softmax_columns};
 }
 
+// ---- Gradients
+
+template <class T>
+struct BackwardKernels {
+  typename GradientKernels<T>::Normalise rows;
+  typename GradientKernels<T>::NormaliseColumns columns;
+};
+
+template <class T>
+void rows_backward(const BackwardKernels<T>& kernels, const Elements<T>& y, const Elements<T>& d_y,
+                   Index rows, Index length, const MutableElements<T>& d_x) {
+  const RowBlocks blocks = row_blocks(y, d_y, rows, length, d_x);
+  for_each_row_block(blocks, y, d_y, length, d_x, kNanoseconds<T>,
+                     [&](const T* source, const T* gradient, Index block, T* target) {
+                       const FlushDenormals guard;
+                       kernels.rows(source, gradient, blocks.rows_of(block), length, target);
+                     });
+}
+
+// Dense sheets of columns, (sheets, length, columns).
+template <class T>
+void columns_backward(const BackwardKernels<T>& kernels, const T* y, const T* d_y, Index sheets, Index length,
+                      Index columns, T* d_x) {
+  const Index strip = round_up(std::max<Index>(kRowBlockElements / length, 64), 64);
+  const Index strips = ceil_div(columns, strip);
+  const double work = kNanoseconds<T> * static_cast<double>(sheets * length) * static_cast<double>(columns);
+  parallel_for(sheets * strips, work, [&](Index task, int) {
+    const FlushDenormals guard;
+    const Index column = task % strips * strip, offset = task / strips * length * columns + column;
+    kernels.columns(y + offset, d_y + offset, length, columns, std::min(strip, columns - column),
+                    d_x + offset);
+  });
+}
+
+template <class T>
+void normalise_backward(const BackwardKernels<T>& kernels, const ArrayView& y, const ArrayView& d_y, int axis,
+                        const MutableArrayView& d_x) {
+  Index sheets = 1, columns = 1;
+  for (int i = 0; i < axis; ++i) sheets *= y.shape[i];
+  for (int i = axis + 1; i < y.rank; ++i) columns *= y.shape[i];
+  const Index length = y.shape[axis];
+  if (sheets * length * columns == 0) return;
+  const MutableElements<T> target(d_x);
+  const T* dense_y = Elements<T>(y).in_place();
+  const T* dense_d_y = Elements<T>(d_y).in_place();
+  if (columns > 1 && dense_y && dense_d_y && target.is_dense()) {
+    return columns_backward(kernels, dense_y, dense_d_y, sheets, length, columns, static_cast<T*>(d_x.data));
+  }
+  rows_backward(kernels, Elements<T>(with_axis_last(y, axis)), Elements<T>(with_axis_last(d_y, axis)),
+                sheets * columns, length, MutableElements<T>(with_axis_last(d_x, axis)));
+}
+
+template <class T>
+BackwardKernels<T> softmax_backward_kernels() {
+  return {gradient_kernels<T>().softmax, gradient_kernels<T>().softmax_columns};
+}
+
+template <class T>
+BackwardKernels<T> log_softmax_backward_kernels() {
+  return {gradient_kernels<T>().log_softmax, gradient_kernels<T>().log_softmax_columns};
+}
+
 }  // namespace
 
 template <class T>
@@ -136,6 +199,28 @@ void log_softmax(const T* x, Index rows, Index length, T* y) {
   normalise_rows(log_softmax_kernels<T>(), Elements<T>(x), rows, length, MutableElements<T>(y));
 }
 
+template <class T>
+void softmax_backward(const ArrayView& y, const ArrayView& d_y, int axis, const MutableArrayView& d_x) {
+  normalise_backward(softmax_backward_kernels<T>(), y, d_y, axis, d_x);
+}
+
+template <class T>
+void log_softmax_backward(const ArrayView& y, const ArrayView& d_y, int axis, const MutableArrayView& d_x) {
+  normalise_backward(log_softmax_backward_kernels<T>(), y, d_y, axis, d_x);
+}
+
+template <class T>
+void softmax_backward(const T* y, const T* d_y, Index rows, Index length, T* d_x) {
+  rows_backward(softmax_backward_kernels<T>(), Elements<T>(y), Elements<T>(d_y), rows, length,
+                MutableElements<T>(d_x));
+}
+
+template <class T>
+void log_softmax_backward(const T* y, const T* d_y, Index rows, Index length, T* d_x) {
+  rows_backward(log_softmax_backward_kernels<T>(), Elements<T>(y), Elements<T>(d_y), rows, length,
+                MutableElements<T>(d_x));
+}
+
 template void softmax<float>(const ArrayView&, int, const MutableArrayView&);
 template void softmax<double>(const ArrayView&, int, const MutableArrayView&);
 template void log_softmax<float>(const ArrayView&, int, const MutableArrayView&);
@@ -144,5 +229,13 @@ template void softmax(const float*, Index, Index, float*);
 template void softmax(const double*, Index, Index, double*);
 template void log_softmax(const float*, Index, Index, float*);
 template void log_softmax(const double*, Index, Index, double*);
+template void softmax_backward<float>(const ArrayView&, const ArrayView&, int, const MutableArrayView&);
+template void softmax_backward<double>(const ArrayView&, const ArrayView&, int, const MutableArrayView&);
+template void log_softmax_backward<float>(const ArrayView&, const ArrayView&, int, const MutableArrayView&);
+template void log_softmax_backward<double>(const ArrayView&, const ArrayView&, int, const MutableArrayView&);
+template void softmax_backward(const float*, const float*, Index, Index, float*);
+template void softmax_backward(const double*, const double*, Index, Index, double*);
+template void log_softmax_backward(const float*, const float*, Index, Index, float*);
+template void log_softmax_backward(const double*, const double*, Index, Index, double*);
 
 }  // namespace blasformer

@@ -19,4 +19,17 @@ void softmax(const T* x, Index rows, Index length, T* y);
 template <class T>
 void log_softmax(const T* x, Index rows, Index length, T* y);
 
+// The gradients, from the result y: d_x = y (d_y - sum_j y[j] d_y[j]), and d_x = d_y - e^y sum_j d_y[j]. The
+// arrays have one shape and type, as above; d_x may be d_y.
+template <class T>
+void softmax_backward(const ArrayView& y, const ArrayView& d_y, int axis, const MutableArrayView& d_x);
+template <class T>
+void log_softmax_backward(const ArrayView& y, const ArrayView& d_y, int axis, const MutableArrayView& d_x);
+
+// The same for the rows of dense arrays, (rows, length).
+template <class T>
+void softmax_backward(const T* y, const T* d_y, Index rows, Index length, T* d_x);
+template <class T>
+void log_softmax_backward(const T* y, const T* d_y, Index rows, Index length, T* d_x);
+
 }  // namespace blasformer

@@ -1,6 +1,7 @@
 #include "kernels/math_kernels.h"
 
 #include "kernels/isa/map.h"
+#include "kernels/isa/normal_distribution.h"
 #include "kernels/isa/vector_math.h"
 
 namespace blasformer::BLASFORMER_ISA {
