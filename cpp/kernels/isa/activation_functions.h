@@ -1,7 +1,10 @@
 #pragma once
 
-// The activation functions of layers/activations.h on whole vectors: value(x), and with it the derivative.
+// The activation functions of layers/activations.h on whole vectors: value(x), and with it, in the same bits,
+// the derivative. Where x is infinite the derivative is its limit, and where x is NaN so is either but for the
+// slope of relu, which is 1.
 
+#include "kernels/isa/normal_distribution.h"
 #include "kernels/isa/vector_math.h"
 
 namespace blasformer::BLASFORMER_ISA {
@@ -18,7 +21,8 @@ struct Relu {
   using Vector = typename S::Vector;
   static Vector value(Vector x) { return S::max(S::zero(), x); }  // NaN, the second operand, is returned
   static ValueAndSlope<T> value_and_slope(Vector x) {
-    return {value(x), S::select(S::less(S::zero(), x), S::broadcast(T(1)), S::zero())};
+    const Vector y = value(x);
+    return {y, S::select(S::equal(y, S::zero()), S::zero(), S::broadcast(T(1)))};
   }
 };
 
@@ -30,10 +34,11 @@ struct TimesSigmoid {
   static Vector value(Vector x) { return times_sigmoid<T>(x, Z::value(x)); }
   static ValueAndSlope<T> value_and_slope(Vector x) {
     const Vector one = S::broadcast(T(1));
-    // Beyond these bounds s is 0 or 1 and its derivative 0, which would meet the infinity of an overflow.
+    const Vector e = exp<T>(S::zero() - Z::value(x)), s = one / (one + e);
+    const Vector rest = S::select(S::less(one, e), one - s, e * s);  // 1 - s, as accurate as s
+    // Beyond these bounds s (1 - s) is 0, which must not meet the infinity of an overflow.
     const Vector bound = S::broadcast(T(1000)), bounded = S::min(bound, S::max(S::zero() - bound, x));
-    const Vector s = times_sigmoid<T>(one, Z::value(bounded));
-    return {x * s, S::fma(bounded * (s * (one - s)), Z::slope(bounded), s)};
+    return {x / (one + e), S::fma(bounded * Z::slope(bounded), s * rest, s)};
   }
 };
 
@@ -72,24 +77,13 @@ using GeluSigmoid = TimesSigmoid<T, GeluSigmoidExponent<T>>;
 template <class T>
 using GeluTanh = TimesSigmoid<T, GeluTanhExponent<T>>;
 
-// x Phi(x), Phi the standard normal distribution function, and Phi(x) + x Phi'(x),
-// Phi'(x) = e^(-x^2 / 2) / sqrt(2 pi).
 template <class T>
 struct Gelu {
-  using S = Simd<T>;
-  using C = NormalTailConstants<T>;
-  using Vector = typename S::Vector;
-  static Vector value(Vector x) { return times_normal_cdf<T>(x); }
+  using Vector = typename Simd<T>::Vector;
+  static Vector value(Vector x) { return times_normal_cdf<T>(x, normal_tail<T>(x)); }
   static ValueAndSlope<T> value_and_slope(Vector x) {
-    const Vector bound = S::broadcast(C::is_zero), bounded = S::min(bound, S::max(S::zero() - bound, x));
-    const Vector value = times_normal_cdf<T>(x);
-    const Vector density = exp_nonpositive<T>(S::broadcast(T(-0.5)) * bounded * bounded) *
-                           S::broadcast(T(0.39894228040143267794));  // 1 / sqrt(2 pi)
-    const Vector a = S::abs(bounded), three = S::broadcast(T(3)), t = three / (a + three);
-    const Vector smaller = t * polynomial<T>(S::broadcast(T(1)) - (t + t), C::ratio) *
-                           (density * S::broadcast(T(2.5066282746310005024)));  // Phi(-|x|)
-    const Vector cdf = S::select(S::less(x, S::zero()), smaller, S::broadcast(T(1)) - smaller);
-    return {value, S::fma(bounded, density, cdf)};
+    const NormalTail<T> tail = normal_tail<T>(x);
+    return {times_normal_cdf<T>(x, tail), times_normal_cdf_slope<T>(x, tail)};
   }
 };
 

@@ -1,7 +1,7 @@
 #include "kernels/math_kernels.h"
 
+#include "kernels/isa/activation_functions.h"
 #include "kernels/isa/map.h"
-#include "kernels/isa/normal_distribution.h"
 #include "kernels/isa/vector_math.h"
 
 namespace blasformer::BLASFORMER_ISA {
@@ -20,8 +20,7 @@ constexpr MathKernels<T> kMathKernels = {
         [](const T* x, Index size, T* y) {
           map(x, size, y, [](auto v) { return times_sigmoid<T>(Simd<T>::broadcast(T(1)), v); });
         },
-    .gelu = [](const T* x, Index size,
-               T* y) { map(x, size, y, [](auto v) { return times_normal_cdf<T>(v); }); },
+    .gelu = [](const T* x, Index size, T* y) { map(x, size, y, [](auto v) { return Gelu<T>::value(v); }); },
 };
 
 }  // namespace

@@ -65,11 +65,6 @@ inline typename Simd<T>::Vector times_normal_cdf(typename Simd<T>::Vector x, con
                    x - (tail.magnitude * tail.ratio) * tail.decay);
 }
 
-template <class T>
-inline typename Simd<T>::Vector times_normal_cdf(typename Simd<T>::Vector x) {
-  return times_normal_cdf<T>(x, normal_tail<T>(x));
-}
-
 // The derivative of x Phi(x), Phi(x) + x e^(-x^2 / 2) / sqrt(2 pi). It and that of -x add up to 1.
 template <class T>
 inline typename Simd<T>::Vector times_normal_cdf_slope(typename Simd<T>::Vector x,

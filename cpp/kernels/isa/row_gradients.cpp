@@ -1,5 +1,5 @@
 #include "kernels/gradient_kernels.h"
-#include "kernels/isa/normal_distribution.h"
+#include "kernels/isa/activation_functions.h"
 #include "kernels/isa/rows.h"
 #include "kernels/isa/vector_math.h"
 
@@ -7,97 +7,33 @@ namespace blasformer::BLASFORMER_ISA {
 
 namespace {
 
-// Calls step(i, n) for vectors that begin at element i, n of whose lanes are filled.
-template <class T, class Step>
-inline void for_each_vector(Index size, Step step) {
-  using S = Simd<T>;
-  Index i = 0;
-  for (; i + S::lanes <= size; i += S::lanes) step(i, S::lanes);
-  if (i < size) step(i, size - i);
-}
-
 // ---- Activations
 
-// d_x = d_y slope(x), and y = value(x) if it is wanted; both are made of what common(x) computes.
-template <class T, class Common, class Value, class Slope>
-inline void map_gradient(const T* x, const T* d_y, Index size, T* d_x, T* y, Common common, Value value,
-                         Slope slope) {
+template <class T, class Activation>
+void activation_gradient(const T* x, const T* d_y, Index size, T* d_x, T* y) {
   if (y) {
     for_each_vector<T>(size, [=](Index i, Index n) {
-      const Vector<T> v = load_lanes(x + i, n), d = load_lanes(d_y + i, n);
-      const auto shared = common(v);
-      store_lanes(d_x + i, d * slope(v, shared), n);
-      store_lanes(y + i, value(v, shared), n);
+      const auto [value, slope] = Activation::value_and_slope(load_lanes(x + i, n));
+      store_lanes(d_x + i, load_lanes(d_y + i, n) * slope, n);
+      store_lanes(y + i, value, n);
     });
   } else {
     for_each_vector<T>(size, [=](Index i, Index n) {
-      const Vector<T> v = load_lanes(x + i, n);
-      store_lanes(d_x + i, load_lanes(d_y + i, n) * slope(v, common(v)), n);
+      const Vector<T> slope = Activation::value_and_slope(load_lanes(x + i, n)).slope;
+      store_lanes(d_x + i, load_lanes(d_y + i, n) * slope, n);
     });
   }
 }
 
-// Not a product with 0 or 1: what is infinite behind a closed unit is gone, as in PyTorch.
+// Not a product with the slope: a closed unit passes nothing, not even NaN, as in PyTorch.
 template <class T>
 void relu_gradient(const T* x, const T* d_y, Index size, T* d_x, T* y) {
   using S = Simd<T>;
   for_each_vector<T>(size, [=](Index i, Index n) {
-    const Vector<T> d = load_lanes(d_y + i, n);
-    const Vector<T> value = S::max(S::zero(), load_lanes(x + i, n));  // NaN stays NaN
+    const Vector<T> d = load_lanes(d_y + i, n), value = Relu<T>::value(load_lanes(x + i, n));
     store_lanes(d_x + i, S::select(S::equal(value, S::zero()), S::zero(), d), n);
     if (y) store_lanes(y + i, value, n);
   });
-}
-
-template <class T>
-void gelu_gradient(const T* x, const T* d_y, Index size, T* d_x, T* y) {
-  map_gradient(
-      x, d_y, size, d_x, y, [](auto v) { return normal_tail<T>(v); },
-      [](auto v, const auto& tail) { return times_normal_cdf<T>(v, tail); },
-      [](auto v, const auto& tail) { return times_normal_cdf_slope<T>(v, tail); });
-}
-
-// Of f(x) = x s, s = sigmoid(u(x)), the slope is s + x s (1 - s) u'(x). With e = e^-u, s = 1 / (1 + e), and
-// 1 - s is e s where u >= 0, so that it keeps its relative accuracy. Beyond |x| = `far`, where s (1 - s)
-// vanishes, the slope is that at `far`, and nothing overflows.
-template <class T, class Angle, class AngleSlope>
-inline void times_sigmoid_gradient(const T* x, const T* d_y, Index size, T* d_x, T* y, T far, Angle angle,
-                                   AngleSlope angle_slope) {
-  using S = Simd<T>;
-  const Vector<T> one = S::broadcast(T(1));
-  map_gradient(
-      x, d_y, size, d_x, y, [=](auto v) { return exp<T>(S::zero() - angle(v)); },
-      [=](auto v, auto e) { return v / (one + e); },
-      [=](auto v, auto e) {
-        const auto near = S::max(S::broadcast(-far), S::min(S::broadcast(far), v));
-        const auto s = one / (one + e);
-        const auto rest = S::select(S::less(one, e), one - s, e * s);
-        return S::fma(near * angle_slope(near), s * rest, s);
-      });
-}
-
-template <class T>
-void gelu_tanh_gradient(const T* x, const T* d_y, Index size, T* d_x, T* y) {
-  using S = Simd<T>;
-  const Vector<T> slope = S::broadcast(T(1.5957691216057307117));  // 2 sqrt(2/pi)
-  const Vector<T> cubic = S::broadcast(T(1.5957691216057307117 * 0.044715));
-  const Vector<T> thrice_cubic = S::broadcast(T(3 * 1.5957691216057307117 * 0.044715));
-  times_sigmoid_gradient<T>(
-      x, d_y, size, d_x, y, T(30), [=](auto v) { return v * S::fma(cubic, v * v, slope); },
-      [=](auto v) { return S::fma(thrice_cubic, v * v, slope); });
-}
-
-template <class T>
-void gelu_sigmoid_gradient(const T* x, const T* d_y, Index size, T* d_x, T* y) {
-  const Vector<T> slope = Simd<T>::broadcast(T(1.702));
-  times_sigmoid_gradient<T>(
-      x, d_y, size, d_x, y, T(1000), [=](auto v) { return slope * v; }, [=](auto) { return slope; });
-}
-
-template <class T>
-void silu_gradient(const T* x, const T* d_y, Index size, T* d_x, T* y) {
-  times_sigmoid_gradient<T>(
-      x, d_y, size, d_x, y, T(1000), [](auto v) { return v; }, [](auto) { return Simd<T>::broadcast(T(1)); });
 }
 
 // ---- Softmax
@@ -282,10 +218,10 @@ void rms_norm_gradient(const T* x, const T* reciprocal_rms, const T* d_y, Index 
 template <class T>
 constexpr GradientKernels<T> kGradientKernels = {
     .relu = relu_gradient<T>,
-    .gelu = gelu_gradient<T>,
-    .gelu_tanh = gelu_tanh_gradient<T>,
-    .gelu_sigmoid = gelu_sigmoid_gradient<T>,
-    .silu = silu_gradient<T>,
+    .gelu = activation_gradient<T, Gelu<T>>,
+    .gelu_tanh = activation_gradient<T, GeluTanh<T>>,
+    .gelu_sigmoid = activation_gradient<T, GeluSigmoid<T>>,
+    .silu = activation_gradient<T, Silu<T>>,
     .softmax = softmax_gradient<T>,
     .log_softmax = log_softmax_gradient<T>,
     .softmax_columns = normalise_columns_gradient<T, OfSoftmax>,

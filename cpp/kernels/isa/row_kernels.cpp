@@ -2,8 +2,8 @@
 
 #include <math.h>  // plain functions, where <cmath> would bring inline ones that the linker may share
 
+#include "kernels/isa/activation_functions.h"
 #include "kernels/isa/map.h"
-#include "kernels/isa/normal_distribution.h"
 #include "kernels/isa/rows.h"
 #include "kernels/isa/vector_math.h"
 
@@ -412,37 +412,9 @@ void few_rows_linear_transposed(const T* x, Index rows, Index features, const T*
   }
 }
 
-template <class T>
-void relu(const T* x, Index size, T* y) {
-  map(x, size, y, [](auto v) {
-    return Simd<T>::max(Simd<T>::zero(), v);
-  });  // the second operand is returned when it is NaN
-}
-
-template <class T>
-void gelu(const T* x, Index size, T* y) {
-  map(x, size, y, [](auto v) { return times_normal_cdf<T>(v); });
-}
-
-// x/2 (1 + tanh(u)) = x sigmoid(2 u).
-template <class T>
-void gelu_tanh(const T* x, Index size, T* y) {
-  using S = Simd<T>;
-  map(x, size, y, [](auto v) {
-    const Vector<T> slope = S::broadcast(T(1.5957691216057307117));  // 2 sqrt(2/pi)
-    const Vector<T> cubic = S::broadcast(T(1.5957691216057307117 * 0.044715));
-    return times_sigmoid<T>(v, v * S::fma(cubic, v * v, slope));
-  });
-}
-
-template <class T>
-void gelu_sigmoid(const T* x, Index size, T* y) {
-  map(x, size, y, [](auto v) { return times_sigmoid<T>(v, Simd<T>::broadcast(T(1.702)) * v); });
-}
-
-template <class T>
-void silu(const T* x, Index size, T* y) {
-  map(x, size, y, [](auto v) { return times_sigmoid<T>(v, v); });
+template <class T, class Activation>
+void activate(const T* x, Index size, T* y) {
+  map(x, size, y, [](auto v) { return Activation::value(v); });
 }
 
 template <class T>
@@ -497,11 +469,11 @@ constexpr RowKernels<T> kRowKernels = {
     .log_softmax = log_softmax<T>,
     .softmax_columns = normalise_columns<T, SoftmaxOfColumns>,
     .log_softmax_columns = normalise_columns<T, LogSoftmaxOfColumns>,
-    .relu = relu<T>,
-    .gelu = gelu<T>,
-    .gelu_tanh = gelu_tanh<T>,
-    .gelu_sigmoid = gelu_sigmoid<T>,
-    .silu = silu<T>,
+    .relu = activate<T, Relu<T>>,
+    .gelu = activate<T, Gelu<T>>,
+    .gelu_tanh = activate<T, GeluTanh<T>>,
+    .gelu_sigmoid = activate<T, GeluSigmoid<T>>,
+    .silu = activate<T, Silu<T>>,
     .layer_norm = layer_norm<T>,
     .rms_norm = rms_norm<T>,
 #if defined(BLASFORMER_ISA_avx512)

@@ -73,5 +73,14 @@ inline void store_lanes(T* y, Vector<T> v, Index n) {
   n == Simd<T>::lanes ? Simd<T>::store(y, v) : Simd<T>::store_first(y, v, n);
 }
 
+// Calls step(i, n) for vectors that begin at element i, n of whose lanes are filled.
+template <class T, class Step>
+inline void for_each_vector(Index size, Step step) {
+  using S = Simd<T>;
+  Index i = 0;
+  for (; i + S::lanes <= size; i += S::lanes) step(i, S::lanes);
+  if (i < size) step(i, size - i);
+}
+
 }  // namespace
 }  // namespace blasformer::BLASFORMER_ISA
