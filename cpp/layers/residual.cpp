@@ -25,8 +25,11 @@ void add(const T* x, Index size, T* y) {
 template <class T>
 void add_residual(const Tensor<T>& x, double dropout_p, std::optional<std::uint64_t> seed,
                   Tensor<T>& branch) {
-  if (seed && dropout_p > 0) dropout(branch.data(), branch.size(), dropout_p, *seed, branch.data());
-  add(x.data(), x.size(), branch.data());
+  if (seed && dropout_p > 0) {
+    dropout(branch.data(), branch.size(), dropout_p, *seed, branch.data(), x.data());
+  } else {
+    add(x.data(), x.size(), branch.data());
+  }
 }
 
 template void add_residual(const Tensor<float>&, double, std::optional<std::uint64_t>, Tensor<float>&);

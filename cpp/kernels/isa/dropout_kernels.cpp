@@ -1,0 +1,44 @@
+#include "kernels/dropout_kernels.h"
+
+#include "kernels/isa/kept_elements.h"
+#include "kernels/isa/rows.h"
+
+namespace blasformer::BLASFORMER_ISA {
+
+namespace {
+
+template <class T>
+void dropout(const T* x, Index first, Index last, std::uint32_t threshold, T scale, std::uint64_t seed,
+             const T* residual, T* y) {
+  using S = Simd<T>;
+  const PhiloxKey key{{static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)}};
+  const Vector<T> factor = S::broadcast(scale);
+  for (Index begin = first; begin < last; begin += kDrawnAtOnce) {
+    std::uint32_t kept = kept_elements(static_cast<std::uint64_t>(begin / 4), key, threshold);
+    const Index end = begin + kDrawnAtOnce < last ? begin + kDrawnAtOnce : last;
+    for (Index i = begin; i < end; i += S::lanes, kept >>= S::lanes) {
+      const Index n = end - i < S::lanes ? end - i : S::lanes;
+      const Vector<T> v = S::select(S::from_bits(kept), load_lanes(x + i, n) * factor, S::zero());
+      store_lanes(y + i, residual ? v + load_lanes(residual + i, n) : v, n);
+    }
+  }
+}
+
+template <class T>
+constexpr DropoutKernels<T> kDropoutKernels = {.dropout = dropout<T>};
+
+}  // namespace
+
+template <class T>
+const DropoutKernels<T>& dropout_kernels();
+
+template <>
+const DropoutKernels<float>& dropout_kernels() {
+  return kDropoutKernels<float>;
+}
+template <>
+const DropoutKernels<double>& dropout_kernels() {
+  return kDropoutKernels<double>;
+}
+
+}  // namespace blasformer::BLASFORMER_ISA

@@ -1,0 +1,113 @@
+#pragma once
+
+// Which elements dropout keeps: Philox4x32-10 of core/philox.h, with the same numbers, for several counters
+// at once.
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "core/index.h"
+#include "core/philox.h"
+
+namespace blasformer::BLASFORMER_ISA {
+namespace {
+
+// Vectors of 64-bit lanes, each with a random word in its lower half; the upper half is ignored.
+//   product      of words, 64 bits, whose upper half `high` brings down
+//   pair         the words of two vectors side by side in each lane
+//   first_half   given pairs of words 0, 1 and 2, 3, the four words of one counter after the other, for half
+//   second_half  of the lanes each; counters must be numbered as lane_order does
+//   at_least     bit i: whether word i of 2 * lanes is no less than the threshold, unsigned
+#if defined(BLASFORMER_ISA_avx512)
+struct Words {
+  using Vector = __m512i;
+  static constexpr Index lanes = 8;
+  static Vector broadcast(std::uint64_t x) { return _mm512_set1_epi64(static_cast<long long>(x)); }
+  static Vector lane_order() { return _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7); }
+  static Vector add(Vector a, Vector b) { return _mm512_add_epi64(a, b); }
+  static Vector product(Vector a, Vector b) { return _mm512_mul_epu32(a, b); }
+  // Runs beside multiplications, where a shift would wait for them.
+  static Vector high(Vector a) { return _mm512_shuffle_epi32(a, _MM_PERM_DDBB); }
+  static Vector exclusive_or(Vector a, Vector b, Vector c) {
+    return _mm512_ternarylogic_epi64(a, b, c, 0x96);
+  }
+  static Vector pair(Vector a, Vector b) {
+    return _mm512_mask_blend_epi32(0xaaaa, a, _mm512_slli_epi64(b, 32));
+  }
+  static Vector first_half(Vector a, Vector b) { return _mm512_unpacklo_epi64(a, b); }
+  static Vector second_half(Vector a, Vector b) { return _mm512_unpackhi_epi64(a, b); }
+  static std::uint32_t at_least(Vector words, std::uint32_t threshold) {
+    return _mm512_cmpge_epu32_mask(words, _mm512_set1_epi32(static_cast<int>(threshold)));
+  }
+};
+#elif defined(BLASFORMER_ISA_avx2)
+struct Words {
+  using Vector = __m256i;
+  static constexpr Index lanes = 4;
+  static Vector broadcast(std::uint64_t x) { return _mm256_set1_epi64x(static_cast<long long>(x)); }
+  static Vector lane_order() { return _mm256_setr_epi64x(0, 2, 1, 3); }
+  static Vector add(Vector a, Vector b) { return _mm256_add_epi64(a, b); }
+  static Vector product(Vector a, Vector b) { return _mm256_mul_epu32(a, b); }
+  static Vector high(Vector a) { return _mm256_srli_epi64(a, 32); }
+  static Vector exclusive_or(Vector a, Vector b, Vector c) {
+    return _mm256_xor_si256(_mm256_xor_si256(a, b), c);
+  }
+  static Vector pair(Vector a, Vector b) { return _mm256_blend_epi32(a, _mm256_slli_epi64(b, 32), 0xaa); }
+  static Vector first_half(Vector a, Vector b) { return _mm256_unpacklo_epi64(a, b); }
+  static Vector second_half(Vector a, Vector b) { return _mm256_unpackhi_epi64(a, b); }
+  static std::uint32_t at_least(Vector words, std::uint32_t threshold) {
+    const __m256i larger = _mm256_max_epu32(words, _mm256_set1_epi32(static_cast<int>(threshold)));
+    const __m256i kept = _mm256_cmpeq_epi32(larger, words);
+    return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(kept)));
+  }
+};
+#else
+struct Words {
+  using Vector = __m128i;
+  static constexpr Index lanes = 2;
+  static Vector broadcast(std::uint64_t x) { return _mm_set1_epi64x(static_cast<long long>(x)); }
+  static Vector lane_order() { return _mm_set_epi64x(1, 0); }
+  static Vector add(Vector a, Vector b) { return _mm_add_epi64(a, b); }
+  static Vector product(Vector a, Vector b) { return _mm_mul_epu32(a, b); }
+  static Vector high(Vector a) { return _mm_srli_epi64(a, 32); }
+  static Vector exclusive_or(Vector a, Vector b, Vector c) { return _mm_xor_si128(_mm_xor_si128(a, b), c); }
+  static Vector pair(Vector a, Vector b) {
+    return _mm_or_si128(_mm_and_si128(a, _mm_set1_epi64x(0xffffffff)), _mm_slli_epi64(b, 32));
+  }
+  static Vector first_half(Vector a, Vector b) { return _mm_unpacklo_epi64(a, b); }
+  static Vector second_half(Vector a, Vector b) { return _mm_unpackhi_epi64(a, b); }
+  static std::uint32_t at_least(Vector words, std::uint32_t threshold) {
+    const __m128i sign = _mm_set1_epi32(static_cast<int>(0x80000000u));  // comparisons are signed
+    const __m128i least = _mm_set1_epi32(static_cast<int>(threshold ^ 0x80000000u));
+    const __m128i dropped = _mm_cmpgt_epi32(least, _mm_xor_si128(words, sign));
+    return static_cast<std::uint32_t>(~_mm_movemask_ps(_mm_castsi128_ps(dropped)) & 0xf);
+  }
+};
+#endif
+
+constexpr Index kDrawnAtOnce = 4 * Words::lanes;
+
+// Bit i: whether element i of kDrawnAtOnce is kept, which it is if word i % 4 of counter first + i / 4 is no
+// less than the threshold. (The upper 64 bits of counters are zero.)
+inline std::uint32_t kept_elements(std::uint64_t first, PhiloxKey key, std::uint32_t threshold) {
+  using W = Words;
+  const W::Vector counter = W::add(W::broadcast(first), W::lane_order());
+  W::Vector word[4] = {counter, W::high(counter), W::broadcast(0), W::broadcast(0)};
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    const W::Vector product0 = W::product(word[0], W::broadcast(kPhiloxMultiplier[0]));
+    const W::Vector product1 = W::product(word[2], W::broadcast(kPhiloxMultiplier[1]));
+    word[0] = W::exclusive_or(W::high(product1), word[1], W::broadcast(key.word[0]));
+    word[1] = product1;
+    word[2] = W::exclusive_or(W::high(product0), word[3], W::broadcast(key.word[1]));
+    word[3] = product0;
+    key.word[0] += kPhiloxKeyStep[0];
+    key.word[1] += kPhiloxKeyStep[1];
+  }
+  const W::Vector words01 = W::pair(word[0], word[1]), words23 = W::pair(word[2], word[3]);
+  return W::at_least(W::first_half(words01, words23), threshold) |
+         W::at_least(W::second_half(words01, words23), threshold) << (2 * W::lanes);
+}
+
+}  // namespace
+}  // namespace blasformer::BLASFORMER_ISA
