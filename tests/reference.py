@@ -763,3 +763,50 @@ def normalise(x, *, dtype=np.float64):
     """Rows of Euclidean length 1."""
     x = np.asarray(x, dtype)
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Optimisers: the parameter after one step for each of `gradients`
+# ----------------------------------------------------------------------------------------------------------
+
+
+def sgd(parameter, gradients, *, lr, momentum=0.0, weight_decay=0.0, nesterov=False, dtype=np.float64):
+    """Sutskever et al. 2013."""
+    p, m = np.asarray(parameter, dtype), np.zeros(np.shape(parameter), dtype)
+    for gradient in gradients:
+        g = np.asarray(gradient, dtype) + weight_decay * p
+        m = momentum * m + g
+        p = p - lr * (g + momentum * m if nesterov else m)
+    return p
+
+
+def adam(parameter, gradients, *, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, dtype=np.float64):
+    """Kingma and Ba 2015."""
+    return _adam(parameter, gradients, lr, betas, eps, weight_decay, 0.0, dtype)
+
+
+def adamw(parameter, gradients, *, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, dtype=np.float64):
+    """Loshchilov and Hutter 2019."""
+    return _adam(parameter, gradients, lr, betas, eps, 0.0, weight_decay, dtype)
+
+
+def _adam(parameter, gradients, lr, betas, eps, coupled_decay, decoupled_decay, dtype):
+    p = np.asarray(parameter, dtype)
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    for step, gradient in enumerate(gradients, 1):
+        g = np.asarray(gradient, dtype) + coupled_decay * p
+        p = p - lr * decoupled_decay * p
+        m = betas[0] * m + (1 - betas[0]) * g
+        v = betas[1] * v + (1 - betas[1]) * g**2
+        p = p - lr * (m / (1 - betas[0] ** step)) / (np.sqrt(v / (1 - betas[1] ** step)) + eps)
+    return p
+
+
+def lion(parameter, gradients, *, lr, betas=(0.9, 0.99), weight_decay=0.0, dtype=np.float64):
+    """Chen et al. 2023."""
+    p, m = np.asarray(parameter, dtype), np.zeros(np.shape(parameter), dtype)
+    for gradient in gradients:
+        g = np.asarray(gradient, dtype)
+        p = p - lr * (np.sign(betas[0] * m + (1 - betas[0]) * g) + weight_decay * p)
+        m = betas[1] * m + (1 - betas[1]) * g
+    return p

@@ -1,6 +1,6 @@
 """Exact attention and Transformer layers for NumPy arrays, on a CPU."""
 
-from . import io, models, nn
+from . import io, models, nn, optim
 from ._attention import (
     AttentionGrads,
     AttentionPlan,
@@ -50,6 +50,7 @@ __all__ = [
     "models",
     "nn",
     "num_threads",
+    "optim",
     "precision",
     "relu",
     "rms_norm",

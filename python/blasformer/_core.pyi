@@ -223,3 +223,42 @@ class BertModel:
         asked: Sequence[tuple[SupportsInt | SupportsIndex, Sequence[SupportsInt | SupportsIndex], bool]],
         with_pooled: bool,
     ) -> tuple[Array, Array | None, dict[int, list[Array]]]: ...
+
+def sgd_step(
+    groups: Sequence[
+        tuple[
+            SupportsFloat | SupportsIndex, SupportsFloat | SupportsIndex, SupportsFloat | SupportsIndex, bool
+        ]
+    ],
+    updates: list[Any],
+    with_momentum: bool,
+    max_norm: SupportsFloat | SupportsIndex,
+) -> float: ...
+def adam_step(
+    groups: Sequence[
+        tuple[
+            SupportsFloat | SupportsIndex,
+            SupportsFloat | SupportsIndex,
+            SupportsFloat | SupportsIndex,
+            SupportsFloat | SupportsIndex,
+            SupportsFloat | SupportsIndex,
+        ]
+    ],
+    updates: list[Any],
+    decoupled_decay: bool,
+    step: SupportsInt | SupportsIndex,
+    max_norm: SupportsFloat | SupportsIndex,
+) -> float: ...
+def lion_step(
+    groups: Sequence[
+        tuple[
+            SupportsFloat | SupportsIndex,
+            SupportsFloat | SupportsIndex,
+            SupportsFloat | SupportsIndex,
+            SupportsFloat | SupportsIndex,
+        ]
+    ],
+    updates: list[Any],
+    max_norm: SupportsFloat | SupportsIndex,
+) -> float: ...
+def gradient_norm(gradients: list[Any]) -> float: ...

@@ -1,0 +1,49 @@
+"""Whether given arrays are what is wanted: name by name, in shape and dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Wanted(NamedTuple):
+    """An array that must be given."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def require_fitting(
+    subject: str,
+    given: Mapping[str, Any],
+    wanted: Mapping[str, Wanted],
+    optional: Mapping[str, Wanted] | None = None,
+) -> None:
+    """Raises an error that begins with `subject` and lists everything that is missing, unexpected, or of the
+    wrong shape or type: TypeError if only types are wrong, otherwise ValueError.
+
+    optional: what may be there or not.
+    """
+    missing = [name for name in wanted if name not in given]
+    wrong_type, wrong_shape, unexpected = [], [], []
+    for name, array in given.items():
+        want = wanted.get(name) or (optional or {}).get(name)
+        if want is None:
+            unexpected.append(str(name))
+        elif not isinstance(array, np.ndarray) or array.dtype != want.dtype:
+            got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+            wrong_type.append(f"{name} must be a NumPy array of {want.dtype}, got {got}")
+        elif array.shape != want.shape:
+            wrong_shape.append(f"{name} must have the shape {want.shape}, got {array.shape}")
+    problems = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "wrong shape": wrong_shape,
+        "wrong type": wrong_type,
+    }
+    found = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
+    if found:
+        error = TypeError if wrong_type and len(found) == 1 else ValueError
+        raise error(f"{subject}; {'; '.join(found)}")

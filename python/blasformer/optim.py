@@ -1,0 +1,787 @@
+"""Optimisers: how parameters follow their gradients; and schedules: how the learning rate follows the steps.
+
+    optimizer = optim.AdamW(layer, lr=1e-3, clip_norm=1.0)
+    schedule = optim.cosine_schedule(1e-3, steps=1000, warmup=100)
+    for step, (x, d_y) in enumerate(batches):
+        y, saved = layer.forward(x)
+        _, grads = layer.backward(saved, d_y)
+        optimizer.lr = schedule(step)
+        optimizer.step(grads)
+
+An optimiser takes one layer or several, ours or any that follow `blasformer.nn.Module`. A step is one call
+into C++: one pass over the gradients for their norm, and one over parameters, gradients and the optimiser's
+memory. A step happens or it does not: gradients that are missing, foreign, misshapen or of another type, NaN
+and Inf are found before anything changes, and Ctrl-C waits for its end. A parameter with two names (tied
+weights) is updated once, with the sum of its gradients. Results are the same bits for any number of threads.
+
+Definitions and defaults are PyTorch's, except that clipping divides by the norm and not by the norm + 1e-6.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from . import _core
+from ._attention import Array
+from ._interrupts import DeferredInterrupt
+from ._state_dicts import Wanted, require_fitting
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Lion",
+    "Optimizer",
+    "biases_and_norms",
+    "clip_grad_norm",
+    "constant_schedule",
+    "cosine_schedule",
+    "global_norm",
+    "inverse_sqrt_schedule",
+    "linear_schedule",
+]
+
+Gradients: TypeAlias = Mapping[str, Array] | Sequence[Mapping[str, Array]]
+Schedule: TypeAlias = Callable[[int], float]
+
+
+def biases_and_norms(name: str, parameter: Array) -> bool:
+    """Whether a parameter is a bias or the weight of a norm, which are vectors: usually not decayed.
+
+    >>> from blasformer import nn
+    >>> groups = [{"match": biases_and_norms, "weight_decay": 0.0}]
+    >>> optimizer = AdamW(nn.Linear(3, 4), groups=groups)
+    """
+    return parameter.ndim < 2
+
+
+class _Parameter(NamedTuple):
+    """What is updated: an array, under all its names."""
+
+    name: str  # the first of its names
+    places: tuple[tuple[int, str], ...]  # in which layer, under which name
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    group: int
+
+
+class Optimizer(ABC):
+    """What all optimisers have in common. See SGD, Adam, AdamW and Lion.
+
+    Parameters
+    ----------
+    layers : one layer, or a sequence of them; ours, or any that follow `blasformer.nn.Module`
+    lr : learning rate >= 0; may be set at any time: `optimizer.lr = 1e-4`
+    groups : sequence of dicts, each of which gives parameters values of their own: "match" says which, as a
+        name with wildcards ("*.bias"), several of these, or a function of (name, parameter); the other keys
+        are arguments of the constructor (lr, weight_decay, ...), or "frozen": True for parameters that stay
+        as they are, need no gradient and no memory. The first group that matches counts. Setting
+        `optimizer.lr` later keeps the ratio of a group's lr to it. With several layers names begin with the
+        layer's index: "0.weight".
+    clip_norm : scale all gradients down by one factor if the norm of all of them together is larger
+    nonfinite : what to do with gradients that hold NaN or Inf: "error" raises ValueError, "skip" leaves
+        everything as it was and returns the norm, which then is not finite
+    """
+
+    _memory_names: tuple[str, ...]  # PyTorch's names of what is remembered for each parameter
+
+    def __init__(
+        self,
+        layers: Any,
+        lr: float,
+        groups: Sequence[Mapping[str, Any]],
+        clip_norm: float | None,
+        nonfinite: str,
+        **values: Any,
+    ) -> None:
+        if nonfinite not in ("error", "skip"):
+            raise ValueError(f"nonfinite must be 'error' or 'skip', got {nonfinite!r}")
+        if clip_norm is not None and _number("clip_norm", clip_norm) == 0:
+            raise ValueError("clip_norm must be > 0 or None, got 0")
+        self._check(values)
+        self._lr = _number("lr", lr)
+        self._clip_norm = math.inf if clip_norm is None else float(clip_norm)
+        self._nonfinite = nonfinite
+        self._layers = list(layers) if isinstance(layers, (list, tuple)) else [layers]
+        self._several = isinstance(layers, (list, tuple))
+        if not self._layers:
+            raise ValueError("layers must not be empty")
+        self._values, self._lr_ratios, self._frozen = [values], [1.0], [False]
+        for group in groups:
+            self._add_group(group, values)
+        self._parameters, self._frozen_parameters = self._find_parameters(groups)
+        self._memory = {
+            name: [np.zeros(parameter.shape, parameter.dtype) for parameter in self._parameters]
+            for name in self._memory_names
+        }
+        self._steps = 0
+        self._in_use = threading.Lock()
+
+    def _add_group(self, group: Mapping[str, Any], defaults: dict[str, Any]) -> None:
+        """The values of a group: its own, and the constructor's for the rest."""
+        known = ("match", "frozen", "lr", *defaults)
+        if unknown := [str(key) for key in group if key not in known]:
+            raise ValueError(f"a group may have the keys {', '.join(known)}, got {', '.join(unknown)}")
+        if "match" not in group:
+            raise ValueError("a group must have the key 'match', which says which parameters belong to it")
+        values = {name: group.get(name, default) for name, default in defaults.items()}
+        self._check(values)
+        ratio = 1.0
+        if "lr" in group:
+            lr = _number("lr of a group", group["lr"])
+            if self._lr == 0:
+                raise ValueError("lr must be > 0 where a group has its own, got 0")
+            ratio = lr / self._lr
+        self._values.append(values)
+        self._lr_ratios.append(ratio)
+        self._frozen.append(bool(group.get("frozen", False)))
+
+    def _find_parameters(
+        self, groups: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[_Parameter], dict[tuple[int, str], Wanted]]:
+        """Those to be updated, and those that are frozen."""
+        places: dict[Any, list[tuple[int, str]]] = {}
+        arrays = {}
+        for index, layer in enumerate(self._layers):
+            for name, array in _parameters_of(layer).items():
+                interface = array.__array_interface__
+                memory = (interface["data"][0], array.shape, array.strides) if array.size else (index, name)
+                places.setdefault(memory, []).append((index, name))
+                arrays[index, name] = array
+        matches = [_matcher(group["match"]) for group in groups]
+        used = [False] * len(groups)
+        parameters, frozen = [], {}
+        for tied in places.values():
+            array, label = arrays[tied[0]], self._label(*tied[0])
+            group = 0
+            for number, matching in enumerate(matches, 1):
+                if any(matching(self._label(*place), array) for place in tied):
+                    used[number - 1] = True
+                    group = group or number
+            if self._frozen[group]:
+                frozen.update({place: Wanted(array.shape, array.dtype) for place in tied})
+            else:
+                parameters.append(_Parameter(label, tuple(tied), array.shape, array.dtype, group))
+        for group_of, was_used in zip(groups, used, strict=True):
+            if not was_used:
+                raise ValueError(
+                    f"match must match a parameter, but {group_of['match']!r} matches none of "
+                    f"{', '.join(self._label(*place) for place in arrays)}"
+                )
+        return parameters, frozen
+
+    def _label(self, index: int, name: str) -> str:
+        return f"{index}.{name}" if self._several else name
+
+    @abstractmethod
+    def _check(self, values: dict[str, Any]) -> None:
+        """Raises ValueError or TypeError unless these values of a group make sense."""
+
+    @abstractmethod
+    def _update(self, updates: list[tuple[Any, ...]]) -> float:
+        """The step itself, in C++: returns the norm of the gradients; if it is not finite nothing changes."""
+
+    def _numbers(self, *names: str) -> list[tuple[Any, ...]]:
+        """For each group its learning rate, and its values of these names."""
+        return [
+            (self._lr * ratio, *(values[name] for name in names))
+            for ratio, values in zip(self._lr_ratios, self._values, strict=True)
+        ]
+
+    @property
+    def lr(self) -> float:
+        """The learning rate."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, lr: float) -> None:
+        self._lr = _number("lr", lr)
+
+    @property
+    def steps(self) -> int:
+        """The number of steps made so far."""
+        return self._steps
+
+    @property
+    def nonfinite(self) -> str:
+        """What happens to gradients that hold NaN or Inf: "error" or "skip"."""
+        return self._nonfinite
+
+    def step(self, grads: Gradients) -> float:
+        """Update all parameters.
+
+        grads: {name: array} as `layer.backward` returns them, or for several layers a sequence of these
+
+        Returns the norm of all gradients together, before clipping.
+
+        Raises ValueError that lists all gradients that are missing, foreign, misshapen or of the wrong type
+        (TypeError if only types are wrong), or that hold NaN or Inf (see nonfinite); RuntimeError if another
+        thread is making a step with this optimiser. Then nothing has changed.
+        """
+        if not self._in_use.acquire(blocking=False):
+            raise RuntimeError("an optimiser can make one step at a time")
+        try:
+            gradients = self._gradients(grads)
+            with DeferredInterrupt(), ExitStack() as stack:
+                live = [stack.enter_context(_live_arrays(layer)) for layer in self._layers]
+                arrays = [self._live(parameter, live) for parameter in self._parameters]
+                dense = [_dense(array) for array in arrays]
+                groups = [parameter.group for parameter in self._parameters]
+                updates = list(zip(groups, dense, gradients, *self._memory.values(), strict=True))
+                norm = self._update(updates)
+                if not math.isfinite(norm):
+                    return self._refuse(norm, gradients)
+                for array, result in zip(arrays, dense, strict=True):
+                    if array is not result:
+                        array[...] = result
+                self._steps += 1
+            return norm
+        finally:
+            self._in_use.release()
+
+    def _gradients(self, grads: Gradients) -> list[Array]:
+        """The gradient of each parameter, dense."""
+        given = _mappings(grads)
+        if isinstance(grads, Mapping) == self._several or len(given) != len(self._layers):
+            wanted = f"a sequence of {len(self._layers)} mappings" if self._several else "one mapping"
+            raise ValueError(f"grads must be {wanted}, as the optimiser was given layers, got {len(given)}")
+        try:
+            found = [
+                [_array_of(given[index][name]) for index, name in parameter.places]
+                for parameter in self._parameters
+            ]
+        except KeyError:
+            found = []
+        count = sum(len(parameter.places) for parameter in self._parameters)
+        if (
+            not found
+            or sum(map(len, given)) != count
+            or not all(
+                isinstance(array, np.ndarray)
+                and array.shape == parameter.shape
+                and array.dtype == parameter.dtype
+                for parameter, arrays in zip(self._parameters, found, strict=True)
+                for array in arrays
+            )
+        ):
+            self._require_fitting(given)
+        return [_dense(_sum_of_uses(arrays)) for arrays in found]
+
+    def _require_fitting(self, given: Sequence[Mapping[str, Array]]) -> None:
+        require_fitting(
+            "grads must hold the gradient of every parameter",
+            {
+                self._label(index, name): array
+                for index, arrays in enumerate(given)
+                for name, array in arrays.items()
+            },
+            {
+                self._label(*place): Wanted(parameter.shape, parameter.dtype)
+                for parameter in self._parameters
+                for place in parameter.places
+            },
+            {self._label(*place): wanted for place, wanted in self._frozen_parameters.items()},
+        )
+
+    def _live(self, parameter: _Parameter, live: Sequence[Mapping[str, Array]]) -> Array:
+        index, name = parameter.places[0]
+        array = live[index].get(name)
+        if array is None or array.shape != parameter.shape or array.dtype != parameter.dtype:
+            got = "none" if array is None else f"{array.dtype} {array.shape}"
+            raise ValueError(
+                f"parameter {parameter.name} must stay {parameter.dtype} {parameter.shape}, "
+                f"as it was when the optimiser was made, got {got}"
+            )
+        return array
+
+    def _refuse(self, norm: float, gradients: Sequence[Array]) -> float:
+        if self._nonfinite == "error":
+            bad = [
+                parameter.name
+                for parameter, gradient in zip(self._parameters, gradients, strict=True)
+                if not np.isfinite(gradient).all()
+            ]
+            raise ValueError(
+                f"gradients must be finite; NaN or Inf in: {', '.join(bad)}"
+                if bad
+                else f"gradients must have a finite norm, got {norm}"
+            )
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the optimiser remembers: numbers ("step", "lr") and copies of arrays ("exp_avg.NAME", ...).
+
+        A flat dict, which can be saved as it is: `numpy.savez(path, **optimizer.state_dict())`.
+        """
+        arrays = {name: array.copy() for name, array in self._named_memory().items()}
+        return {"step": self._steps, "lr": self._lr} | arrays
+
+    def _named_memory(self) -> dict[str, Array]:
+        return {
+            f"{name}.{parameter.name}": array
+            for name, arrays in self._memory.items()
+            for parameter, array in zip(self._parameters, arrays, strict=True)
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what state_dict returned, of an optimiser of the same kind for the same parameters.
+
+        Raises ValueError or TypeError that lists everything that does not fit; then nothing has changed.
+        """
+        numbers = {name: np.array(float(state[name])) for name in ("step", "lr") if name in state}
+        given = {name: value for name, value in state.items() if name not in numbers} | numbers
+        number = Wanted((), np.dtype(np.float64))
+        memory = {name: Wanted(array.shape, array.dtype) for name, array in self._named_memory().items()}
+        wanted = {"step": number, "lr": number} | memory
+        require_fitting(f"state must be a state dict of {type(self).__name__}", given, wanted)
+        steps, lr = int(_number("step", float(given["step"]))), _number("lr", float(given["lr"]))
+        self._memory = {
+            name: [given[f"{name}.{parameter.name}"].copy(order="C") for parameter in self._parameters]
+            for name in self._memory_names
+        }
+        self._steps, self._lr = steps, lr
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value}" for name, value in self._values[0].items())
+        count = sum(math.prod(parameter.shape) for parameter in self._parameters)
+        return f"{type(self).__name__}(lr={self._lr}, {values})  # {count:,} parameters, {self._steps} steps"
+
+
+def _parameters_of(layer: Any) -> dict[str, Array]:
+    """The parameters of a layer, after a check that an optimiser can write them."""
+    if not callable(getattr(layer, "parameters", None)):
+        raise TypeError(
+            f"layers must have parameters(), as blasformer.nn.Module says, got {type(layer).__name__}"
+        )
+    arrays: dict[str, Array] = layer.parameters()
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
+            got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+            raise TypeError(
+                f"parameter {name} of {type(layer).__name__} must be a NumPy array of float32 or float64, "
+                f"got {got}"
+            )
+        if not hasattr(layer, "edit") and not array.flags.writeable:
+            raise ValueError(
+                f"parameter {name} of {type(layer).__name__} must be writeable, or the layer must have edit()"
+            )
+    return arrays
+
+
+@contextmanager
+def _live_arrays(layer: Any) -> Iterator[Mapping[str, Array]]:
+    """The arrays to be written, which at the end of the block are the layer's weights."""
+    if hasattr(layer, "edit"):
+        with layer.edit() as arrays:
+            yield arrays
+    else:
+        yield layer.parameters()
+
+
+def _mappings(grads: Gradients) -> list[Mapping[str, Array]]:
+    mappings = [grads] if isinstance(grads, Mapping) else list(grads)
+    for mapping in mappings:
+        if not isinstance(mapping, Mapping):
+            raise TypeError(f"grads must map names to arrays, got {type(mapping).__name__}")
+    return mappings
+
+
+def _array_of(gradient: Any) -> Any:
+    """A NumPy scalar, such as the sum of an array, is an array without axes."""
+    return np.asarray(gradient) if isinstance(gradient, np.generic) else gradient
+
+
+def _dense(array: Array) -> Array:
+    """The array itself if its elements lie in row-major order, otherwise a copy."""
+    flags = array.flags
+    return array if flags.c_contiguous and flags.aligned else array.copy(order="C")
+
+
+def _sum_of_uses(gradients: list[Array]) -> Array:
+    """The gradient of a parameter with several names: each has its own, or all have the same array."""
+    distinct = list({id(gradient): gradient for gradient in gradients}.values())
+    total = distinct[0]
+    for gradient in distinct[1:]:
+        total = total + gradient
+    return total
+
+
+def _matcher(match: Any) -> Callable[[str, Array], bool]:
+    if callable(match):
+        return lambda name, array: bool(match(name, array))
+    patterns = [match] if isinstance(match, str) else match
+    if not isinstance(patterns, (list, tuple)) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise TypeError(f"match must be a name with wildcards, a list of them, or a function, got {match!r}")
+    return lambda name, array: any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _number(name: str, value: float, below: float = math.inf) -> float:
+    """value as a float >= 0, and finite."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 <= value < below:
+        limit = f" and < {below:g}" if math.isfinite(below) else " and finite"
+        raise ValueError(f"{name} must be >= 0{limit}, got {value}")
+    return float(value)
+
+
+def _pair(name: str, values: tuple[float, float]) -> None:
+    if not isinstance(values, (tuple, list)) or len(values) != 2:
+        raise TypeError(f"{name} must be a pair of numbers, got {values!r}")
+    for value in values:
+        _number(name, value, below=1)
+
+
+class SGD(Optimizer):
+    """Gradient descent, with momentum or without.
+
+    g += weight_decay p;  m = momentum m + g;  p -= lr (g + momentum m if nesterov else m)
+
+    Parameters
+    ----------
+    momentum : 0 for plain gradient descent, which needs no memory
+    weight_decay : added to the gradient, times the parameter
+    nesterov : look ahead along the momentum
+    layers, lr, groups, clip_norm, nonfinite : see Optimizer
+
+    References
+    ----------
+    Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning".
+
+    Examples
+    --------
+    >>> from blasformer import nn
+    >>> layer = nn.LayerNorm(2)
+    >>> optimizer = SGD(layer, lr=0.5)
+    >>> optimizer.step({"weight": np.array([3, 4], np.float32), "bias": np.zeros(2, np.float32)})
+    5.0
+    >>> layer.parameters()["weight"]
+    array([-0.5, -1. ], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        layers: Any,
+        lr: float = 1e-3,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        groups: Sequence[Mapping[str, Any]] = (),
+        clip_norm: float | None = None,
+        nonfinite: str = "error",
+    ) -> None:
+        self._with_momentum = momentum != 0 or any(group.get("momentum", 0) != 0 for group in groups)
+        self._memory_names = ("momentum_buffer",) if self._with_momentum else ()
+        values = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
+        super().__init__(layers, lr, groups, clip_norm, nonfinite, **values)
+
+    def _check(self, values: dict[str, Any]) -> None:
+        momentum = _number("momentum", values["momentum"])
+        _number("weight_decay", values["weight_decay"])
+        if values["nesterov"] and momentum == 0:
+            raise ValueError("nesterov must have a momentum > 0, got 0")
+
+    def _update(self, updates: list[tuple[Any, ...]]) -> float:
+        groups = self._numbers("momentum", "weight_decay", "nesterov")
+        return _core.sgd_step(groups, updates, self._with_momentum, self._clip_norm)
+
+
+class _AdamLike(Optimizer):
+    _memory_names = ("exp_avg", "exp_avg_sq")
+    _decoupled_decay: bool
+
+    def __init__(
+        self,
+        layers: Any,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        groups: Sequence[Mapping[str, Any]],
+        clip_norm: float | None,
+        nonfinite: str,
+    ) -> None:
+        values = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(layers, lr, groups, clip_norm, nonfinite, **values)
+
+    def _check(self, values: dict[str, Any]) -> None:
+        _pair("betas", values["betas"])
+        _number("eps", values["eps"])
+        _number("weight_decay", values["weight_decay"])
+
+    def _update(self, updates: list[tuple[Any, ...]]) -> float:
+        groups = [
+            (lr, *betas, eps, decay)
+            for lr, betas, eps, decay in self._numbers("betas", "eps", "weight_decay")
+        ]
+        return _core.adam_step(groups, updates, self._decoupled_decay, self._steps + 1, self._clip_norm)
+
+
+class Adam(_AdamLike):
+    """Steps of about lr, whatever the size of the gradients.
+
+    g += weight_decay p;  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g**2
+    p -= lr (m / (1 - beta1**step)) / (sqrt(v / (1 - beta2**step)) + eps)
+
+    Parameters
+    ----------
+    betas : (beta1, beta2), how slowly the means of the gradient and of its square change
+    eps : added to the root
+    weight_decay : added to the gradient, times the parameter; AdamW is usually better
+    layers, lr, groups, clip_norm, nonfinite : see Optimizer
+
+    References
+    ----------
+    Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization".
+
+    Examples
+    --------
+    >>> from blasformer import nn
+    >>> layer = nn.LayerNorm(2)
+    >>> optimizer = Adam(layer, lr=0.5)
+    >>> norm = optimizer.step({"weight": np.array([3, -4], np.float32), "bias": np.zeros(2, np.float32)})
+    >>> layer.parameters()["weight"]
+    array([0.5, 1.5], dtype=float32)
+    """
+
+    _decoupled_decay = False
+
+    def __init__(
+        self,
+        layers: Any,
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        groups: Sequence[Mapping[str, Any]] = (),
+        clip_norm: float | None = None,
+        nonfinite: str = "error",
+    ) -> None:
+        super().__init__(layers, lr, betas, eps, weight_decay, groups, clip_norm, nonfinite)
+
+
+class AdamW(_AdamLike):
+    """Adam, with parameters that decay by themselves rather than through the gradient.
+
+    p -= lr weight_decay p;  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g**2
+    p -= lr (m / (1 - beta1**step)) / (sqrt(v / (1 - beta2**step)) + eps)
+
+    Parameters
+    ----------
+    betas : (beta1, beta2), how slowly the means of the gradient and of its square change
+    eps : added to the root
+    weight_decay : the share, times lr, that a parameter loses in each step
+    layers, lr, groups, clip_norm, nonfinite : see Optimizer
+
+    References
+    ----------
+    Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization".
+
+    Examples
+    --------
+    >>> from blasformer import nn
+    >>> layer = nn.Linear(3, 4, rng=0)
+    >>> no_decay = {"match": biases_and_norms, "weight_decay": 0.0}
+    >>> optimizer = AdamW(layer, lr=1e-3, weight_decay=0.1, groups=[no_decay], clip_norm=1.0)
+    >>> y, saved = layer.forward(np.ones((2, 3), np.float32))
+    >>> norm = optimizer.step({"weight": np.ones((4, 3), np.float32), "bias": np.ones(4, np.float32)})
+    >>> norm
+    4.0
+    """
+
+    _decoupled_decay = True
+
+    def __init__(
+        self,
+        layers: Any,
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        groups: Sequence[Mapping[str, Any]] = (),
+        clip_norm: float | None = None,
+        nonfinite: str = "error",
+    ) -> None:
+        super().__init__(layers, lr, betas, eps, weight_decay, groups, clip_norm, nonfinite)
+
+
+class Lion(Optimizer):
+    """Steps of lr in every element, with half of Adam's memory; it wants a third to a tenth of Adam's lr.
+
+    p -= lr (sign(beta1 m + (1 - beta1) g) + weight_decay p);  m = beta2 m + (1 - beta2) g
+
+    Parameters
+    ----------
+    betas : (beta1, beta2), how much of the momentum is in the direction, and how slowly it changes
+    weight_decay : the share, times lr, that a parameter loses in each step
+    layers, lr, groups, clip_norm, nonfinite : see Optimizer
+
+    References
+    ----------
+    Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms".
+
+    Examples
+    --------
+    >>> from blasformer import nn
+    >>> layer = nn.LayerNorm(2)
+    >>> optimizer = Lion(layer, lr=0.25)
+    >>> norm = optimizer.step({"weight": np.array([3, -4], np.float32), "bias": np.zeros(2, np.float32)})
+    >>> layer.parameters()["weight"], layer.parameters()["bias"]
+    (array([0.75, 1.25], dtype=float32), array([0., 0.], dtype=float32))
+    """
+
+    _memory_names = ("exp_avg",)
+
+    def __init__(
+        self,
+        layers: Any,
+        lr: float = 1e-4,
+        *,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        groups: Sequence[Mapping[str, Any]] = (),
+        clip_norm: float | None = None,
+        nonfinite: str = "error",
+    ) -> None:
+        values = {"betas": betas, "weight_decay": weight_decay}
+        super().__init__(layers, lr, groups, clip_norm, nonfinite, **values)
+
+    def _check(self, values: dict[str, Any]) -> None:
+        _pair("betas", values["betas"])
+        _number("weight_decay", values["weight_decay"])
+
+    def _update(self, updates: list[tuple[Any, ...]]) -> float:
+        groups = [(lr, *betas, decay) for lr, betas, decay in self._numbers("betas", "weight_decay")]
+        return _core.lion_step(groups, updates, self._clip_norm)
+
+
+def global_norm(grads: Gradients) -> float:
+    """sqrt(sum of the squares of all elements of all gradients), summed in float64.
+
+    grads: {name: array} of float32 or float64, or a sequence of these. NaN or Inf if an element is.
+
+    >>> global_norm({"weight": np.array([[3.0]]), "bias": np.array([4.0])})
+    5.0
+    """
+    arrays = []
+    for mapping in _mappings(grads):
+        for name, array in mapping.items():
+            if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
+                got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+                raise TypeError(f"gradient {name} must be a NumPy array of float32 or float64, got {got}")
+            arrays.append(_dense(array))
+    return _core.gradient_norm(arrays)
+
+
+def clip_grad_norm(grads: Mapping[str, Array], max_norm: float) -> tuple[dict[str, Array], float]:
+    """Gradients scaled by one factor, so that their norm together is at most max_norm, and the norm they had.
+
+    grads: {name: array}; unlike PyTorch's clip_grad_norm_ this leaves them as they are. What is not larger is
+    returned without a copy. Optimisers do the same at no cost with clip_norm.
+
+    Raises ValueError if the norm is not finite.
+
+    >>> clipped, norm = clip_grad_norm({"weight": np.array([3.0, 4.0])}, max_norm=1.0)
+    >>> clipped["weight"], norm
+    (array([0.6, 0.8]), 5.0)
+    """
+    if _number("max_norm", max_norm) == 0:
+        raise ValueError("max_norm must be > 0, got 0")
+    norm = global_norm(grads)
+    if not math.isfinite(norm):
+        raise ValueError(f"gradients must be finite, but their norm is {norm}")
+    if norm <= max_norm:
+        return dict(grads), norm
+    return {name: array * array.dtype.type(max_norm / norm) for name, array in grads.items()}, norm
+
+
+def _count(name: str, value: int, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be >= {least}, got {value}")
+    return int(value)
+
+
+def constant_schedule(lr: float, *, warmup: int = 0) -> Schedule:
+    """lr, after it has grown linearly over the first `warmup` steps.
+
+    Returns a function of the number of steps made so far, as all schedules: the first step has number 0.
+
+    >>> schedule = constant_schedule(1.0, warmup=4)
+    >>> [schedule(step) for step in (0, 1, 3, 4, 100)]
+    [0.25, 0.5, 1.0, 1.0, 1.0]
+    """
+    lr, warmup = _number("lr", lr), _count("warmup", warmup, 0)
+    return lambda step: lr * _warmed_up(step, warmup)
+
+
+def _warmed_up(step: int, warmup: int) -> float:
+    return (step + 1) / warmup if step < warmup else 1.0
+
+
+def _progress(step: int, warmup: int, steps: int) -> float:
+    """From 0 at the end of the warm-up to 1 after all steps."""
+    return min(max((step - warmup) / (steps - warmup), 0.0), 1.0)
+
+
+def linear_schedule(lr: float, *, steps: int, warmup: int = 0, final: float = 0.0) -> Schedule:
+    """A linear rise to lr over `warmup` steps, then a linear fall that reaches `final` after `steps` steps.
+
+    >>> schedule = linear_schedule(1.0, steps=6, warmup=2)
+    >>> [schedule(step) for step in (0, 1, 2, 3, 5, 6, 7)]
+    [0.5, 1.0, 1.0, 0.75, 0.25, 0.0, 0.0]
+    """
+    lr, final = _number("lr", lr), _number("final", final)
+    warmup = _count("warmup", warmup, 0)
+    steps = _count("steps", steps, warmup + 1)
+
+    def schedule(step: int) -> float:
+        fallen = final + (lr - final) * (1 - _progress(step, warmup, steps))
+        return lr * _warmed_up(step, warmup) if step < warmup else fallen
+
+    return schedule
+
+
+def cosine_schedule(lr: float, *, steps: int, warmup: int = 0, final: float = 0.0) -> Schedule:
+    """A linear rise to lr over `warmup` steps, then half a cosine down to `final` after `steps` steps.
+
+    Loshchilov and Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts", without restarts.
+
+    >>> schedule = cosine_schedule(1.0, steps=10, warmup=2)
+    >>> [round(schedule(step), 3) for step in (0, 1, 2, 6, 10)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    lr, final = _number("lr", lr), _number("final", final)
+    warmup = _count("warmup", warmup, 0)
+    steps = _count("steps", steps, warmup + 1)
+
+    def schedule(step: int) -> float:
+        fallen = final + (lr - final) * (1 + math.cos(math.pi * _progress(step, warmup, steps))) / 2
+        return lr * _warmed_up(step, warmup) if step < warmup else fallen
+
+    return schedule
+
+
+def inverse_sqrt_schedule(lr: float, *, warmup: int) -> Schedule:
+    """A linear rise to lr over `warmup` steps, then lr sqrt(warmup / steps).
+
+    Vaswani et al. 2017, "Attention Is All You Need", section 5.3, where lr = 1 / sqrt(d_model warmup).
+
+    >>> schedule = inverse_sqrt_schedule(1.0, warmup=4)
+    >>> [schedule(step) for step in (0, 1, 3, 15)]
+    [0.25, 0.5, 1.0, 0.5]
+    """
+    lr, warmup = _number("lr", lr), _count("warmup", warmup, 1)
+    return lambda step: lr * min((step + 1) / warmup, math.sqrt(warmup / (step + 1)))
