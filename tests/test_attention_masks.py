@@ -364,7 +364,7 @@ LONG = Sizes(3000, 3000, 32, 32, 2, 2, (1,))
 
 
 def seconds_of_one_core(*calls):
-    """The least processor time of each call over several turns: other work on the machine hardly changes it."""
+    """The least processor time of each call over several turns, which other work hardly changes."""
     least = [float("inf")] * len(calls)
     with blasformer.num_threads(1):
         for _ in range(5):
@@ -390,7 +390,7 @@ def seconds_of_one_core(*calls):
 )
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_what_is_masked_as_a_whole_is_skipped(direction, arguments, share):
-    """share: the part of the scores that may be attended to. Half of the rest is granted for edges and noise."""
+    """share: the part of the scores that may be attended to. Half of the rest is for edges and noise."""
     query, key, value = operands(np.random.default_rng(16), LONG, np.float32)
 
     def work(**arguments):

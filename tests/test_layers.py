@@ -3,161 +3,14 @@
 import copy
 import pickle
 import threading
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import blasformer
 import numpy as np
 import pytest
 import reference
 from blasformer import nn
+from layer_cases import ATTENDING, LAYERS, MASKS, lively, make_encoder, normal, same_bits
 from reference import assert_as_accurate_as_numpy
-
-
-class Case(NamedTuple):
-    """A layer, a shape that it takes, and its formula of (parameters, x)."""
-
-    make: Callable[..., Any]
-    shape: tuple[int, ...]
-    formula: Callable[..., Any]
-
-
-def _linear(p, x, *, dtype):
-    return reference.linear(x, p["weight"], p.get("bias"), dtype=dtype)
-
-
-def _layer_norm(axes, eps):
-    return lambda p, x, *, dtype: reference.layer_norm(
-        x, p.get("weight"), p.get("bias"), axes=axes, eps=eps, dtype=dtype
-    )
-
-
-def _rms_norm(axes, eps):
-    def formula(p, x, *, dtype):
-        chosen = np.finfo(np.float32).eps if eps is None else eps
-        return reference.rms_norm(x, p.get("weight"), axes=axes, eps=chosen, dtype=dtype)
-
-    return formula
-
-
-def _feed_forward(activation):
-    return lambda p, x, *, dtype: reference.feed_forward(p, x, activation=activation, dtype=dtype)
-
-
-def _attention(**arguments):
-    return lambda p, x, *, dtype, **masks: reference.multi_head_attention(
-        p, x, **arguments, **masks, dtype=dtype
-    )
-
-
-def _encoder_layer(**arguments):
-    return lambda p, x, *, dtype, **masks: reference.transformer_encoder_layer(
-        p, x, **arguments, **masks, dtype=dtype
-    )
-
-
-def _encoder(**arguments):
-    return lambda p, x, *, dtype, **masks: reference.transformer_encoder(
-        p, x, **arguments, **masks, dtype=dtype
-    )
-
-
-def _make_encoder(num_layers, norm, **arguments):
-    def make(*, dtype, rng):
-        layer = nn.TransformerEncoderLayer(dtype=dtype, **arguments)
-        last = nn.LayerNorm(arguments["d_model"], dtype=dtype) if norm else None
-        return nn.TransformerEncoder(layer, num_layers, last, rng=rng)
-
-    return make
-
-
-def _make(kind, *arguments, **keywords):
-    return lambda *, dtype, rng: kind(*arguments, **keywords, dtype=dtype, rng=rng)
-
-
-def _make_norm(kind, *arguments, **keywords):
-    return lambda *, dtype, rng: kind(*arguments, **keywords, dtype=dtype)
-
-
-ATTENDING = {
-    "multi-head attention": Case(_make(nn.MultiheadAttention, 35, 5), (2, 33, 35), _attention(num_heads=5)),
-    "multi-head attention, no bias": Case(
-        _make(nn.MultiheadAttention, 24, 3, bias=False), (2, 17, 24), _attention(num_heads=3)
-    ),
-    "grouped heads": Case(
-        _make(nn.MultiheadAttention, 42, 6, num_kv_heads=2),
-        (3, 13, 42),
-        _attention(num_heads=6, num_kv_heads=2),
-    ),
-    "post-norm encoder layer": Case(
-        _make(nn.TransformerEncoderLayer, 40, 5, 91, activation="gelu", layer_norm_eps=1e-12),
-        (2, 33, 40),
-        _encoder_layer(num_heads=5, activation="gelu", layer_norm_eps=1e-12),
-    ),
-    "pre-norm encoder layer": Case(
-        _make(nn.TransformerEncoderLayer, 36, 3, 65, norm_first=True),
-        (2, 19, 36),
-        _encoder_layer(num_heads=3, norm_first=True),
-    ),
-    "encoder layer, no bias": Case(
-        _make(nn.TransformerEncoderLayer, 36, 6, 20, activation="silu", bias=False, num_kv_heads=3),
-        (2, 7, 36),
-        _encoder_layer(num_heads=6, activation="silu", num_kv_heads=3),
-    ),
-    "post-norm encoder": Case(
-        _make_encoder(2, False, d_model=24, nhead=4, dim_feedforward=33),
-        (2, 11, 24),
-        _encoder(num_layers=2, num_heads=4),
-    ),
-    "pre-norm encoder": Case(
-        _make_encoder(3, True, d_model=24, nhead=2, dim_feedforward=40, norm_first=True),
-        (2, 9, 24),
-        _encoder(num_layers=3, num_heads=2, norm_first=True),
-    ),
-}
-
-LAYERS = {
-    "linear": Case(_make(nn.Linear, 67, 35), (3, 5, 67), _linear),
-    "linear, no bias": Case(_make(nn.Linear, 130, 129, bias=False), (131, 130), _linear),
-    "layer norm": Case(_make_norm(nn.LayerNorm, 67), (3, 5, 67), _layer_norm(1, 1e-5)),
-    "layer norm of two axes": Case(
-        _make_norm(nn.LayerNorm, (5, 7), eps=1e-3), (3, 5, 7), _layer_norm(2, 1e-3)
-    ),
-    "layer norm, no bias": Case(_make_norm(nn.LayerNorm, 33, bias=False), (3, 33), _layer_norm(1, 1e-5)),
-    "layer norm without parameters": Case(
-        _make_norm(nn.LayerNorm, 33, elementwise_affine=False), (3, 33), _layer_norm(1, 1e-5)
-    ),
-    "RMS norm": Case(_make_norm(nn.RMSNorm, 67, eps=1e-6), (3, 5, 67), _rms_norm(1, 1e-6)),
-    "RMS norm without parameters": Case(
-        _make_norm(nn.RMSNorm, (5, 7), 1e-5, elementwise_affine=False), (3, 5, 7), _rms_norm(2, 1e-5)
-    ),
-    **{
-        f"feed-forward, {activation}": Case(
-            _make(nn.FeedForward, 31, 65, activation=activation), (3, 5, 31), _feed_forward(activation)
-        )
-        for activation in ("relu", "gelu", "gelu_tanh", "gelu_sigmoid", "silu")
-    },
-    **ATTENDING,
-}
-
-
-def lively(case, dtype=np.float32):
-    """The layer with weights of which none is zero or one."""
-    layer = case.make(dtype=dtype, rng=1)
-    random = np.random.default_rng(2)
-    with layer.edit() as parameters:
-        for array in parameters.values():
-            array += (0.2 * random.standard_normal(array.shape)).astype(dtype)
-    return layer
-
-
-def normal(shape, dtype=np.float32, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
-
-
-def same_bits(a, b):
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-
 
 # ----------------------------------------------------------------------------------------------------------
 # The formula
@@ -173,26 +26,6 @@ def test_output_is_as_accurate_as_numpy(name, dtype, isa):
     assert_as_accurate_as_numpy(
         layer(x), lambda x, dtype: case.formula(layer.parameters(), x, dtype=dtype), x
     )
-
-
-MASKS = {
-    "mask": lambda case, random: {"mask": random.random((case.shape[1],) * 2) < 0.6},
-    "mask per sequence": lambda case, random: {
-        "mask": random.random((case.shape[0], 1, 1, case.shape[1])) < 0.6
-    },
-    "bias": lambda case, random: {"bias": random.standard_normal((case.shape[1],) * 2)},
-    "causal": lambda case, random: {"causal": True},
-    "window": lambda case, random: {"window": (3, 1)},
-    "key_lengths": lambda case, random: {"key_lengths": random.integers(0, case.shape[1] + 1, case.shape[0])},
-    "query_segments": lambda case, random: {
-        "query_segments": np.sort(random.integers(0, 3, case.shape[:2]), axis=-1)
-    },
-    "causal window and lengths": lambda case, random: {
-        "causal": True,
-        "window": (4, None),
-        "key_lengths": random.integers(1, case.shape[1] + 1, case.shape[0]),
-    },
-}
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -514,7 +347,7 @@ def test_dropout_of_everything_leaves_the_residual_stream():
 
 
 def test_the_same_rng_gives_the_same_bits_and_another_one_others():
-    encoder = _make_encoder(2, False, d_model=24, nhead=4, dim_feedforward=33)(dtype=np.float32, rng=0)
+    encoder = make_encoder(2, False, d_model=24, nhead=4, dim_feedforward=33)(dtype=np.float32, rng=0)
     x = normal((2, 9, 24))
     y = encoder.forward(x, rng=3)[0]
     assert same_bits(encoder.forward(x, rng=np.random.default_rng(3))[0], y)
@@ -594,6 +427,18 @@ def test_parameters_are_read_only_views_of_the_live_weights(name):
             one[...] = 0
         with pytest.raises(ValueError, match="WRITEABLE"):
             one.flags.writeable = True
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_views_of_parameters_show_every_change(name):
+    layer = lively(LAYERS[name])
+    views = layer.parameters()
+    layer.load_state_dict({name: array + 1 for name, array in layer.state_dict().items()})
+    with layer.edit() as parameters:
+        for array in parameters.values():
+            array *= 3
+    for name, array in layer.state_dict().items():
+        assert same_bits(views[name], array)
 
 
 def test_a_view_of_a_parameter_outlives_its_layer():
@@ -822,7 +667,7 @@ def test_repr_shows_arguments_and_the_number_of_parameters():
     assert repr(encoder) == (
         "TransformerEncoder(encoder_layer=TransformerEncoderLayer(d_model=8, nhead=2, dim_feedforward=12, "
         "dropout=0.1, activation='relu', layer_norm_eps=1e-05, norm_first=False, bias=True, "
-        "dtype='float32'), num_layers=1, norm=LayerNorm(normalized_shape=(8,), eps=1e-05, "
+        "recompute=False, dtype='float32'), num_layers=1, norm=LayerNorm(normalized_shape=(8,), eps=1e-05, "
         "elementwise_affine=True, bias=True, dtype='float32'))  # 548 parameters"
     )
 

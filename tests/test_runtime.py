@@ -398,7 +398,7 @@ def idle():
     start = time.process_time()
     time.sleep(0.2)
     return time.process_time() - start
-print(min(idle() for _ in range(5)))  # what a busy machine takes from a thread counts as its time: it may be once"""
+print(min(idle() for _ in range(5)))  # a busy machine can make one of them look long"""
     assert float(run_python(program)) < 0.005
 
 

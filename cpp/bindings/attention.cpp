@@ -16,6 +16,8 @@
 #include "bindings/attention_call.h"
 #include "bindings/gil.h"
 #include "bindings/output.h"
+#include "core/tensor_view.h"
+#include "layers/row_blocks.h"
 
 namespace blasformer::bindings {
 
@@ -82,29 +84,37 @@ py::array weights_array(const AttentionArguments& arguments, const WeightSelecti
   return new_array(arguments.query.dtype, shape.data(), static_cast<int>(shape.size()));
 }
 
-// What attention_forward hands to attention_backward. It keeps the operands alive; they must not change in
-// between.
+// What attention_forward hands to attention_backward: it keeps the operands alive, which must not change in
+// between, and a copy of the output that the caller cannot change.
 struct SavedAttention {
   AttentionCall call;
-  AttentionSaved<float> single;
-  AttentionSaved<double> doubled;
+  AttentionStatistics<float> single;
+  AttentionStatistics<double> doubled;
+  Tensor<float> single_output;
+  Tensor<double> doubled_output;
 
   template <class T>
-  AttentionSaved<T>& of() {
+  AttentionStatistics<T>& statistics() {
     if constexpr (std::is_same_v<T, double>) {
       return doubled;
     } else {
       return single;
     }
   }
+  template <class T>
+  Tensor<T>& output() {
+    if constexpr (std::is_same_v<T, double>) {
+      return doubled_output;
+    } else {
+      return single_output;
+    }
+  }
   bool is_double() const { return call.arguments.query.dtype == DType::float64; }
   Index nbytes() const {
-    const auto bytes = [](const auto& saved, Index size) {
-      return (saved.output.size() + saved.statistics.maximum.size() +
-              saved.statistics.reciprocal_sum.size()) *
-             size;
+    const auto bytes = [](const auto& statistics, const auto& output, Index size) {
+      return (output.size() + statistics.maximum.size() + statistics.reciprocal_sum.size()) * size;
     };
-    return bytes(single, 4) + bytes(doubled, 8);
+    return bytes(single, single_output, 4) + bytes(doubled, doubled_output, 8);
   }
 };
 
@@ -121,8 +131,12 @@ struct Results {
     const bool more = selection || !logsumexp.is_none();
     run(arguments, [&] {
       if (saved != nullptr) {
-        attention_forward_saving<T>(arguments, view, saved->of<T>());
-        statistics = saved->of<T>().statistics;
+        Tensor<T>& kept = saved->output<T>();
+        kept = Tensor<T>(attention_output_shape(arguments));
+        attention_forward<T>(arguments, view_of(kept), &statistics);
+        for_each_row_block(Elements<T>(kept.data()), kept.size(), 1, MutableElements<T>(view), 0.3,
+                           [](const T* x, Index, Index count, T* y) { std::copy_n(x, count, y); });
+        saved->statistics<T>() = statistics;
       } else {
         attention_forward<T>(arguments, view, more ? &statistics : nullptr);
       }
@@ -187,7 +201,7 @@ py::object attention(const py::object& query, const py::object& key, const py::o
                         save ? py::cast(std::move(saved)) : py::none());
 }
 
-py::tuple backward(const SavedAttention& saved, const py::object& d_output) {
+py::tuple backward(SavedAttention& saved, const py::object& d_output) {
   const AttentionArguments& arguments = saved.call.arguments;
   py::object gradient = d_output;
   const ArrayView d_output_view = float_view(gradient, "d_output");
@@ -209,9 +223,11 @@ py::tuple backward(const SavedAttention& saved, const py::object& d_output) {
   add(arguments.sinks, views.sinks, sinks);
   run(arguments, [&] {
     if (saved.is_double()) {
-      attention_backward(arguments, saved.doubled, d_output_view, views);
+      attention_backward(arguments, saved.doubled, readable(view_of(saved.doubled_output)), d_output_view,
+                         views);
     } else {
-      attention_backward(arguments, saved.single, d_output_view, views);
+      attention_backward(arguments, saved.single, readable(view_of(saved.single_output)), d_output_view,
+                         views);
     }
   });
   return py::make_tuple(query, key, value, bias, sinks);

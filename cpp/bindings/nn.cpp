@@ -12,7 +12,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/attention_call.h"
-#include "bindings/gil.h"
+#include "bindings/layer.h"
 #include "layers/embedding.h"
 #include "layers/encoder.h"
 #include "layers/encoder_layer.h"
@@ -26,39 +26,6 @@
 namespace blasformer::bindings {
 
 namespace {
-
-using Seed = std::optional<std::uint64_t>;
-
-// What backward will need of one forward pass, for Python to hold.
-class Saved {
- public:
-  virtual ~Saved() = default;
-};
-
-template <class L>
-class SavedOf : public Saved {
- public:
-  explicit SavedOf(std::shared_ptr<const L> layer_) : layer(std::move(layer_)) {}
-  std::shared_ptr<const L> layer;  // with the weights of that pass
-  typename L::Saved saved;
-  std::vector<py::object> arrays;  // masks that `saved` looks into
-};
-
-// A layer as Python holds it. Its weights are a snapshot that never changes: writing makes a new one, and
-// whoever is still computing with the old one keeps that. Snapshots are taken and exchanged by those who hold
-// the interpreter lock.
-class Layer {
- public:
-  virtual ~Layer() = default;
-  virtual py::dict parameters() const = 0;
-  // Replaces the parameters that are named by copies of these arrays, all at once. Their names, shapes and
-  // types are right.
-  virtual void load(const py::dict& arrays, std::optional<std::uint64_t> expected_version) = 0;
-  std::uint64_t version() const { return version_; }
-
- protected:
-  std::uint64_t version_ = 0;
-};
 
 // One array in, one array out.
 class PlainLayer : public Layer {
@@ -85,89 +52,6 @@ class MultiheadAttentionLayer : public Layer {
                             AttentionCall call) const = 0;
 };
 
-// The part that is the same for all: a Base that holds an L.
-template <class Base, class L>
-class Holding : public Base {
- public:
-  using T = typename L::Scalar;
-
-  explicit Holding(L layer)
-      : layer_(std::make_shared<const L>(std::move(layer))), size_(parameter_count(*layer_)) {}
-
-  const std::shared_ptr<const L>& layer() const { return layer_; }
-
-  py::dict parameters() const override {
-    py::dict arrays;
-    L::each_parameter(*layer_, [&](const std::string& name, const Tensor<T>& tensor) {
-      arrays[py::str(name)] = numpy_view(tensor, false);
-    });
-    return arrays;
-  }
-
-  void load(const py::dict& arrays, std::optional<std::uint64_t> expected_version) override {
-    L changed = *layer_;
-    L::each_parameter(changed, [&](const std::string& name, Tensor<T>& tensor) {
-      if (!arrays.contains(name)) return;
-      tensor = Tensor<T>(tensor.shape());
-      numpy_view(tensor, true).attr("__setitem__")(py::ellipsis(), arrays[py::str(name)]);
-    });
-    if (expected_version && *expected_version != this->version_) {
-      throw std::runtime_error("the weights must not be changed elsewhere while they are being edited");
-    }
-    layer_ = std::make_shared<const L>(std::move(changed));
-    ++this->version_;
-  }
-
- protected:
-  // Runs compute() without the interpreter lock, unless the work is so small that handing it over would be
-  // noticed.
-  template <class Compute>
-  auto run(Index elements, const Compute& compute) const {
-    if (static_cast<double>(elements) * static_cast<double>(size_) < 1e6) return compute();
-    const ReleaseGil released;
-    return compute();
-  }
-
- private:
-  std::shared_ptr<const L> layer_;
-  Index size_;
-};
-
-// The input of a layer: borrowed where it lies if it is dense and the call is all that reads it, otherwise
-// copied.
-template <class T>
-Tensor<T> input(const py::object& argument, const char* name, bool copied) {
-  constexpr DType dtype = dtype_of<T>();
-  if (!py::isinstance<py::array>(argument)) {
-    fail<TypeMismatch>(name, " must be a NumPy array of ", dtype_text(dtype),
-                       ", the dtype of the layer, got ", type_name(argument));
-  }
-  const auto array = py::reinterpret_borrow<py::array>(argument);
-  if (dtype_of_array(array) != dtype) {
-    fail<TypeMismatch>(name, " must be a NumPy array of ", dtype_text(dtype),
-                       ", the dtype of the layer, got ", dtype_name(array));
-  }
-  Shape shape(array.shape(), array.shape() + array.ndim());
-  const bool aligned = reinterpret_cast<std::uintptr_t>(array.data()) % alignof(T) == 0;
-  const bool dense = (array.flags() & py::array::c_style) != 0;
-  if (!copied && dense && aligned) {
-    auto* const data = static_cast<T*>(const_cast<void*>(array.data()));  // only ever read
-    return Tensor<T>(std::shared_ptr<T[]>(std::shared_ptr<T[]>(), data), std::move(shape));
-  }
-  Tensor<T> tensor(std::move(shape));
-  numpy_view(tensor, true).attr("__setitem__")(py::ellipsis(), array);
-  return tensor;
-}
-
-// Ids of any integer type; `argument` becomes the array that the result may look into.
-Tensor<std::int64_t> id_input(py::object& argument, bool copied) {
-  const ArrayView view = int64_view(argument, "ids");
-  auto* const data = static_cast<std::int64_t*>(const_cast<void*>(view.data));  // only ever read
-  const Tensor<std::int64_t> ids(std::shared_ptr<std::int64_t[]>(std::shared_ptr<std::int64_t[]>(), data),
-                                 Shape(view.shape, view.shape + view.rank));
-  return copied ? ids.copy() : ids;
-}
-
 template <class L>
 class PlainLayerOf : public Holding<PlainLayer, L> {
  public:
@@ -179,9 +63,11 @@ class PlainLayerOf : public Holding<PlainLayer, L> {
   }
 
   py::tuple forward(py::object x, Seed seed) const override {
-    auto saved = std::make_unique<SavedOf<L>>(this->layer());
-    py::array y = numpy_view(compute(*saved->layer, read(x, true), seed, &saved->saved), true);
-    return py::make_tuple(std::move(y), std::unique_ptr<Saved>(std::move(saved)));
+    auto saved = this->new_saved();
+    const std::shared_ptr<const L> layer = this->layer();
+    const auto y = compute(*layer, read(x, true), seed, &*saved->values);
+    saved->output_shape = y.shape();
+    return py::make_tuple(numpy_view(y, true), std::unique_ptr<Saved>(std::move(saved)));
   }
 
  private:
@@ -189,7 +75,7 @@ class PlainLayerOf : public Holding<PlainLayer, L> {
 
   static auto read(py::object& x, bool copied) {
     if constexpr (kReadsIds) {
-      return id_input(x, copied);
+      return id_input(x, "ids", copied);
     } else {
       return input<typename L::Scalar>(x, "x", copied);
     }
@@ -232,12 +118,13 @@ class SelfAttendingLayerOf : public Holding<SelfAttendingLayer, L> {
   }
 
   py::tuple forward(const py::object& x, AttentionCall call) const override {
-    auto saved = std::make_unique<SavedOf<L>>(this->layer());
+    auto saved = this->new_saved();
+    const std::shared_ptr<const L> layer = this->layer();
     Asked<T> none;
-    py::array y =
-        numpy_view(compute(*saved->layer, input<T>(x, "x", true), call.arguments, &saved->saved, none), true);
+    const Tensor<T> y = compute(*layer, input<T>(x, "x", true), call.arguments, &*saved->values, none);
+    saved->output_shape = y.shape();
     saved->arrays = std::move(call.arrays);
-    return py::make_tuple(std::move(y), std::unique_ptr<Saved>(std::move(saved)));
+    return py::make_tuple(numpy_view(y, true), std::unique_ptr<Saved>(std::move(saved)));
   }
 
  private:
@@ -274,11 +161,13 @@ class MultiheadAttentionOf : public Holding<MultiheadAttentionLayer, L> {
 
   py::tuple forward(const py::object& query, const py::object& key, const py::object& value,
                     AttentionCall call) const override {
-    auto saved = std::make_unique<SavedOf<L>>(this->layer());
+    auto saved = this->new_saved();
+    const std::shared_ptr<const L> layer = this->layer();
     const Inputs inputs = read(query, key, value, true);
-    py::array y = numpy_view(compute(*saved->layer, inputs, call.arguments, &saved->saved, nullptr), true);
+    const Tensor<T> y = compute(*layer, inputs, call.arguments, &*saved->values, nullptr);
+    saved->output_shape = y.shape();
     saved->arrays = std::move(call.arrays);
-    return py::make_tuple(std::move(y), std::unique_ptr<Saved>(std::move(saved)));
+    return py::make_tuple(numpy_view(y, true), std::unique_ptr<Saved>(std::move(saved)));
   }
 
  private:
@@ -302,20 +191,6 @@ class MultiheadAttentionOf : public Holding<MultiheadAttentionLayer, L> {
     });
   }
 };
-
-// make(float{}) or make(double{}), whichever the dtype is.
-template <class Interface, class Make>
-std::unique_ptr<Interface> for_dtype(const std::string& dtype, const Make& make) {
-  if (dtype == "float64") return make(double{});
-  return make(float{});
-}
-
-template <template <class> class Held, class L>
-std::unique_ptr<Held<L>> initialised(L layer, std::uint64_t seed) {
-  Initialiser random(seed);
-  layer.initialise(random);
-  return std::make_unique<Held<L>>(std::move(layer));
-}
 
 std::unique_ptr<PlainLayer> linear_layer(const std::string& dtype, Index in_features, Index out_features,
                                          bool bias, std::uint64_t seed) {
@@ -368,10 +243,11 @@ std::unique_ptr<MultiheadAttentionLayer> multihead_attention_layer(const std::st
 std::unique_ptr<SelfAttendingLayer> encoder_layer(const std::string& dtype, Index d_model, Index nhead,
                                                   Index num_kv_heads, Index dim_feedforward, double dropout,
                                                   const std::string& activation, double layer_norm_eps,
-                                                  bool norm_first, bool bias, std::uint64_t seed) {
+                                                  bool norm_first, bool bias, bool recompute,
+                                                  std::uint64_t seed) {
   const EncoderLayerSizes sizes{
       d_model, nhead,          num_kv_heads, dim_feedforward, activation_from_name(activation),
-      dropout, layer_norm_eps, bias};
+      dropout, layer_norm_eps, bias,         recompute};
   return for_dtype<SelfAttendingLayer>(dtype, [&]<class T>(T) -> std::unique_ptr<SelfAttendingLayer> {
     if (norm_first) return initialised<SelfAttendingLayerOf>(PreNormEncoderLayer<T>(sizes), seed);
     return initialised<SelfAttendingLayerOf>(PostNormEncoderLayer<T>(sizes), seed);
@@ -423,11 +299,16 @@ AttentionCall parse_call(const py::tuple& arguments, Seed seed) {
 }  // namespace
 
 void bind_nn(py::module_& module) {
-  py::class_<Saved>(module, "Saved");
+  py::class_<Saved>(module, "Saved", "What `forward` keeps for `backward`, which uses it up.")
+      .def_property_readonly("nbytes", &Saved::nbytes, "Bytes held.");
   py::class_<Layer>(module, "Layer")
       .def("parameters", &Layer::parameters)
       .def("load", &Layer::load, py::arg("arrays"), py::arg("expected_version"))
-      .def("version", &Layer::version);
+      .def("writeable_parameters", &Layer::writeable_parameters)
+      .def("version", &Layer::version)
+      .def("frozen", &Layer::frozen)
+      .def("set_frozen", &Layer::set_frozen, py::arg("names"))
+      .def("backward", &Layer::backward, py::arg("saved"), py::arg("d_output"));
   py::class_<PlainLayer, Layer>(module, "PlainLayer")
       .def("call", &PlainLayer::call, py::arg("x"))
       .def("forward", &PlainLayer::forward, py::arg("x"), py::arg("seed"));
@@ -476,7 +357,8 @@ void bind_nn(py::module_& module) {
              py::arg("dropout"), py::arg("bias"), py::arg("seed"));
   module.def("encoder_layer", encoder_layer, py::arg("dtype"), py::arg("d_model"), py::arg("nhead"),
              py::arg("num_kv_heads"), py::arg("dim_feedforward"), py::arg("dropout"), py::arg("activation"),
-             py::arg("layer_norm_eps"), py::arg("norm_first"), py::arg("bias"), py::arg("seed"));
+             py::arg("layer_norm_eps"), py::arg("norm_first"), py::arg("bias"), py::arg("recompute"),
+             py::arg("seed"));
   module.def("encoder", encoder, py::arg("layer"), py::arg("num_layers"), py::arg("norm"), py::arg("seed"));
 }
 

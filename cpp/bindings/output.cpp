@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/tensor_view.h"
+
 namespace blasformer::bindings {
 
 py::array output_array(const py::object& out, const Shape& shape, DType dtype, const char* like_name) {
@@ -20,13 +22,6 @@ py::array output_array(const py::object& out, const Shape& shape, DType dtype, c
   py::array array = py::reinterpret_borrow<py::array>(out);
   require(array.writeable(), "out must be writeable, got a read-only array");
   return array;
-}
-
-ArrayView readable(const MutableArrayView& view) {
-  ArrayView result{view.data, view.dtype, view.rank, {}, {}};
-  std::copy_n(view.shape, view.rank, result.shape);
-  std::copy_n(view.stride, view.rank, result.stride);
-  return result;
 }
 
 namespace {

@@ -10,8 +10,6 @@ namespace blasformer::bindings {
 // writeable array of that shape and type. like_name: the argument whose dtype is required.
 py::array output_array(const py::object& out, const Shape& shape, DType dtype, const char* like_name);
 
-ArrayView readable(const MutableArrayView& view);
-
 // Whether the memory between the first and the last element of two arrays overlaps.
 bool may_overlap(const ArrayView& one, const ArrayView& other);
 

@@ -17,8 +17,19 @@ template <class T>
 struct BackwardInputs {
   const T *maximum, *reciprocal_sum, *delta;
   AttentionOperand d_output;
-  // Where the gradient of a bias goes that has a row of its own for every query of every head; data is null
-  // for any other. Rows are dense, of type T.
+};
+
+// Where the gradients of a run go: d_query for its rows alone; key_length rows of d_key and d_value, with
+// dense columns, written or added to. d_bias, which each run adds to, has a row for every query, with dense
+// columns of type T; its data is null if the bias is of another form, or there is none.
+template <class T>
+struct BackwardOutputs {
+  MutableAttentionOperand d_query;
+  T* d_key;
+  Index d_key_stride;
+  T* d_value;
+  Index d_value_stride;
+  bool add;  // to d_key and d_value
   MutableAttentionOperand d_bias;
 };
 
@@ -38,13 +49,12 @@ struct AttentionKernels {
   Index (*weights_workspace)(const AttentionProblem&);
   void (*weights)(const AttentionProblem&, Index batch, Index head, const Index* rows, Index count,
                   const T* maximum, const T* reciprocal_sum, void* workspace, bool add, T* out);
-  // delta = rowsum(d_output * output); output is dense.
-  void (*delta)(const AttentionProblem&, const HeadRows&, const T* output, const AttentionOperand& d_output,
-                T* delta);
-  // Writes the run's rows of d_query, and its share in d_key and d_value (key_length rows, dense).
+  // delta = rowsum(d_output * output); output is of type T and has dense columns.
+  void (*delta)(const AttentionProblem&, const HeadRows&, const AttentionOperand& output,
+                const AttentionOperand& d_output, T* delta);
   Index (*backward_workspace)(const AttentionProblem&);
   void (*backward)(const AttentionProblem&, const QueryRun&, const BackwardInputs<T>&, void* workspace,
-                   const MutableAttentionOperand& d_query, T* d_key, T* d_value);
+                   const BackwardOutputs<T>&);
   // out (count, last_key - first_key) += the gradient of the scores of rows of one head; count <= query_tile.
   Index (*bias_gradient_workspace)(const AttentionProblem&);
   void (*bias_gradient)(const AttentionProblem&, const HeadRows&, Index first_key, Index last_key,

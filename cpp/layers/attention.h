@@ -61,28 +61,19 @@ template <class T>
 void attention_forward(const AttentionArguments& arguments, const MutableArrayView& output,
                        AttentionStatistics<T>* statistics);
 
-// What backward needs besides the arguments.
-template <class T>
-struct AttentionSaved {
-  AttentionStatistics<T> statistics;
-  Tensor<T> output;  // (..., query_heads, query_length, value_dim)
-};
-
-// Forward for training: as attention_forward, and keeps a copy of the output that the caller cannot change.
-template <class T>
-void attention_forward_saving(const AttentionArguments& arguments, const MutableArrayView& output,
-                              AttentionSaved<T>& saved);
-
-// Where the gradients go: dense arrays of the shapes and dtypes of the arguments.
+// Where the gradients go: arrays of the shapes and dtypes of the arguments. That of a bias, or of sinks, is
+// dense.
 struct AttentionGradientViews {
   MutableArrayView query, key, value;
-  std::optional<MutableArrayView> bias, sinks;  // where they were given
+  std::optional<MutableArrayView> bias, sinks;  // where they are wanted
 };
 
-// d_output has the shape and dtype of the output, with any strides.
+// statistics and output are those of forward, output in the type computed in and with dense columns; d_output
+// has the shape of the output and the dtype of the arguments, with any strides.
 template <class T>
-void attention_backward(const AttentionArguments& arguments, const AttentionSaved<T>& saved,
-                        const ArrayView& d_output, const AttentionGradientViews& gradients);
+void attention_backward(const AttentionArguments& arguments, const AttentionStatistics<T>& statistics,
+                        const ArrayView& output, const ArrayView& d_output,
+                        const AttentionGradientViews& gradients);
 
 // Which weights somebody asked to see: (batch, heads, rows, key_length), or (batch, rows, key_length) for
 // their mean over the heads.

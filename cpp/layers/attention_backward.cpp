@@ -9,6 +9,8 @@
 #include "core/describe.h"
 #include "core/element.h"
 #include "core/require.h"
+#include "core/tensor.h"
+#include "core/tensor_view.h"
 #include "core/thread_pool.h"
 #include "core/workspace.h"
 #include "kernels/attention_kernels.h"
@@ -19,21 +21,6 @@
 namespace blasformer {
 
 namespace {
-
-template <class T>
-MutableArrayView view_of(Tensor<T>& tensor) {
-  MutableArrayView view;
-  view.data = tensor.data();
-  view.dtype = dtype_of<T>();
-  view.rank = static_cast<int>(tensor.rank());
-  Index stride = 1;
-  for (int axis = view.rank; axis-- > 0;) {
-    view.shape[axis] = tensor.extent(axis);
-    view.stride[axis] = stride;
-    stride *= tensor.extent(axis);
-  }
-  return view;
-}
 
 // Few key heads are cut into several runs of queries, each with its own share of d_key and d_value, so that
 // more than one core has something to do. By shape alone; at most four shares, so that memory stays linear in
@@ -46,63 +33,131 @@ Index query_runs(const AttentionProblem& p) {
 }
 
 template <class T>
-void find_delta(const AttentionProblem& p, const Tensor<T>& output, const AttentionOperand& d_output,
+void find_delta(const AttentionProblem& p, const AttentionOperand& output, const AttentionOperand& d_output,
                 Tensor<T>& delta) {
   const AttentionKernels<T>& kernels = attention_kernels<T>();
   constexpr Index rows = 256;
   const Index parts = ceil_div(p.query_length, rows);
-  const double work = static_cast<double>(output.size()) * 0.2;
+  const double work = static_cast<double>(delta.size() * p.value_dim) * 0.2;
   parallel_for(p.batch * p.query_heads * parts, work, [&](Index task, int) {
     const FlushDenormals flush;
     const Index first = task % parts * rows, head = task / parts;
     kernels.delta(p,
                   {head / p.query_heads, head % p.query_heads, first, std::min(rows, p.query_length - first)},
-                  output.data(), d_output, delta.data());
+                  output, d_output, delta.data());
   });
 }
 
-// gradient[i] = sum over runs of shares[run][i], in the order of the runs.
+// The gradient of keys or values, (batch, key_heads, key_length, columns), as the sum of the shares that
+// several tasks compute, in their order. A single share of the type computed in is the gradient itself.
 template <class T>
-void add_shares(const Tensor<T>& shares, Index runs, const MutableArrayView& gradient) {
-  const Index size = shares.size() / std::max<Index>(runs, 1);
-  constexpr Index chunk = 1 << 14;
-  parallel_for(ceil_div(size, chunk), static_cast<double>(shares.size()) * 0.5, [&](Index task, int) {
-    for (Index i = task * chunk; i < std::min(size, (task + 1) * chunk); ++i) {
-      T sum = shares.data()[i];
-      for (Index run = 1; run < runs; ++run) sum += shares.data()[run * size + i];
-      write_element<T>(gradient.data, gradient.dtype, i, sum);
-    }
-  });
-}
+class KeyGradient {
+ public:
+  KeyGradient(const AttentionProblem& p, const MutableAttentionOperand& target, Index columns, Index shares)
+      : p_(p), target_(target), columns_(columns), count_(shares) {
+    if (shares > 1 || target.dtype != dtype_of<T>() || target.column_stride != 1)
+      shares_ = Tensor<T>({shares, p.batch, p.key_heads, p.key_length, columns});
+  }
 
+  T* place(Index share, Index batch, Index key_head) {
+    if (shares_.empty()) return static_cast<T*>(target_.data) + target_.offset(batch, key_head);
+    return shares_.data() + ((share * p_.batch + batch) * p_.key_heads + key_head) * p_.key_length * columns_;
+  }
+  Index stride() const { return shares_.empty() ? target_.row_stride : columns_; }
+
+  void add_shares() const {
+    if (shares_.empty()) return;
+    const Index rows = p_.batch * p_.key_heads * p_.key_length, size = rows * columns_;
+    const Index rows_of_task = std::max<Index>(1, (1 << 14) / columns_);
+    parallel_for(
+        ceil_div(rows, rows_of_task), static_cast<double>(shares_.size()) * 0.5, [&](Index task, int) {
+          for (Index row = task * rows_of_task; row < std::min(rows, (task + 1) * rows_of_task); ++row) {
+            const Index head = row / p_.key_length;
+            const Index target = target_.offset(head / p_.key_heads, head % p_.key_heads) +
+                                 row % p_.key_length * target_.row_stride;
+            for (Index c = 0; c < columns_; ++c) {
+              T sum = shares_.data()[row * columns_ + c];
+              for (Index share = 1; share < count_; ++share)
+                sum += shares_.data()[share * size + row * columns_ + c];
+              write_element<T>(target_.data, target_.dtype, target + c * target_.column_stride, sum);
+            }
+          }
+        });
+  }
+
+ private:
+  const AttentionProblem& p_;
+  const MutableAttentionOperand target_;
+  const Index columns_, count_;
+  Tensor<T> shares_;
+};
+
+struct OperandGradients {
+  MutableAttentionOperand query, key, value;
+};
+
+// d_bias: for a bias whose every row belongs to one query of one head, else without data.
 template <class T>
 void operand_gradients(const AttentionProblem& p, const BackwardInputs<T>& inputs,
-                       const MutableAttentionOperand& d_query, const AttentionGradientViews& gradients) {
+                       const OperandGradients& gradients, const MutableAttentionOperand& d_bias) {
   const AttentionKernels<T>& kernels = attention_kernels<T>();
   const Index heads = p.batch * p.key_heads, queries = p.group() * p.query_length;
   const Index runs = query_runs(p), per_run = round_up(ceil_div(queries, runs), kernels.query_tile);
-  const Index key_size = p.key_length * p.dim, value_size = p.key_length * p.value_dim;
-  // One share of the type computed in can be the gradient itself.
-  const bool direct = runs == 1 && gradients.key.dtype == dtype_of<T>();
-  Tensor<T> key_shares, value_shares;
-  if (!direct) {
-    key_shares = Tensor<T>({runs, heads, key_size});
-    value_shares = Tensor<T>({runs, heads, value_size});
-  }
-  T* const d_key = direct ? static_cast<T*>(gradients.key.data) : key_shares.data();
-  T* const d_value = direct ? static_cast<T*>(gradients.value.data) : value_shares.data();
+  KeyGradient<T> d_key(p, gradients.key, p.dim, runs), d_value(p, gradients.value, p.value_dim, runs);
   const Index workspace = kernels.backward_workspace(p);
   parallel_for(heads * runs, 2.5 * attention_work(p), [&](Index task, int) {
     const FlushDenormals flush;
-    const Index run = task / heads, head = task % heads, first = run * per_run;
-    kernels.backward(
-        p, {head / p.key_heads, head % p.key_heads, first, std::clamp<Index>(queries - first, 0, per_run)},
-        inputs, thread_workspace(workspace), d_query, d_key + (run * heads + head) * key_size,
-        d_value + (run * heads + head) * value_size);
+    const Index run = task / heads, batch = task % heads / p.key_heads, head = task % p.key_heads;
+    const Index first = run * per_run;
+    kernels.backward(p, {batch, head, first, std::clamp<Index>(queries - first, 0, per_run)}, inputs,
+                     thread_workspace(workspace),
+                     {gradients.query, d_key.place(run, batch, head), d_key.stride(),
+                      d_value.place(run, batch, head), d_value.stride(), false, d_bias});
   });
-  if (!direct) {
-    add_shares(key_shares, runs, gradients.key);
-    add_shares(value_shares, runs, gradients.value);
+  d_key.add_shares();
+  d_value.add_shares();
+}
+
+// The same where heads share rows of the bias. A task is a run of rows and a share of the key heads, one
+// after the other: runs have rows of the bias, and shares of the keys' gradients, of their own; shares of the
+// heads have a gradient of the bias of their own. Whichever is smaller is kept several times.
+template <class T>
+void operand_gradients_sharing_bias(const AttentionProblem& p, const BackwardInputs<T>& inputs,
+                                    const OperandGradients& gradients, MutableAttentionOperand d_bias,
+                                    Index bias_size) {
+  constexpr Index enough = 8, least_rows = 64;
+  const AttentionKernels<T>& kernels = attention_kernels<T>();
+  const Index heads = p.batch * p.key_heads;
+  const bool cut_heads = bias_size <= heads * p.key_length * (p.dim + p.value_dim);
+  const Index most_runs = std::max<Index>(1, p.query_length / least_rows);
+  const Index shares = cut_heads ? std::min(enough, heads) : 1;
+  const Index runs = std::min(most_runs, ceil_div(enough, shares));
+  const Index per_run = round_up(ceil_div(p.query_length, runs), kernels.query_tile);
+  KeyGradient<T> d_key(p, gradients.key, p.dim, runs), d_value(p, gradients.value, p.value_dim, runs);
+  Tensor<T> bias_shares = Tensor<T>::full({shares, bias_size}, T(0));
+  const Index workspace = kernels.backward_workspace(p);
+  parallel_for(shares * runs, 2.5 * attention_work(p), [&](Index task, int) {
+    const FlushDenormals flush;
+    const Index share = task % shares, first = task / shares * per_run;
+    const Index rows = std::clamp<Index>(p.query_length - first, 0, per_run), run = task / shares;
+    MutableAttentionOperand own_bias = d_bias;
+    own_bias.data = bias_shares.data() + share * bias_size;
+    for (Index i = share * heads / shares; i < (share + 1) * heads / shares; ++i) {
+      const Index batch = i / p.key_heads, head = i % p.key_heads;
+      for (Index member = 0; member < p.group(); ++member) {
+        kernels.backward(p, {batch, head, member * p.query_length + first, rows}, inputs,
+                         thread_workspace(workspace),
+                         {gradients.query, d_key.place(run, batch, head), d_key.stride(),
+                          d_value.place(run, batch, head), d_value.stride(), member > 0, own_bias});
+      }
+    }
+  });
+  d_key.add_shares();
+  d_value.add_shares();
+  for (Index i = 0; i < bias_size; ++i) {
+    T sum = bias_shares.data()[i];
+    for (Index share = 1; share < shares; ++share) sum += bias_shares.data()[share * bias_size + i];
+    write_element<T>(d_bias.data, d_bias.dtype, i, sum);
   }
 }
 
@@ -127,8 +182,9 @@ void sink_gradients(const AttentionProblem& p, const BackwardInputs<T>& inputs,
 }
 
 // The gradient of the bias is that of the scores, summed over everything the bias is broadcast along. Where
-// that is something, it is found by a pass of its own, cut along the bias: every element is one sum in one
-// order, and nothing of size query_length x key_length exists that the bias does not have itself.
+// that is along the queries or the keys, it is found by a pass of its own, cut along the bias: every element
+// is one sum in one order, and nothing of size query_length x key_length exists that the bias does not have
+// itself.
 template <class T>
 class BiasGradient {
  public:
@@ -149,11 +205,12 @@ class BiasGradient {
     group_start_.push_back(static_cast<Index>(heads.size()));
   }
 
-  // Whether every query of every head has a row of its own, which the pass over the operands can write.
-  bool has_own_rows() const {
-    return members_.size() + 1 == group_start_.size() && gradient_.dtype == dtype_of<T>() &&
-           gradient_.column_stride == 1 && (gradient_.row_stride != 0 || p_.query_length == 1);
+  // Whether every query has a row with an element for each key, which the pass over the operands can add to.
+  bool has_rows() const {
+    return (gradient_.column_stride == 1 && (gradient_.row_stride != 0 || p_.query_length == 1));
   }
+  // Whether no heads share such rows.
+  bool has_own_rows() const { return members_.size() + 1 == group_start_.size(); }
 
   void run() const {
     const Index groups = static_cast<Index>(group_start_.size()) - 1;
@@ -252,71 +309,62 @@ class BiasGradient {
   std::vector<Index> members_, group_start_;
 };
 
+Index element_count(const MutableArrayView& view) {
+  Index count = 1;
+  for (int axis = 0; axis < view.rank; ++axis) count *= view.shape[axis];
+  return count;
+}
+
 void clear(const MutableArrayView& view) {
-  Index size = item_size(view.dtype);
-  for (int axis = 0; axis < view.rank; ++axis) size *= view.shape[axis];
+  const Index size = item_size(view.dtype) * element_count(view);
   if (size > 0) std::memset(view.data, 0, static_cast<std::size_t>(size));
 }
 
 }  // namespace
 
 template <class T>
-void attention_forward_saving(const AttentionArguments& arguments, const MutableArrayView& output,
-                              AttentionSaved<T>& saved) {
-  saved.output = Tensor<T>(attention_output_shape(arguments));
-  attention_forward(arguments, view_of(saved.output), &saved.statistics);
-  for (Index i = 0; i < saved.output.size(); ++i)
-    write_element<T>(output.data, output.dtype, i, saved.output.data()[i]);
-}
-
-template <class T>
-void attention_backward(const AttentionArguments& arguments, const AttentionSaved<T>& saved,
-                        const ArrayView& d_output, const AttentionGradientViews& gradients) {
+void attention_backward(const AttentionArguments& arguments, const AttentionStatistics<T>& statistics,
+                        const ArrayView& output, const ArrayView& d_output,
+                        const AttentionGradientViews& gradients) {
   CheckedAttention checked(arguments);
   const AttentionProblem& p = checked.problem();
-  const Shape& shape = saved.output.shape();
-  const bool same_shape = d_output.rank == static_cast<int>(shape.size()) &&
-                          std::equal(shape.begin(), shape.end(), d_output.shape);
-  require(same_shape, "d_output must have the shape of the output, ", shape_text(shape), ", got ",
+  const bool same_shape =
+      d_output.rank == output.rank && std::equal(output.shape, output.shape + output.rank, d_output.shape);
+  require(same_shape, "d_output must have the shape of the output, ", shape_text(output), ", got ",
           shape_text(d_output));
   if (d_output.dtype != arguments.query.dtype) {
     fail<TypeMismatch>("d_output must have the dtype of the output, ", dtype_text(arguments.query.dtype),
                        ", got ", dtype_text(d_output.dtype));
   }
   Tensor<T> delta(checked.statistics_shape());
-  BackwardInputs<T> inputs = {saved.statistics.maximum.data(),
-                              saved.statistics.reciprocal_sum.data(),
-                              delta.data(),
-                              checked.operand(d_output),
-                              {}};
-  find_delta(p, saved.output, inputs.d_output, delta);
+  const BackwardInputs<T> inputs = {statistics.maximum.data(), statistics.reciprocal_sum.data(), delta.data(),
+                                    checked.operand(d_output)};
+  find_delta(p, checked.operand(output), inputs.d_output, delta);
+  const OperandGradients operands = {checked.operand(gradients.query), checked.operand(gradients.key),
+                                     checked.operand(gradients.value)};
   std::optional<BiasGradient<T>> bias_gradient;
+  MutableAttentionOperand d_bias;
   if (gradients.bias) {
     clear(*gradients.bias);
-    ArrayView same;
-    same.data = gradients.bias->data;
-    same.dtype = gradients.bias->dtype;
-    same.rank = gradients.bias->rank;
-    std::copy_n(gradients.bias->shape, kMaxRank, same.shape);
-    std::copy_n(gradients.bias->stride, kMaxRank, same.stride);
-    const AttentionOperand bias = checked.broadcast(same, "bias");
-    const MutableAttentionOperand target = {gradients.bias->data, bias.dtype,      bias.batch_offset,
-                                            bias.head_stride,     bias.row_stride, bias.column_stride};
-    if (p.key_length > 0 && p.query_length > 0) bias_gradient.emplace(p, inputs, target);
-    if (bias_gradient && bias_gradient->has_own_rows()) inputs.d_bias = target;
+    const AttentionOperand bias = checked.broadcast(readable(*gradients.bias), "bias");
+    d_bias = {gradients.bias->data, bias.dtype,      bias.batch_offset,
+              bias.head_stride,     bias.row_stride, bias.column_stride};
+    if (p.key_length > 0 && p.query_length > 0) bias_gradient.emplace(p, inputs, d_bias);
   }
-  operand_gradients(p, inputs, checked.operand(gradients.query), gradients);
-  if (bias_gradient && inputs.d_bias.data == nullptr) bias_gradient->run();
+  if (!bias_gradient || !bias_gradient->has_rows()) {
+    operand_gradients(p, inputs, operands, {});
+    if (bias_gradient) bias_gradient->run();
+  } else if (bias_gradient->has_own_rows() && d_bias.dtype == dtype_of<T>()) {
+    operand_gradients(p, inputs, operands, d_bias);
+  } else {
+    operand_gradients_sharing_bias(p, inputs, operands, d_bias, element_count(*gradients.bias));
+  }
   if (gradients.sinks) sink_gradients(p, inputs, *gradients.sinks);
 }
 
-template void attention_forward_saving(const AttentionArguments&, const MutableArrayView&,
-                                       AttentionSaved<float>&);
-template void attention_forward_saving(const AttentionArguments&, const MutableArrayView&,
-                                       AttentionSaved<double>&);
-template void attention_backward(const AttentionArguments&, const AttentionSaved<float>&, const ArrayView&,
-                                 const AttentionGradientViews&);
-template void attention_backward(const AttentionArguments&, const AttentionSaved<double>&, const ArrayView&,
-                                 const AttentionGradientViews&);
+template void attention_backward(const AttentionArguments&, const AttentionStatistics<float>&,
+                                 const ArrayView&, const ArrayView&, const AttentionGradientViews&);
+template void attention_backward(const AttentionArguments&, const AttentionStatistics<double>&,
+                                 const ArrayView&, const ArrayView&, const AttentionGradientViews&);
 
 }  // namespace blasformer

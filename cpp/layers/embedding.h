@@ -40,6 +40,11 @@ struct Embedding {
 
   struct Saved {
     Tensor<std::int64_t> ids;
+
+    template <class Visit>
+    void each_tensor(Visit&& visit) const {
+      visit(ids);
+    }
   };
 
   Embedding(Index num_embeddings, Index embedding_dim, std::optional<Index> padding_idx = std::nullopt);

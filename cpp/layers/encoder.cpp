@@ -41,6 +41,15 @@ auto TransformerEncoder<Layer>::forward(const Tensor<T>& x, const AttentionArgum
   return norm ? norm->forward(y, saved != nullptr ? &saved->norm : nullptr) : y;
 }
 
+template <class Layer>
+auto TransformerEncoder<Layer>::backward(const Saved& saved, const Tensor<T>& d_y,
+                                         TransformerEncoder& gradients, Write write) const -> Tensor<T> {
+  Tensor<T> d_x = norm ? norm->backward(saved.norm, d_y, *gradients.norm, write) : d_y;
+  for (std::size_t i = layers.size(); i-- > 0;)
+    d_x = layers[i].backward(saved.layers[i], d_x, gradients.layers[i], write);
+  return d_x;
+}
+
 template struct TransformerEncoder<PostNormEncoderLayer<float>>;
 template struct TransformerEncoder<PostNormEncoderLayer<double>>;
 template struct TransformerEncoder<PreNormEncoderLayer<float>>;

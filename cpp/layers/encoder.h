@@ -25,6 +25,12 @@ struct TransformerEncoder {
   struct Saved {
     std::vector<typename Layer::Saved> layers;
     typename LayerNorm<T>::Saved norm;
+
+    template <class Visit>
+    void each_tensor(Visit&& visit) const {
+      for (const auto& layer : layers) layer.each_tensor(visit);
+      norm.each_tensor(visit);
+    }
   };
 
   // num_layers copies of `layer`, and a copy of `norm`.
@@ -34,6 +40,8 @@ struct TransformerEncoder {
   // asked: the attention weights to return, by the index of their layer.
   Tensor<T> forward(const Tensor<T>& x, const AttentionArguments& arguments = {}, Saved* saved = nullptr,
                     std::map<Index, AskedWeights<T>>* asked = nullptr) const;
+  Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, TransformerEncoder& gradients,
+                     Write write) const;
 
   template <class Self, class Visit>
   static void each_parameter(Self& self, Visit&& visit) {

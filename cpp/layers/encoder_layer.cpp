@@ -28,6 +28,15 @@ void check_input(const Tensor<T>& x, Index d_model) {
           shape_text(x.shape()));
 }
 
+// What a forward pass that kept its input alone would have saved.
+template <class Layer>
+typename Layer::Saved saved_again(Layer layer, const typename Layer::Saved& saved) {
+  typename Layer::Saved full;
+  layer.recompute = false;
+  layer.forward(saved.input, saved.arguments, &full);
+  return full;
+}
+
 }  // namespace
 
 template <class T>
@@ -37,7 +46,8 @@ EncoderSublayers<T>::EncoderSublayers(const EncoderLayerSizes& sizes)
       feed_forward(sizes.d_model, sizes.dim_feedforward, sizes.activation, sizes.dropout_p, sizes.with_bias),
       norm1({sizes.d_model}, sizes.layer_norm_eps, true, sizes.with_bias),
       norm2({sizes.d_model}, sizes.layer_norm_eps, true, sizes.with_bias),
-      dropout_p(sizes.dropout_p) {}
+      dropout_p(sizes.dropout_p),
+      recompute(sizes.recompute) {}
 
 template <class T>
 void EncoderSublayers<T>::initialise(Initialiser& random) {
@@ -51,6 +61,11 @@ template <class T>
 Tensor<T> PostNormEncoderLayer<T>::forward(const Tensor<T>& x, const AttentionArguments& arguments,
                                            Saved* saved, AskedWeights<T>* asked) const {
   check_input(x, this->d_model());
+  if (saved && this->recompute) {
+    saved->input = x;
+    saved->arguments = arguments;
+    saved = nullptr;
+  }
   return join(x, this->self_attn.forward(x, arguments, saved ? &saved->self_attn : nullptr, asked),
               arguments.seed, saved);
 }
@@ -74,9 +89,34 @@ Tensor<T> PostNormEncoderLayer<T>::join(const Tensor<T>& x, Tensor<T> attended,
 }
 
 template <class T>
+Tensor<T> PostNormEncoderLayer<T>::backward(const Saved& saved, const Tensor<T>& d_y,
+                                            PostNormEncoderLayer& gradients, Write write) const {
+  if (!saved.input.empty()) return backward(saved_again(*this, saved), d_y, gradients, write);
+  const double p = this->dropout_p;
+  const Tensor<T> d_fed = this->norm2.backward(saved.norm2, d_y, gradients.norm2, write);
+  Tensor<T> d_middle = this->feed_forward.backward(saved.feed_forward,
+                                                   residual_gradient(d_fed, p, dropout_seed(saved.seed, 3)),
+                                                   gradients.feed_forward, write);
+  add_to(d_fed, d_middle);
+  const Tensor<T> d_attended = this->norm1.backward(saved.norm1, d_middle, gradients.norm1, write);
+  Tensor<T> d_x =
+      this->self_attn
+          .backward(saved.self_attn, residual_gradient(d_attended, p, dropout_seed(saved.seed, 1)),
+                    gradients.self_attn, write)
+          .query;
+  add_to(d_attended, d_x);
+  return d_x;
+}
+
+template <class T>
 Tensor<T> PreNormEncoderLayer<T>::forward(const Tensor<T>& x, const AttentionArguments& arguments,
                                           Saved* saved, AskedWeights<T>* asked) const {
   check_input(x, this->d_model());
+  if (saved && this->recompute) {
+    saved->input = x;
+    saved->arguments = arguments;
+    saved = nullptr;
+  }
   const Tensor<T> normed = this->norm1.forward(x, saved ? &saved->norm1 : nullptr);
   return join(x, this->self_attn.forward(normed, arguments, saved ? &saved->self_attn : nullptr, asked),
               arguments.seed, saved);
@@ -99,6 +139,23 @@ Tensor<T> PreNormEncoderLayer<T>::join(const Tensor<T>& x, Tensor<T> attended,
   add_residual(attended, this->dropout_p, dropout_seed(seed, 3), fed);
   if (saved) saved->seed = seed;
   return fed;
+}
+
+template <class T>
+Tensor<T> PreNormEncoderLayer<T>::backward(const Saved& saved, const Tensor<T>& d_y,
+                                           PreNormEncoderLayer& gradients, Write write) const {
+  if (!saved.input.empty()) return backward(saved_again(*this, saved), d_y, gradients, write);
+  const double p = this->dropout_p;
+  const Tensor<T> d_normed =
+      this->feed_forward.backward(saved.feed_forward, residual_gradient(d_y, p, dropout_seed(saved.seed, 3)),
+                                  gradients.feed_forward, write);
+  const Tensor<T> d_middle = this->norm2.backward(saved.norm2, d_normed, gradients.norm2, write, &d_y);
+  const Tensor<T> d_attended =
+      this->self_attn
+          .backward(saved.self_attn, residual_gradient(d_middle, p, dropout_seed(saved.seed, 1)),
+                    gradients.self_attn, write)
+          .query;
+  return this->norm1.backward(saved.norm1, d_attended, gradients.norm1, write, &d_middle);
 }
 
 template struct EncoderSublayers<float>;

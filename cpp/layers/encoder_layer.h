@@ -20,6 +20,7 @@ struct EncoderLayerSizes {
   Activation activation = Activation::relu;
   double dropout_p = 0, layer_norm_eps = 1e-5;
   bool with_bias = true;  // of the linear and of the norm layers
+  bool recompute = false;
 };
 
 template <class T>
@@ -29,13 +30,26 @@ struct EncoderSublayers {
   FeedForward<T> feed_forward;
   LayerNorm<T> norm1, norm2;
   double dropout_p;  // of what joins the residual stream
+  bool recompute;    // whether backward computes again, from the input alone, what it needs
 
+  // With recompute only the last two.
   struct Saved {
     typename MultiheadAttention<T>::Saved self_attn;
     typename FeedForward<T>::Saved feed_forward;
     typename LayerNorm<T>::Saved norm1, norm2;
     std::optional<std::uint64_t>
-        seed;  // of the pass: attention uses it, the three other places those that follow
+        seed;         // of the pass: attention uses it, the three other places those that follow
+    Tensor<T> input;  // with recompute
+    AttentionArguments arguments;
+
+    template <class Visit>
+    void each_tensor(Visit&& visit) const {
+      self_attn.each_tensor(visit);
+      feed_forward.each_tensor(visit);
+      norm1.each_tensor(visit);
+      norm2.each_tensor(visit);
+      visit(input);
+    }
   };
   static constexpr std::uint64_t kDropoutPlaces = 4;
 
@@ -61,6 +75,8 @@ struct PostNormEncoderLayer : EncoderSublayers<T> {
   using EncoderSublayers<T>::EncoderSublayers;
   Tensor<T> forward(const Tensor<T>& x, const AttentionArguments& arguments = {}, Saved* saved = nullptr,
                     AskedWeights<T>* asked = nullptr) const;
+  Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, PostNormEncoderLayer& gradients,
+                     Write write) const;
   // Sequences without padding, as in MultiheadAttention::forward_packed.
   Tensor<T> forward_packed(const Tensor<T>& x, const std::vector<Index>& starts,
                            const AttentionArguments& arguments = {}) const;
@@ -77,6 +93,8 @@ struct PreNormEncoderLayer : EncoderSublayers<T> {
   using EncoderSublayers<T>::EncoderSublayers;
   Tensor<T> forward(const Tensor<T>& x, const AttentionArguments& arguments = {}, Saved* saved = nullptr,
                     AskedWeights<T>* asked = nullptr) const;
+  Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, PreNormEncoderLayer& gradients,
+                     Write write) const;
   Tensor<T> forward_packed(const Tensor<T>& x, const std::vector<Index>& starts,
                            const AttentionArguments& arguments = {}) const;
 

@@ -22,9 +22,15 @@ struct FeedForward {
   double dropout_p;
 
   struct Saved {
-    typename Linear<T>::Saved linear1, linear2;
-    Tensor<T> preactivation;  // (..., dim_feedforward)
+    typename Linear<T>::Saved linear1;
+    Tensor<T> preactivation;  // (..., dim_feedforward); the activations are computed from it again
     std::optional<std::uint64_t> seed;
+
+    template <class Visit>
+    void each_tensor(Visit&& visit) const {
+      linear1.each_tensor(visit);
+      visit(preactivation);
+    }
   };
 
   FeedForward(Index d_model, Index dim_feedforward, Activation activation, double dropout_p = 0,
@@ -34,6 +40,7 @@ struct FeedForward {
   // Without a seed nothing is dropped.
   Tensor<T> forward(const Tensor<T>& x, std::optional<std::uint64_t> seed = std::nullopt,
                     Saved* saved = nullptr) const;
+  Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, FeedForward& gradients, Write write) const;
 
   template <class Self, class Visit>
   static void each_parameter(Self& self, Visit&& visit) {

@@ -83,12 +83,13 @@ Tensor<T> LayerNorm<T>::forward(const Tensor<T>& x, Saved* saved) const {
 }
 
 template <class T>
-Tensor<T> LayerNorm<T>::backward(const Saved& saved, const Tensor<T>& d_y, LayerNorm& gradients,
-                                 Write write) const {
+Tensor<T> LayerNorm<T>::backward(const Saved& saved, const Tensor<T>& d_y, LayerNorm& gradients, Write write,
+                                 const Tensor<T>* residual) const {
   Tensor<T> d_x(d_y.shape());
   layer_norm_backward(saved.input.data(), saved.mean.data(), saved.reciprocal_std.data(), d_y.data(),
                       saved.mean.size(), element_count(normalized_shape), weight.data(), d_x.data(),
-                      gradients.weight.data(), gradients.bias.data(), write);
+                      gradients.weight.data(), gradients.bias.data(), write,
+                      residual ? residual->data() : nullptr);
   return d_x;
 }
 

@@ -53,13 +53,22 @@ struct LayerNorm {
   struct Saved {
     Tensor<T> input;
     Tensor<T> mean, reciprocal_std;  // one for each row that was normalised
+
+    template <class Visit>
+    void each_tensor(Visit&& visit) const {
+      visit(input);
+      visit(mean);
+      visit(reciprocal_std);
+    }
   };
 
   LayerNorm(Shape normalized_shape, double eps = 1e-5, bool with_weight = true, bool with_bias = true);
 
   void initialise(Initialiser& random);  // ones and zeros
   Tensor<T> forward(const Tensor<T>& x, Saved* saved = nullptr) const;
-  Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, LayerNorm& gradients, Write write) const;
+  // residual: the gradient that went around, added to that of x.
+  Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, LayerNorm& gradients, Write write,
+                     const Tensor<T>* residual = nullptr) const;
 
   template <class Self, class Visit>
   static void each_parameter(Self& self, Visit&& visit) {

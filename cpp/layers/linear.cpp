@@ -92,6 +92,87 @@ template void linear(const float*, Index, Index, WeightView<float>, const float*
 template void linear(const double*, Index, Index, WeightView<double>, const double*, Index, double*);
 
 template <class T>
+void linear_input_gradient(const T* d_y, Index d_y_stride, Index rows, Index out_features, const T* weight,
+                           Index in_features, T* d_x, Write write) {
+  if (rows == 0 || in_features == 0) return;
+  if (has_few_rows<T>(rows, out_features, true) && write == Write::replace && d_y_stride == out_features)
+    return linear(d_y, rows, out_features, WeightView<T>{weight, in_features, true},
+                  static_cast<const T*>(nullptr), in_features, d_x);
+  const PanelShape panel = panel_shape(rows, in_features, out_features);
+  const Index columns = ceil_div(in_features, panel.outputs);
+  const double work = product_time<T>(rows, in_features, out_features);
+  parallel_for(ceil_div(rows, panel.rows) * columns, work, [&](Index task, int) {
+    const Index row = task / columns * panel.rows, first = task % columns * panel.outputs;
+    blas::gemm(blas::Transpose::no, blas::Transpose::no, std::min(panel.rows, rows - row),
+               std::min(panel.outputs, in_features - first), out_features, T(1), d_y + row * d_y_stride,
+               d_y_stride, weight + first, in_features, T(write == Write::add ? 1 : 0),
+               d_x + row * in_features + first, in_features);
+  });
+}
+
+namespace {
+
+// sums (+)= the sums of the columns of x, in blocks of rows: long sums keep their accuracy.
+template <class T>
+void sum_columns(const T* x, Index stride, Index rows, Index columns, T* sums, Write write) {
+  constexpr Index block_rows = 64, width = 64;
+  for (Index first = 0; first < columns; first += width) {
+    const Index count = std::min(width, columns - first);
+    T total[width], block[width];
+    for (Index c = 0; c < count; ++c) total[c] = write == Write::add ? sums[first + c] : T(0);
+    for (Index row = 0; row < rows; row += block_rows) {
+      std::fill_n(block, width, T(0));
+      for (Index r = row; r < std::min(rows, row + block_rows); ++r) {
+        const T* const source = x + r * stride + first;
+        for (Index c = 0; c < count; ++c) block[c] += source[c];
+      }
+      for (Index c = 0; c < count; ++c) total[c] += block[c];
+    }
+    std::copy_n(total, count, sums + first);
+  }
+}
+
+// Parts of the weight's gradient: large enough that packing is a small share, at least a few where the sums
+// are long.
+PanelShape gradient_panel_shape(Index out_features, Index in_features, Index rows) {
+  const Index parts = out_features * in_features * rows < 2'000'000 ? 1 : 4;
+  const Index width = even_part(in_features, 384);
+  const Index columns = ceil_div(in_features, width);
+  const Index height = std::min<Index>(256, ceil_div(out_features, ceil_div(parts, columns)));
+  return {std::max<Index>(even_part(out_features, std::max<Index>(height, 16)), 16), width};
+}
+
+}  // namespace
+
+template <class T>
+void linear_weight_gradient(const T* x, const T* d_y, Index d_y_stride, Index rows, Index in_features,
+                            Index out_features, T* d_weight, T* d_bias, Write write) {
+  if (d_weight == nullptr && d_bias == nullptr) return;
+  const PanelShape panel = gradient_panel_shape(out_features, in_features, rows);
+  const Index columns = d_weight == nullptr ? 1 : ceil_div(in_features, panel.outputs);
+  const double work = d_weight == nullptr ? static_cast<double>(rows * out_features) * 0.1
+                                          : product_time<T>(out_features, in_features, rows);
+  parallel_for(ceil_div(out_features, panel.rows) * columns, work, [&](Index task, int) {
+    const Index output = task / columns * panel.rows, first = task % columns * panel.outputs;
+    const Index m = std::min(panel.rows, out_features - output);
+    if (d_weight != nullptr) {
+      blas::gemm(blas::Transpose::yes, blas::Transpose::no, m, std::min(panel.outputs, in_features - first),
+                 rows, T(1), d_y + output, d_y_stride, x + first, in_features, T(write == Write::add ? 1 : 0),
+                 d_weight + output * in_features + first, in_features);
+    }
+    if (d_bias != nullptr && first == 0)
+      sum_columns(d_y + output, d_y_stride, rows, m, d_bias + output, write);
+  });
+}
+
+template void linear_input_gradient(const float*, Index, Index, Index, const float*, Index, float*, Write);
+template void linear_input_gradient(const double*, Index, Index, Index, const double*, Index, double*, Write);
+template void linear_weight_gradient(const float*, const float*, Index, Index, Index, Index, float*, float*,
+                                     Write);
+template void linear_weight_gradient(const double*, const double*, Index, Index, Index, Index, double*,
+                                     double*, Write);
+
+template <class T>
 Linear<T>::Linear(Index in_features, Index out_features, bool with_bias) {
   require(in_features > 0, "in_features must be positive, got ", in_features);
   require(out_features > 0, "out_features must be positive, got ", out_features);
@@ -117,6 +198,28 @@ Tensor<T> Linear<T>::forward(const Tensor<T>& x, Saved* saved) const {
          y.data());
   if (saved != nullptr) saved->input = x;
   return y;
+}
+
+template <class T>
+void Linear<T>::input_gradient(const Tensor<T>& d_y, Tensor<T>& d_x) const {
+  linear_input_gradient(d_y.data(), out_features(), d_x.size() / in_features(), out_features(), weight.data(),
+                        in_features(), d_x.data(), Write::replace);
+}
+
+template <class T>
+void Linear<T>::parameter_gradients(const Tensor<T>& x, const Tensor<T>& d_y, Linear& gradients,
+                                    Write write) const {
+  linear_weight_gradient(x.data(), d_y.data(), out_features(), x.size() / in_features(), in_features(),
+                         out_features(), gradients.weight.data(), gradients.bias.data(), write);
+}
+
+template <class T>
+Tensor<T> Linear<T>::backward(const Saved& saved, const Tensor<T>& d_y, Linear& gradients,
+                              Write write) const {
+  parameter_gradients(saved.input, d_y, gradients, write);
+  Tensor<T> d_x(saved.input.shape());
+  input_gradient(d_y, d_x);
+  return d_x;
 }
 
 template struct Linear<float>;

@@ -3,6 +3,7 @@
 #include "core/index.h"
 #include "core/tensor.h"
 #include "layers/initialiser.h"
+#include "layers/write.h"
 
 namespace blasformer {
 
@@ -27,6 +28,18 @@ void linear(const T* x, Index rows, Index in_features, const T* weight, const T*
   linear(x, rows, in_features, WeightView<T>{weight, in_features}, bias, out_features, y);
 }
 
+// d_x = d_y weight, written or added to: d_y (rows, out_features) with rows d_y_stride apart; weight
+// (out_features, in_features) and d_x (rows, in_features), dense.
+template <class T>
+void linear_input_gradient(const T* d_y, Index d_y_stride, Index rows, Index out_features, const T* weight,
+                           Index in_features, T* d_x, Write write);
+
+// d_weight = d_y^T x and d_bias = sum over the rows of d_y, written or added to: x (rows, in_features) and d_y
+// (rows, out_features) with rows d_y_stride apart; either gradient may be null.
+template <class T>
+void linear_weight_gradient(const T* x, const T* d_y, Index d_y_stride, Index rows, Index in_features,
+                            Index out_features, T* d_weight, T* d_bias, Write write);
+
 // y = x weight^T + bias for x (..., in_features).
 template <class T>
 struct Linear {
@@ -36,6 +49,11 @@ struct Linear {
 
   struct Saved {
     Tensor<T> input;
+
+    template <class Visit>
+    void each_tensor(Visit&& visit) const {
+      visit(input);
+    }
   };
 
   Linear(Index in_features, Index out_features, bool with_bias = true);  // parameters are not initialised
@@ -46,6 +64,11 @@ struct Linear {
   // Uniform in +-1 / sqrt(in_features), as PyTorch does.
   void initialise(Initialiser& random);
   Tensor<T> forward(const Tensor<T>& x, Saved* saved = nullptr) const;
+  // The gradient of x. Gradients of parameters go where `gradients` has memory for them.
+  Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, Linear& gradients, Write write) const;
+  // Its two parts, for input x (..., in_features).
+  void input_gradient(const Tensor<T>& d_y, Tensor<T>& d_x) const;
+  void parameter_gradients(const Tensor<T>& x, const Tensor<T>& d_y, Linear& gradients, Write write) const;
 
   template <class Self, class Visit>
   static void each_parameter(Self& self, Visit&& visit) {

@@ -1,6 +1,7 @@
 #include "layers/multihead_attention.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <string>
 
@@ -114,14 +115,20 @@ void MultiheadAttention<T>::check_inputs(const Tensor<T>& query, const Tensor<T>
   }
 }
 
+// The rows of in_proj_weight, or of in_proj_bias, that query, key and value are projected by, and their end.
+template <class T>
+std::array<Index, 4> MultiheadAttention<T>::first_rows() const {
+  const Index kv_rows = num_kv_heads * head_dim;
+  return {0, embed_dim(), embed_dim() + kv_rows, embed_dim() + 2 * kv_rows};
+}
+
 // Projections of one input that lie next to each other in in_proj_weight are one product.
 template <class T>
 auto MultiheadAttention<T>::project(const Tensor<T>& query, const Tensor<T>& key,
                                     const Tensor<T>& value) const -> Projections {
   const Tensor<T>* const inputs[3] = {&query, &key, &value};
   const Tensor<T>* const weights[3] = {&q_proj_weight, &k_proj_weight, &v_proj_weight};
-  const Index kv_rows = num_kv_heads * head_dim;
-  const Index first_row[4] = {0, embed_dim(), embed_dim() + kv_rows, embed_dim() + 2 * kv_rows};
+  const std::array<Index, 4> first_row = first_rows();
   const bool stacked = !in_proj_weight.empty();
 
   Projected projected[3];
@@ -178,8 +185,65 @@ Tensor<T> MultiheadAttention<T>::forward(const Tensor<T>& query, const Tensor<T>
   if (value_or_null != nullptr) saved->value = value;
   saved->projections = projected;
   saved->arguments = arguments;
-  saved->attention = {statistics, attended};
+  saved->statistics = statistics;
   return out_proj.forward(attended, &saved->out_proj);
+}
+
+template <class T>
+auto MultiheadAttention<T>::backward(const Saved& saved, const Tensor<T>& d_y, MultiheadAttention& gradients,
+                                     Write write) const -> InputGradients {
+  const Tensor<T>& attended = saved.out_proj.input;
+  const Tensor<T> d_attended = out_proj.backward(saved.out_proj, d_y, gradients.out_proj, write);
+
+  // Gradients of the projections lie as the projections do.
+  const Projected* const projected[3] = {&saved.projections.query, &saved.projections.key,
+                                         &saved.projections.value};
+  const Index heads[3] = {num_heads, num_kv_heads, num_kv_heads};
+  Tensor<T> d_rows[3];
+  MutableArrayView views[3];
+  for (int i = 0; i < 3; ++i) {
+    const bool stacked_on_last = i > 0 && same_rows(projected[i]->rows, projected[i - 1]->rows);
+    d_rows[i] = stacked_on_last ? d_rows[i - 1] : Tensor<T>(projected[i]->rows.shape());
+    views[i] = heads_of<MutableArrayView>(d_rows[i].data() + projected[i]->first_column, d_rows[i].shape(),
+                                          heads[i], head_dim);
+  }
+  attention_backward(saved.arguments, saved.statistics,
+                     heads_of<ArrayView>(attended.data(), attended.shape(), num_heads, head_dim),
+                     heads_of<ArrayView>(d_attended.data(), d_attended.shape(), num_heads, head_dim),
+                     {views[0], views[1], views[2], std::nullopt, std::nullopt});
+
+  const bool stacked = !in_proj_weight.empty();
+  const Tensor<T>* const weights[3] = {&q_proj_weight, &k_proj_weight, &v_proj_weight};
+  Tensor<T>* const d_weights[3] = {&gradients.q_proj_weight, &gradients.k_proj_weight,
+                                   &gradients.v_proj_weight};
+  const std::array<Index, 4> first_row = first_rows();
+  InputGradients d_inputs;
+  Tensor<T>* const d_input[3] = {&d_inputs.query, &d_inputs.key, &d_inputs.value};
+  const Tensor<T>* const given[3] = {&saved.query, &saved.key, &saved.value};
+  int owner[3] = {0, 0, 0};  // the input that the projections are of
+  for (int i = 1; i < 3; ++i) owner[i] = given[i]->empty() ? owner[i - 1] : i;
+  for (int first = 0, last = 0; first < 3; first = last) {
+    last = first + 1;
+    while (stacked && last < 3 && owner[last] == owner[first]) ++last;
+    const Tensor<T>& x = *given[owner[first]];
+    const Index outputs = first_row[last] - first_row[first], features = x.shape().back();
+    const Index rows = x.size() / features, stride = d_rows[first].shape().back();
+    const T* const d_columns = d_rows[first].data() + projected[first]->first_column;
+    const auto at_row = [&](auto& tensor, Index width) {
+      return tensor.empty() ? nullptr : tensor.data() + first_row[first] * width;
+    };
+    linear_weight_gradient(x.data(), d_columns, stride, rows, features, outputs,
+                           stacked ? at_row(gradients.in_proj_weight, features) : d_weights[first]->data(),
+                           at_row(gradients.in_proj_bias, 1), write);
+    Tensor<T>& d_x = *d_input[owner[first]];
+    const Write write_input = d_x.empty() ? Write::replace : Write::add;
+    if (d_x.empty()) d_x = Tensor<T>(x.shape());
+    linear_input_gradient(
+        d_columns, stride, rows, outputs,
+        stacked ? in_proj_weight.data() + first_row[first] * features : weights[first]->data(), features,
+        d_x.data(), write_input);
+  }
+  return d_inputs;
 }
 
 template <class T>

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -48,8 +49,17 @@ struct MultiheadAttention {
     Tensor<T> query, key, value;  // the inputs; empty where they were not given
     Projections projections;
     AttentionArguments arguments;  // views of the projections, and of masks that the caller keeps alive
-    AttentionSaved<T> attention;
-    typename Linear<T>::Saved out_proj;
+    AttentionStatistics<T> statistics;
+    typename Linear<T>::Saved out_proj;  // its input is the output of attention
+
+    template <class Visit>
+    void each_tensor(Visit&& visit) const {
+      for (const Tensor<T>* tensor :
+           {&query, &key, &value, &projections.query.rows, &projections.key.rows, &projections.value.rows,
+            &statistics.maximum, &statistics.reciprocal_sum})
+        visit(*tensor);
+      out_proj.each_tensor(visit);
+    }
   };
 
   // num_kv_heads divides num_heads; embed_dim is a multiple of num_heads.
@@ -73,6 +83,21 @@ struct MultiheadAttention {
     return forward(x, nullptr, nullptr, arguments, saved, asked);
   }
 
+  // The gradients of the inputs. An input that was not given has none of its own: its share is part of that of
+  // the input it stood for.
+  struct InputGradients {
+    Tensor<T> query, key, value;
+
+    template <class Visit>
+    void each_tensor(Visit&& visit) const {
+      visit(query);
+      visit(key);
+      visit(value);
+    }
+  };
+  InputGradients backward(const Saved& saved, const Tensor<T>& d_y, MultiheadAttention& gradients,
+                          Write write) const;
+
   // Sequences of different lengths without padding: rows [starts[i], starts[i + 1]) of x (total, embed_dim)
   // are sequence i, which attends to itself alone, as `arguments` (without lengths, segments and arrays of a
   // batch) allows. For inference.
@@ -93,6 +118,7 @@ struct MultiheadAttention {
   }
 
  private:
+  std::array<Index, 4> first_rows() const;
   void check_inputs(const Tensor<T>& query, const Tensor<T>& key, const Tensor<T>& value) const;
   Projections project(const Tensor<T>& query, const Tensor<T>& key, const Tensor<T>& value) const;
 };

@@ -16,11 +16,31 @@ void each_parameter_of(const std::string& prefix, Layer& part, Visit&& visit) {
       part, [&](const std::string& name, auto& tensor) { visit(prefix + "." + name, tensor); });
 }
 
+// The tensors that the parameters lie in: the parameters themselves, but for layers that give parts of one
+// tensor names of their own and have an each_storage(layer, visit(tensor)).
+template <class Layer, class Visit>
+void each_storage(Layer& layer, Visit&& visit) {
+  using L = std::remove_const_t<Layer>;
+  if constexpr (requires { L::each_storage(layer, visit); }) {
+    L::each_storage(layer, visit);
+  } else {
+    L::each_parameter(layer, [&](const std::string&, auto& tensor) { visit(tensor); });
+  }
+}
+
 // A layer with parameters of its own (a copy made by the compiler shares them).
 template <class Layer>
 Layer copy_of(const Layer& layer) {
   Layer result = layer;
-  Layer::each_parameter(result, [](const std::string&, auto& tensor) { tensor = tensor.copy(); });
+  each_storage(result, [](auto& tensor) { tensor = tensor.copy(); });
+  return result;
+}
+
+// A value for the gradients of a layer, not initialised.
+template <class Layer>
+Layer gradients_of(const Layer& layer) {
+  Layer result = layer;
+  each_storage(result, [](auto& tensor) { tensor = std::remove_cvref_t<decltype(tensor)>(tensor.shape()); });
   return result;
 }
 

@@ -77,12 +77,12 @@ Tensor<T> RMSNorm<T>::forward(const Tensor<T>& x, Saved* saved) const {
 }
 
 template <class T>
-Tensor<T> RMSNorm<T>::backward(const Saved& saved, const Tensor<T>& d_y, RMSNorm& gradients,
-                               Write write) const {
+Tensor<T> RMSNorm<T>::backward(const Saved& saved, const Tensor<T>& d_y, RMSNorm& gradients, Write write,
+                               const Tensor<T>* residual) const {
   Tensor<T> d_x(d_y.shape());
   rms_norm_backward(saved.input.data(), saved.reciprocal_rms.data(), d_y.data(), saved.reciprocal_rms.size(),
                     element_count(normalized_shape), weight.data(), d_x.data(), gradients.weight.data(),
-                    write);
+                    write, residual ? residual->data() : nullptr);
   return d_x;
 }
 

@@ -51,13 +51,21 @@ struct RMSNorm {
   struct Saved {
     Tensor<T> input;
     Tensor<T> reciprocal_rms;  // one for each row that was normalised
+
+    template <class Visit>
+    void each_tensor(Visit&& visit) const {
+      visit(input);
+      visit(reciprocal_rms);
+    }
   };
 
   RMSNorm(Shape normalized_shape, double eps, bool with_weight = true);
 
   void initialise(Initialiser& random);  // ones
   Tensor<T> forward(const Tensor<T>& x, Saved* saved = nullptr) const;
-  Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, RMSNorm& gradients, Write write) const;
+  // residual: the gradient that went around, added to that of x.
+  Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, RMSNorm& gradients, Write write,
+                     const Tensor<T>* residual = nullptr) const;
 
   template <class Self, class Visit>
   static void each_parameter(Self& self, Visit&& visit) {

@@ -3,14 +3,17 @@
 Arrays are (batch, length, features) or (length, features), always batch first. Masks: True = may attend.
 
 `layer(x)` is inference: nothing is dropped out, nothing is kept. `y, saved = layer.forward(x, rng=rng)` is
-training: dropout acts if there is an rng, and `saved` is a value that holds what a gradient needs; the layer
-stays as it was. A layer computes in its own dtype, float32 or float64, and refuses arrays of another. Weights
-change only through `edit` and `load_state_dict`; calls that are running then finish with the weights they
-began with, so one layer may be used from many threads at once.
+training: dropout acts if there is an rng, and `saved` is a value that holds what the gradient needs; the
+layer stays as it was. `d_x, grads = layer.backward(saved, d_y)` are the gradients of a scalar with respect to
+x and to every parameter, where d_y is that with respect to y. A layer computes in its own dtype, float32 or
+float64, and refuses arrays of another. Weights change only through `edit`, `load_state_dict` and optimisers;
+calls that are running in other threads then finish with the weights they began with, so one layer may be
+used from many threads at once.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -56,9 +59,10 @@ class Layer:
         return np.dtype(dtype)
 
     def parameters(self) -> dict[str, Array]:
-        """The live weights by name: read-only views, no copies.
+        """The live weights by name: read-only views, no copies, that show every change of the weights.
 
-        A view taken before the weights are changed keeps the values from before.
+        (Only a change made while other threads compute with the layer goes to new memory: views taken before
+        it keep the values from before.)
         """
         return self._held.parameters()
 
@@ -130,8 +134,87 @@ class Layer:
                 array.flags.writeable = False
         self._load(arrays, True, version)
 
+    def backward(
+        self, saved: _core.Saved, d_output: Array, *, accumulate: Mapping[str, Array] | None = None
+    ) -> tuple[Any, dict[str, Array]]:
+        """The gradients of a scalar with respect to the inputs and the parameters, given that with respect to
+        the output.
+
+        saved: what `forward` of this layer returned; it is used up, and must be of the present weights
+        d_output: of the output's shape and the layer's dtype
+        accumulate: gradients of an earlier pass, which those of this one are added to, in place
+
+        Returns (d_input, grads): an array like the input (a tuple of arrays for several inputs, None for ids
+        and for inputs that were not given), and the gradient of each parameter that is not frozen, by name.
+        Raises RuntimeError if saved was used already or the weights have changed, ValueError or TypeError for
+        what does not fit; nothing is changed then.
+
+        >>> layer = Linear(3, 2, rng=0)
+        >>> y, saved = layer.forward(np.ones((5, 3), np.float32))
+        >>> d_x, grads = layer.backward(saved, np.ones_like(y))
+        >>> d_x.shape, grads["bias"]
+        ((5, 3), array([5., 5.], dtype=float32))
+        """
+        if not isinstance(saved, _core.Saved):
+            raise TypeError(f"saved must be what forward returned, got {type(saved).__name__}")
+        if accumulate is not None:
+            self._check_gradients(accumulate)
+        d_input, grads = self._held.backward(saved, d_output)
+        if accumulate is None:
+            return d_input, grads
+        for name, gradient in grads.items():
+            np.add(accumulate[name], gradient, out=accumulate[name])
+        return d_input, dict(accumulate)
+
+    def _check_gradients(self, gradients: Mapping[str, Array]) -> None:
+        frozen = self._held.frozen()
+        wanted = {name: array for name, array in self.parameters().items() if name not in frozen}
+        if set(gradients) != set(wanted):
+            different = ", ".join(sorted(set(gradients) ^ set(wanted)))
+            raise ValueError(
+                f"accumulate must have the names of the trainable parameters; differing: {different}"
+            )
+        for name, array in gradients.items():
+            if not isinstance(array, np.ndarray) or array.dtype != self.dtype:
+                got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+                raise TypeError(f"accumulate[{name!r}] must be a NumPy array of {self.dtype}, got {got}")
+            if array.shape != wanted[name].shape or not array.flags.writeable:
+                raise ValueError(
+                    f"accumulate[{name!r}] must be writeable and have the shape {wanted[name].shape}, "
+                    f"got {'a read-only array of ' if not array.flags.writeable else ''}{array.shape}"
+                )
+
+    def freeze(self, *patterns: str) -> None:
+        """Exclude parameters from training: backward computes no gradients for them, and keeps no memory.
+
+        patterns: names, or shell-style patterns of names such as "self_attn.*"; without any, all parameters.
+        Raises ValueError for a pattern that matches nothing.
+        """
+        self._held.set_frozen(self._held.frozen() | self._matching(patterns))
+
+    def unfreeze(self, *patterns: str) -> None:
+        """Include parameters in training again: the opposite of `freeze`."""
+        self._held.set_frozen(self._held.frozen() - self._matching(patterns))
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """The names of the parameters that are not trained."""
+        return frozenset(self._held.frozen())
+
+    def _matching(self, patterns: tuple[str, ...]) -> set[str]:
+        names = list(self._held.parameters())
+        found: set[str] = set()
+        for pattern in patterns or ("*",):
+            matching = fnmatch.filter(names, pattern)
+            if not matching:
+                raise ValueError(
+                    f"patterns must match parameters, got {pattern!r}; there are {', '.join(names)}"
+                )
+            found.update(matching)
+        return found
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), self._arguments, self.state_dict())
+        return _restore, (type(self), self._arguments, self.state_dict(), self.frozen)
 
     def _described(self) -> str:
         shown = {name: value for name, value in self._arguments.items() if value is not None}
@@ -146,9 +229,12 @@ class Layer:
         return f"{self._described()}  # {count:,} parameters"
 
 
-def _restore(cls: type[Layer], arguments: dict[str, Any], arrays: dict[str, Array]) -> Layer:
+def _restore(
+    cls: type[Layer], arguments: dict[str, Any], arrays: dict[str, Array], frozen: frozenset[str]
+) -> Layer:
     layer = cls(**arguments)
     layer.load_state_dict(arrays)
+    layer._held.set_frozen(set(frozen))
     return layer
 
 
@@ -655,6 +741,8 @@ class TransformerEncoderLayer(_SelfAttendingLayer):
         (post-norm)
     bias : whether linear layers and layer norms have one
     num_kv_heads : heads of keys and values, a divisor of nhead; nhead by default
+    recompute : whether `forward` keeps the input alone and `backward` computes the rest again: a fraction of
+        the memory for about a third more time
     dtype : float32 or float64
     rng : numpy.random.Generator or int that the initial weights are drawn from, as in PyTorch; a fresh one by
         default
@@ -700,6 +788,7 @@ class TransformerEncoderLayer(_SelfAttendingLayer):
         norm_first: bool = False,
         bias: bool = True,
         num_kv_heads: int | None = None,
+        recompute: bool = False,
         dtype: DTypeLike = np.float32,
         rng: Rng | None = None,
     ) -> None:
@@ -713,6 +802,7 @@ class TransformerEncoderLayer(_SelfAttendingLayer):
             "norm_first": bool(norm_first),
             "bias": bool(bias),
             "num_kv_heads": None if num_kv_heads is None else _integer("num_kv_heads", num_kv_heads),
+            "recompute": bool(recompute),
             "dtype": _dtype(dtype),
         }
         given = {name: value for name, value in arguments.items() if value is not None}

@@ -218,27 +218,30 @@ void add_to_keys(Index count, const T* weights, const T* rows, Index columns, co
   }
 }
 
-// d_bias[query][key] = dS.
+// d_bias[query][key] += dS.
 template <class T>
-void write_bias_gradient(const QueryTile<T>& tile, Index first, Index count, const BackwardWorkspace<T>& work,
-                         const MutableAttentionOperand& d_bias) {
+void add_bias_gradient(const QueryTile<T>& tile, Index first, Index count, const BackwardWorkspace<T>& work,
+                       const MutableAttentionOperand& d_bias) {
   T* row[kTileQueries<T>];
-  for (Index l = 0; l < tile.count; ++l)
-    row[l] = static_cast<T*>(d_bias.data) + tile.offset(d_bias, l) + first;
+  for (Index l = 0; l < tile.count; ++l) row[l] = work.bias.dense + l * count;
   untranspose_rows(work.d_scores, tile.width, count, work.ones, tile.count, row);
+  for (Index l = 0; l < tile.count; ++l) {
+    T* sum = static_cast<T*>(d_bias.data) + tile.offset(d_bias, l) + first;
+    for (Index k = 0; k < count; ++k) sum[k] += row[l][k];
+  }
 }
 
 template <class T>
 void backward_block(const AttentionProblem& p, const BackwardInputs<T>& inputs, Index first, Index count,
                     const KeyBlock<T>& keys, const KeyBlock<T>& values, BackwardWorkspace<T>& work,
-                    BackwardTile<T>& tile) {
+                    BackwardTile<T>& tile, const MutableAttentionOperand& d_bias) {
   using S = Simd<T>;
   const Index width = tile.queries.width;
   VisibleQueries visible;
   find_visible_for_gradients(p, tile.queries, first, count, work.bias, visible);
   if (visible.seen == 0) return;
   recompute(p, first, count, keys, values, visible, work, tile);
-  if (inputs.d_bias.data != nullptr) write_bias_gradient(tile.queries, first, count, work, inputs.d_bias);
+  if (d_bias.data != nullptr) add_bias_gradient(tile.queries, first, count, work, d_bias);
   add_to_keys(count, work.scores, tile.d_output_rows, p.value_dim, inputs.d_output, T(1), visible,
               tile.queries, tile.unsafe_d_output, work.d_value + first * whole_vectors<T>(p.value_dim));
   if (p.softcap > 0) {
@@ -259,9 +262,24 @@ void backward_block(const AttentionProblem& p, const BackwardInputs<T>& inputs, 
     add_unsafe_rows(tile.queries, keys, p.dim, unsafe, visible, work.d_scores, tile.d_query);
 }
 
+// gradient (+)= rows of whole vectors.
+template <class T>
+void write_key_gradient(const T* rows, Index count, Index columns, bool add, T* gradient, Index stride) {
+  const Index width = whole_vectors<T>(columns);
+  for (Index k = 0; k < count; ++k) {
+    const T* row = rows + k * width;
+    T* out = gradient + k * stride;
+    if (add) {
+      for (Index c = 0; c < columns; ++c) out[c] += row[c];
+    } else {
+      for (Index c = 0; c < columns; ++c) out[c] = row[c];
+    }
+  }
+}
+
 template <class T>
 void backward(const AttentionProblem& p, const QueryRun& run, const BackwardInputs<T>& inputs, void* memory,
-              const MutableAttentionOperand& d_query, T* d_key, T* d_value) {
+              const BackwardOutputs<T>& outputs) {
   Carver carver(memory);
   BackwardWorkspace<T> work(p, carver);
   work.take_key_gradients(p, carver);
@@ -293,31 +311,31 @@ void backward(const AttentionProblem& p, const QueryRun& run, const BackwardInpu
                     end = smaller(first + count, place.highest_last);
         if (begin >= end) continue;
         backward_block(p, inputs, begin, end - begin, keys.from(begin - first), values.from(begin - first),
-                       work, work.tile[t]);
+                       work, work.tile[t], outputs.d_bias);
       }
     }
     for (Index t = 0; t < tiles; ++t) {
-      write_queries(work.tile[t].queries, p.dim, work.tile[t].d_query, work.scale, work.dense, d_query);
+      write_queries(work.tile[t].queries, p.dim, work.tile[t].d_query, work.scale, work.dense,
+                    outputs.d_query);
     }
   }
-  for (Index k = 0; k < p.key_length; ++k) {
-    for (Index c = 0; c < p.dim; ++c) d_key[k * p.dim + c] = work.d_key[k * key_width + c];
-    for (Index c = 0; c < p.value_dim; ++c) d_value[k * p.value_dim + c] = work.d_value[k * value_width + c];
-  }
+  write_key_gradient(work.d_key, p.key_length, p.dim, outputs.add, outputs.d_key, outputs.d_key_stride);
+  write_key_gradient(work.d_value, p.key_length, p.value_dim, outputs.add, outputs.d_value,
+                     outputs.d_value_stride);
 }
 
-// delta = rowsum(d_output * output), for rows of one head; output is dense (batch, heads, query_length,
-// value_dim).
+// delta = rowsum(d_output * output), for rows of one head.
 template <class T>
-void delta(const AttentionProblem& p, const HeadRows& rows, const T* output, const AttentionOperand& d_output,
-           T* delta) {
+void delta(const AttentionProblem& p, const HeadRows& rows, const AttentionOperand& output,
+           const AttentionOperand& d_output, T* delta) {
   using S = Simd<T>;
   const Index first = (rows.batch * p.query_heads + rows.head) * p.query_length + rows.first;
   const Index start = d_output.offset(rows.batch, rows.head) + rows.first * d_output.row_stride;
   constexpr Index chunk = 64;
   T copied[chunk];
   for (Index r = 0; r < rows.count; ++r) {
-    const T* row = output + (first + r) * p.value_dim;
+    const T* row = static_cast<const T*>(output.data) + output.offset(rows.batch, rows.head) +
+                   (rows.first + r) * output.row_stride;
     const Index gradient = start + r * d_output.row_stride;
     auto sum = S::zero();
     for (Index c = 0; c < p.value_dim; c += chunk) {  // one order of the sum, whatever the strides

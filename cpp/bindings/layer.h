@@ -1,0 +1,269 @@
+#pragma once
+
+// Layers as Python holds them: weights that are seen as they are, saved values that are used once, gradients
+// by name.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "bindings/arrays.h"
+#include "bindings/gil.h"
+#include "layers/initialiser.h"
+#include "layers/parameters.h"
+#include "layers/write.h"
+
+namespace blasformer::bindings {
+
+using Seed = std::optional<std::uint64_t>;
+
+// What backward will need of one forward pass.
+class Saved {
+ public:
+  virtual ~Saved() = default;
+  virtual Index nbytes() const = 0;
+};
+
+// The bytes of the tensors of a saved value; memory that several share counts once.
+template <class S>
+Index saved_bytes(const S& saved) {
+  std::set<const void*> seen;
+  Index bytes = 0;
+  saved.each_tensor([&](const auto& tensor) {
+    if (!tensor.empty() && seen.insert(tensor.memory().get()).second)
+      bytes += tensor.size() * static_cast<Index>(sizeof(*tensor.data()));
+  });
+  return bytes;
+}
+
+template <class L>
+class SavedOf : public Saved {
+ public:
+  SavedOf(const void* owner_, std::uint64_t version_) : owner(owner_), version(version_) {}
+  Index nbytes() const override { return values ? saved_bytes(*values) : 0; }
+
+  const void* const owner;                                 // the layer as Python holds it
+  const std::uint64_t version;                             // of the weights of that pass
+  std::optional<typename L::Saved> values{std::in_place};  // nothing after backward
+  Shape output_shape;
+  std::vector<py::object> arrays;  // masks that `values` looks into
+};
+
+// A layer as Python holds it. Its weights stay where they are when they change, so that views of them stay
+// true; a change while other threads compute goes to new memory instead, and they finish with what they began
+// with. All of this is done by those who hold the interpreter lock.
+class Layer {
+ public:
+  virtual ~Layer() = default;
+  virtual py::dict parameters() const = 0;
+  // Replaces the parameters that are named by copies of these arrays, all at once. Their names, shapes and
+  // types are right.
+  virtual void load(const py::dict& arrays, std::optional<std::uint64_t> expected_version) = 0;
+  // Views of the parameters to be written to before the interpreter lock is given up.
+  virtual py::dict writeable_parameters() = 0;
+  // ((the gradient of the input, or a tuple of those of several), {name: gradient} of parameters that are not
+  // frozen). Uses `saved` up.
+  virtual py::tuple backward(Saved& saved, const py::object& d_output) = 0;
+  std::uint64_t version() const { return version_; }
+
+  const std::set<std::string>& frozen() const { return frozen_; }
+  void set_frozen(std::set<std::string> names) { frozen_ = std::move(names); }
+
+ protected:
+  std::uint64_t version_ = 0;
+  std::set<std::string> frozen_;
+  mutable int computing_ = 0;  // calls that have given up the interpreter lock
+};
+
+// The array of an argument that must be a NumPy array of T.
+template <class T>
+py::array array_of(const py::object& argument, const char* name) {
+  constexpr DType dtype = dtype_of<T>();
+  if (!py::isinstance<py::array>(argument)) {
+    fail<TypeMismatch>(name, " must be a NumPy array of ", dtype_text(dtype),
+                       ", the dtype of the layer, got ", type_name(argument));
+  }
+  auto array = py::reinterpret_borrow<py::array>(argument);
+  if (dtype_of_array(array) != dtype) {
+    fail<TypeMismatch>(name, " must be a NumPy array of ", dtype_text(dtype),
+                       ", the dtype of the layer, got ", dtype_name(array));
+  }
+  return array;
+}
+
+// The input of a layer: borrowed where it lies if it is dense and the call is all that reads it, otherwise
+// copied.
+template <class T>
+Tensor<T> input(const py::object& argument, const char* name, bool copied) {
+  const py::array array = array_of<T>(argument, name);
+  Shape shape(array.shape(), array.shape() + array.ndim());
+  const bool aligned = reinterpret_cast<std::uintptr_t>(array.data()) % alignof(T) == 0;
+  const bool dense = (array.flags() & py::array::c_style) != 0;
+  if (!copied && dense && aligned) {
+    auto* const data = static_cast<T*>(const_cast<void*>(array.data()));  // only ever read
+    return Tensor<T>(std::shared_ptr<T[]>(std::shared_ptr<T[]>(), data), std::move(shape));
+  }
+  Tensor<T> tensor(std::move(shape));
+  numpy_view(tensor, true).attr("__setitem__")(py::ellipsis(), array);
+  return tensor;
+}
+
+// Ids of any integer type; `argument` becomes the array that the result may look into.
+inline Tensor<std::int64_t> id_input(py::object& argument, const char* name, bool copied) {
+  const ArrayView view = int64_view(argument, name);
+  auto* const data = static_cast<std::int64_t*>(const_cast<void*>(view.data));  // only ever read
+  const Tensor<std::int64_t> ids(std::shared_ptr<std::int64_t[]>(std::shared_ptr<std::int64_t[]>(), data),
+                                 Shape(view.shape, view.shape + view.rank));
+  return copied ? ids.copy() : ids;
+}
+
+template <class T>
+py::object array_or_none(const Tensor<T>& tensor) {
+  if (tensor.empty()) return py::none();
+  return numpy_view(tensor, true);
+}
+
+// The part that is the same for all: a Base that holds an L. L::backward returns the gradient of its input, a
+// structure with each_tensor of those of several, or nothing.
+template <class Base, class L>
+class Holding : public Base {
+ public:
+  using T = typename L::Scalar;
+
+  explicit Holding(L layer)
+      : layer_(std::make_shared<L>(std::move(layer))), size_(parameter_count(*layer_)) {}
+
+  std::shared_ptr<const L> layer() const { return layer_; }
+
+  py::dict parameters() const override { return views(*layer_, false); }
+
+  py::dict writeable_parameters() override {
+    if (this->computing_ > 0) layer_ = std::make_shared<L>(copy_of(*layer_));
+    ++this->version_;
+    return views(*layer_, true);
+  }
+
+  void load(const py::dict& arrays, std::optional<std::uint64_t> expected_version) override {
+    if (expected_version && *expected_version != this->version_) {
+      throw std::runtime_error("the weights must not be changed elsewhere while they are being edited");
+    }
+    for (const auto& [name, view] : writeable_parameters()) {
+      if (arrays.contains(name)) view.attr("__setitem__")(py::ellipsis(), arrays[name]);
+    }
+  }
+
+  py::tuple backward(Saved& saved, const py::object& d_output) override {
+    auto* const own = dynamic_cast<SavedOf<L>*>(&saved);
+    if (own == nullptr)
+      fail("saved must be of a forward pass of this layer, got that of another kind of layer");
+    if (!own->values)
+      throw std::runtime_error("saved was used already: a forward pass has one backward pass");
+    if (own->owner != this) fail("saved must be of a forward pass of this layer, got that of another layer");
+    if (own->version != this->version_) {
+      throw std::runtime_error(
+          "the weights of the layer were changed since the forward pass that saved is of: backward comes "
+          "first");
+    }
+    const Tensor<T> d_y = input<T>(d_output, "d_output", false);
+    require(d_y.shape() == own->output_shape, "d_output must have the shape of the output, ",
+            shape_text(own->output_shape), ", got ", shape_text(d_y.shape()));
+
+    L gradients = gradients_of(*layer_);
+    py::dict arrays;
+    std::set<const void*> wanted;
+    L::each_parameter(gradients, [&](const std::string& name, Tensor<T>& tensor) {
+      if (this->frozen_.contains(name)) return;
+      arrays[py::str(name)] = numpy_view(tensor, true);
+      wanted.insert(tensor.memory().get());
+    });
+    release_unwanted(gradients, wanted);
+
+    const auto values = std::exchange(own->values, std::nullopt);
+    try {
+      const std::shared_ptr<const L> layer = layer_;
+      const auto compute = [&] { return layer->backward(*values, d_y, gradients, Write::replace); };
+      if constexpr (std::is_void_v<decltype(compute())>) {  // the inputs are ids
+        run(d_y.size(), compute);
+        return py::make_tuple(py::none(), std::move(arrays));
+      } else {
+        const auto d_inputs = run(d_y.size(), compute);
+        return py::make_tuple(python_gradients(d_inputs), std::move(arrays));
+      }
+    } catch (...) {
+      own->values = values;
+      throw;
+    }
+  }
+
+ protected:
+  std::unique_ptr<SavedOf<L>> new_saved() const { return std::make_unique<SavedOf<L>>(this, this->version_); }
+
+  // Runs compute() without the interpreter lock, unless the work is so small that handing it over would be
+  // noticed.
+  template <class Compute>
+  auto run(Index elements, const Compute& compute) const {
+    if (static_cast<double>(elements) * static_cast<double>(size_) < 1e6) return compute();
+    struct Counted {
+      int& count;
+      explicit Counted(int& counted) : count(counted) { ++count; }
+      ~Counted() { --count; }
+    } counted(this->computing_);
+    const ReleaseGil released;
+    return compute();
+  }
+
+ private:
+  static py::dict views(const L& layer, bool writeable) {
+    py::dict arrays;
+    L::each_parameter(layer, [&](const std::string& name, const Tensor<T>& tensor) {
+      arrays[py::str(name)] = numpy_view(tensor, writeable);
+    });
+    return arrays;
+  }
+
+  // Gradients nobody asked for have no memory.
+  static void release_unwanted(L& gradients, const std::set<const void*>& wanted) {
+    each_storage(gradients, [&](Tensor<T>& tensor) {
+      const T* const begin = tensor.data();
+      const auto first = wanted.lower_bound(begin);
+      if (first == wanted.end() || *first >= begin + std::max<Index>(tensor.size(), 1)) tensor = Tensor<T>();
+    });
+  }
+
+  static py::object python_gradients(const Tensor<T>& d_input) { return array_or_none(d_input); }
+  template <class Inputs>
+  static py::object python_gradients(const Inputs& d_inputs) {
+    py::list arrays;
+    d_inputs.each_tensor([&](const Tensor<T>& tensor) { arrays.append(array_or_none(tensor)); });
+    return py::tuple(arrays);
+  }
+
+  std::shared_ptr<L> layer_;
+  Index size_;
+};
+
+// make(float{}) or make(double{}), whichever the dtype is.
+template <class Interface, class Make>
+std::unique_ptr<Interface> for_dtype(const std::string& dtype, const Make& make) {
+  if (dtype == "float64") return make(double{});
+  return make(float{});
+}
+
+template <template <class> class Held, class L>
+std::unique_ptr<Held<L>> initialised(L layer, std::uint64_t seed) {
+  Initialiser random(seed);
+  layer.initialise(random);
+  return std::make_unique<Held<L>>(std::move(layer));
+}
+
+}  // namespace blasformer::bindings

@@ -1,0 +1,173 @@
+"""Layers, arguments they take, and the formulas they must equal: what every test of layers runs over."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import reference
+from blasformer import nn
+
+
+class Case(NamedTuple):
+    """A layer, a shape that it takes, and its formula of (parameters, x)."""
+
+    make: Callable[..., Any]
+    shape: tuple[int, ...]
+    formula: Callable[..., Any]
+
+
+def _linear(p, x, *, dtype):
+    return reference.linear(x, p["weight"], p.get("bias"), dtype=dtype)
+
+
+def _layer_norm(axes, eps):
+    return lambda p, x, *, dtype: reference.layer_norm(
+        x, p.get("weight"), p.get("bias"), axes=axes, eps=eps, dtype=dtype
+    )
+
+
+def _rms_norm(axes, eps):
+    def formula(p, x, *, dtype):
+        chosen = np.finfo(np.float32).eps if eps is None else eps
+        return reference.rms_norm(x, p.get("weight"), axes=axes, eps=chosen, dtype=dtype)
+
+    return formula
+
+
+def _feed_forward(activation):
+    return lambda p, x, *, dtype: reference.feed_forward(p, x, activation=activation, dtype=dtype)
+
+
+def _attention(**arguments):
+    return lambda p, x, *, dtype, **masks: reference.multi_head_attention(
+        p, x, **arguments, **masks, dtype=dtype
+    )
+
+
+def _encoder_layer(**arguments):
+    return lambda p, x, *, dtype, **masks: reference.transformer_encoder_layer(
+        p, x, **arguments, **masks, dtype=dtype
+    )
+
+
+def _encoder(**arguments):
+    return lambda p, x, *, dtype, **masks: reference.transformer_encoder(
+        p, x, **arguments, **masks, dtype=dtype
+    )
+
+
+def make_encoder(num_layers, norm, **arguments):
+    def make(*, dtype, rng):
+        layer = nn.TransformerEncoderLayer(dtype=dtype, **arguments)
+        last = nn.LayerNorm(arguments["d_model"], dtype=dtype) if norm else None
+        return nn.TransformerEncoder(layer, num_layers, last, rng=rng)
+
+    return make
+
+
+def _make(kind, *arguments, **keywords):
+    return lambda *, dtype, rng: kind(*arguments, **keywords, dtype=dtype, rng=rng)
+
+
+def _make_norm(kind, *arguments, **keywords):
+    return lambda *, dtype, rng: kind(*arguments, **keywords, dtype=dtype)
+
+
+ATTENDING = {
+    "multi-head attention": Case(_make(nn.MultiheadAttention, 35, 5), (2, 33, 35), _attention(num_heads=5)),
+    "multi-head attention, no bias": Case(
+        _make(nn.MultiheadAttention, 24, 3, bias=False), (2, 17, 24), _attention(num_heads=3)
+    ),
+    "grouped heads": Case(
+        _make(nn.MultiheadAttention, 42, 6, num_kv_heads=2),
+        (3, 13, 42),
+        _attention(num_heads=6, num_kv_heads=2),
+    ),
+    "post-norm encoder layer": Case(
+        _make(nn.TransformerEncoderLayer, 40, 5, 91, activation="gelu", layer_norm_eps=1e-12),
+        (2, 33, 40),
+        _encoder_layer(num_heads=5, activation="gelu", layer_norm_eps=1e-12),
+    ),
+    "pre-norm encoder layer": Case(
+        _make(nn.TransformerEncoderLayer, 36, 3, 65, norm_first=True),
+        (2, 19, 36),
+        _encoder_layer(num_heads=3, norm_first=True),
+    ),
+    "encoder layer, no bias": Case(
+        _make(nn.TransformerEncoderLayer, 36, 6, 20, activation="silu", bias=False, num_kv_heads=3),
+        (2, 7, 36),
+        _encoder_layer(num_heads=6, activation="silu", num_kv_heads=3),
+    ),
+    "post-norm encoder": Case(
+        make_encoder(2, False, d_model=24, nhead=4, dim_feedforward=33),
+        (2, 11, 24),
+        _encoder(num_layers=2, num_heads=4),
+    ),
+    "pre-norm encoder": Case(
+        make_encoder(3, True, d_model=24, nhead=2, dim_feedforward=40, norm_first=True),
+        (2, 9, 24),
+        _encoder(num_layers=3, num_heads=2, norm_first=True),
+    ),
+}
+
+LAYERS = {
+    "linear": Case(_make(nn.Linear, 67, 35), (3, 5, 67), _linear),
+    "linear, no bias": Case(_make(nn.Linear, 130, 129, bias=False), (131, 130), _linear),
+    "layer norm": Case(_make_norm(nn.LayerNorm, 67), (3, 5, 67), _layer_norm(1, 1e-5)),
+    "layer norm of two axes": Case(
+        _make_norm(nn.LayerNorm, (5, 7), eps=1e-3), (3, 5, 7), _layer_norm(2, 1e-3)
+    ),
+    "layer norm, no bias": Case(_make_norm(nn.LayerNorm, 33, bias=False), (3, 33), _layer_norm(1, 1e-5)),
+    "layer norm without parameters": Case(
+        _make_norm(nn.LayerNorm, 33, elementwise_affine=False), (3, 33), _layer_norm(1, 1e-5)
+    ),
+    "RMS norm": Case(_make_norm(nn.RMSNorm, 67, eps=1e-6), (3, 5, 67), _rms_norm(1, 1e-6)),
+    "RMS norm without parameters": Case(
+        _make_norm(nn.RMSNorm, (5, 7), 1e-5, elementwise_affine=False), (3, 5, 7), _rms_norm(2, 1e-5)
+    ),
+    **{
+        f"feed-forward, {activation}": Case(
+            _make(nn.FeedForward, 31, 65, activation=activation), (3, 5, 31), _feed_forward(activation)
+        )
+        for activation in ("relu", "gelu", "gelu_tanh", "gelu_sigmoid", "silu")
+    },
+    **ATTENDING,
+}
+
+
+def lively(case, dtype=np.float32):
+    """The layer with weights of which none is zero or one."""
+    layer = case.make(dtype=dtype, rng=1)
+    random = np.random.default_rng(2)
+    with layer.edit() as parameters:
+        for array in parameters.values():
+            array += (0.2 * random.standard_normal(array.shape)).astype(dtype)
+    return layer
+
+
+def normal(shape, dtype=np.float32, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def same_bits(a, b):
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+MASKS = {
+    "mask": lambda case, random: {"mask": random.random((case.shape[1],) * 2) < 0.6},
+    "mask per sequence": lambda case, random: {
+        "mask": random.random((case.shape[0], 1, 1, case.shape[1])) < 0.6
+    },
+    "bias": lambda case, random: {"bias": random.standard_normal((case.shape[1],) * 2)},
+    "causal": lambda case, random: {"causal": True},
+    "window": lambda case, random: {"window": (3, 1)},
+    "key_lengths": lambda case, random: {"key_lengths": random.integers(0, case.shape[1] + 1, case.shape[0])},
+    "query_segments": lambda case, random: {
+        "query_segments": np.sort(random.integers(0, 3, case.shape[:2]), axis=-1)
+    },
+    "causal window and lengths": lambda case, random: {
+        "causal": True,
+        "window": (4, None),
+        "key_lengths": random.integers(1, case.shape[1] + 1, case.shape[0]),
+    },
+}
