@@ -1,6 +1,6 @@
 """Exact attention and Transformer layers for NumPy arrays, on a CPU."""
 
-from . import io, models, nn, optim
+from . import io, models, nn, optim, testing
 from ._attention import (
     AttentionGrads,
     AttentionPlan,
@@ -61,5 +61,6 @@ __all__ = [
     "silu",
     "sinusoidal_positions",
     "softmax",
+    "testing",
     "use_isa",
 ]

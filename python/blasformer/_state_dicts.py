@@ -8,6 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
+class IncompatibleKeys(NamedTuple):
+    """What load_state_dict(..., strict=False) passed over."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
 class Wanted(NamedTuple):
     """An array that must be given."""
 

@@ -17,14 +17,17 @@ import fnmatch
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from . import _core
 from ._attention import Array, Causal, LayerWeights, WeightSelection, choose_layers, choose_weights
+from ._module import Module
 from ._random import Rng, draw_seed
+from ._sequential import Sequential
+from ._state_dicts import IncompatibleKeys
 
 __all__ = [
     "Embedding",
@@ -32,18 +35,13 @@ __all__ = [
     "IncompatibleKeys",
     "LayerNorm",
     "Linear",
+    "Module",
     "MultiheadAttention",
     "RMSNorm",
+    "Sequential",
     "TransformerEncoder",
     "TransformerEncoderLayer",
 ]
-
-
-class IncompatibleKeys(NamedTuple):
-    """What load_state_dict(..., strict=False) passed over."""
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
 
 
 class Layer:

@@ -22,8 +22,8 @@ from __future__ import annotations
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, TypeAlias
 
@@ -32,6 +32,7 @@ import numpy as np
 from . import _core
 from ._attention import Array
 from ._interrupts import DeferredInterrupt
+from ._module import writing
 from ._state_dicts import Wanted, require_fitting
 
 __all__ = [
@@ -231,7 +232,7 @@ class Optimizer(ABC):
         try:
             gradients = self._gradients(grads)
             with DeferredInterrupt(), ExitStack() as stack:
-                live = [stack.enter_context(_live_arrays(layer)) for layer in self._layers]
+                live = [stack.enter_context(writing(layer)) for layer in self._layers]
                 arrays = [self._live(parameter, live) for parameter in self._parameters]
                 dense = [_dense(array) for array in arrays]
                 groups = [parameter.group for parameter in self._parameters]
@@ -374,16 +375,6 @@ def _parameters_of(layer: Any) -> dict[str, Array]:
                 f"parameter {name} of {type(layer).__name__} must be writeable, or the layer must have edit()"
             )
     return arrays
-
-
-@contextmanager
-def _live_arrays(layer: Any) -> Iterator[Mapping[str, Array]]:
-    """The arrays to be written, which at the end of the block are the layer's weights."""
-    if hasattr(layer, "edit"):
-        with layer.edit() as arrays:
-            yield arrays
-    else:
-        yield layer.parameters()
 
 
 def _mappings(grads: Gradients) -> list[Mapping[str, Array]]:

@@ -1,0 +1,158 @@
+"""Layers one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+
+from ._attention import Array
+from ._module import add_gradients, infer, writing
+from ._random import Rng
+from ._state_dicts import IncompatibleKeys, Wanted, require_fitting
+
+Arguments = Mapping[int, Mapping[str, Any]]
+
+
+class Sequential:
+    """y = layers[n - 1](... layers[1](layers[0](x))).
+
+    Parameters
+    ----------
+    layers : ours, and any that follow `nn.Module`; one may stand in several places, and then is one layer
+        with one set of parameters
+
+    State: 0.weight, 0.bias, 1.*, ...: the names of each layer behind its index, as in PyTorch; a layer in
+    several places has those of the first.
+
+    Calling it
+    ----------
+    x : what the first layer takes
+    arguments : what single layers are to be given besides, by index, as {1: {"key_lengths": lengths}}
+
+    Examples
+    --------
+    >>> from blasformer import nn
+    >>> encoder = nn.TransformerEncoderLayer(8, 2, 16, rng=0)
+    >>> model = Sequential(nn.Embedding(10, 8, rng=1), encoder, nn.Linear(8, 3, rng=2))
+    >>> model(np.array([[1, 2, 3], [4, 5, 0]]), arguments={1: {"key_lengths": [3, 2]}}).shape
+    (2, 3, 3)
+    """
+
+    def __init__(self, *layers: Any) -> None:
+        for index, layer in enumerate(layers):
+            for method in ("parameters", "forward", "backward"):
+                if not callable(getattr(layer, method, None)):
+                    raise TypeError(
+                        f"layer {index} must have {method}(), as nn.Module says, got {type(layer).__name__}"
+                    )
+        self.layers = layers
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.layers)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.layers[index]
+
+    def _owners(self) -> list[int]:
+        """For each layer the index of its first place."""
+        first: dict[int, int] = {}
+        return [first.setdefault(id(layer), index) for index, layer in enumerate(self.layers)]
+
+    def _distinct(self) -> dict[int, Any]:
+        """Every layer once, by the index of its first place."""
+        return {owner: self.layers[owner] for owner in self._owners()}
+
+    def parameters(self) -> dict[str, Array]:
+        """The live weights of all layers, by name."""
+        return {
+            f"{index}.{name}": array
+            for index, layer in self._distinct().items()
+            for name, array in layer.parameters().items()
+        }
+
+    def state_dict(self) -> dict[str, Array]:
+        """A copy of every parameter, by name."""
+        return {name: array.copy() for name, array in self.parameters().items()}
+
+    def load_state_dict(self, arrays: Mapping[str, Array], strict: bool = True) -> IncompatibleKeys:
+        """Replace the parameters by copies of `arrays`: all of them, or on an error none.
+
+        strict, and what is raised and returned: as for `Linear.load_state_dict`.
+        """
+        live = self.parameters()
+        wanted = {name: Wanted(array.shape, array.dtype) for name, array in live.items()}
+        missing = [name for name in wanted if name not in arrays]
+        unexpected = [name for name in arrays if name not in wanted]
+        given = arrays if strict else {name: arrays[name] for name in wanted if name in arrays}
+        expected = wanted if strict else {name: wanted[name] for name in given}
+        require_fitting("arrays must be a state dict of this Sequential", given, expected)
+        with self._writing() as target:
+            for name, array in given.items():
+                target[name][...] = array
+        return IncompatibleKeys(missing, unexpected)
+
+    @contextmanager
+    def edit(self) -> Iterator[dict[str, Array]]:
+        """Change weights: `with model.edit() as p: p["0.weight"] *= 0.5`.
+
+        Yields copies of the parameters, to be written into or replaced, which become the weights at the end
+        of the block. A block that raises changes nothing.
+        """
+        arrays = self.state_dict()
+        yield arrays
+        self.load_state_dict(arrays)
+
+    @contextmanager
+    def _writing(self) -> Iterator[dict[str, Array]]:
+        with ExitStack() as stack:
+            yield {
+                f"{index}.{name}": array
+                for index, layer in self._distinct().items()
+                for name, array in stack.enter_context(writing(layer)).items()
+            }
+
+    def __call__(self, x: Any, *, arguments: Arguments | None = None) -> Any:
+        given = self._arguments(arguments)
+        for layer, keywords in zip(self.layers, given, strict=True):
+            x = infer(layer, x, **keywords)
+        return x
+
+    def forward(
+        self, x: Any, *, arguments: Arguments | None = None, rng: Rng | None = None
+    ) -> tuple[Any, list[Any]]:
+        """The output, and what the gradients of all layers need. Dropout acts if there is an rng."""
+        given = self._arguments(arguments)
+        generator = np.random.default_rng(rng) if isinstance(rng, (int, np.integer)) else rng
+        saved = []
+        for layer, keywords in zip(self.layers, given, strict=True):
+            x, of_layer = layer.forward(x, rng=generator, **keywords)
+            saved.append(of_layer)
+        return x, saved
+
+    def backward(self, saved: list[Any], d_y: Any) -> tuple[Any, dict[str, Array]]:
+        """(d_x, grads), grads by the names of parameters()."""
+        grads: dict[str, Array] = {}
+        owners = self._owners()
+        for index in reversed(range(len(self.layers))):
+            d_y, of_layer = self.layers[index].backward(saved[index], d_y)
+            add_gradients(grads, {f"{owners[index]}.{name}": array for name, array in of_layer.items()})
+        return d_y, {name: grads[name] for name in self.parameters() if name in grads}
+
+    def _arguments(self, arguments: Arguments | None) -> list[Mapping[str, Any]]:
+        """The keyword arguments of each layer."""
+        given = {} if arguments is None else dict(arguments)
+        if unknown := [index for index in given if index not in range(len(self.layers))]:
+            raise IndexError(
+                f"arguments must be given by layer, 0 to {len(self.layers) - 1}, got {unknown[0]}"
+            )
+        return [given.get(index, {}) for index in range(len(self.layers))]
+
+    def __repr__(self) -> str:
+        lines = (f"  {index}: {layer!r}".replace("\n", "\n  ") for index, layer in enumerate(self.layers))
+        return "\n".join(["Sequential(", *lines, ")"])
