@@ -118,6 +118,10 @@ struct Operands {
     arguments.key = key.readable();
     arguments.value = value.readable();
   }
+  Shape shape_of_bias() const {
+    return arguments.bias ? Shape(arguments.bias->shape, arguments.bias->shape + arguments.bias->rank)
+                          : Shape{0};
+  }
 };
 
 using Choice = std::function<void(Operands&)>;
@@ -169,31 +173,34 @@ std::vector<double> results(const Operands& o) {
     for (Index i = 0; i < array.size(); ++i) numbers.push_back(array[i]);
   };
   const auto dense = [&](const Shape& shape) { return Array(shape, o.dtype, Layout::dense); };
-  const auto dense_like = [&](const ArrayView& x) { return dense(Shape(x.shape, x.shape + x.rank)); };
+  // What is written has an element of its own for each index.
+  const Layout layout = o.layout == Layout::repeated ? Layout::dense : o.layout;
+  const auto gradient_of = [&](const ArrayView& x) {
+    return Array(Shape(x.shape, x.shape + x.rank), o.dtype, layout);
+  };
 
-  const Shape output_shape = attention_output_shape(o.arguments);
-  const Array inferred(output_shape, o.dtype, o.layout == Layout::reversed ? o.layout : Layout::dense);
-  attention_forward<T>(o.arguments, inferred.writable(), nullptr);
+  const AttentionArguments& x = o.arguments;
+  const Shape output_shape = attention_output_shape(x);
+  const Array inferred(output_shape, o.dtype, layout);
+  attention_forward<T>(x, inferred.writable(), nullptr);
   keep(inferred);
 
-  const Array output = dense(output_shape);
-  AttentionSaved<T> saved;
-  attention_forward_saving<T>(o.arguments, output.writable(), saved);
+  const Array output(output_shape, dtype_of<T>(), Layout::dense);
+  AttentionStatistics<T> statistics;
+  attention_forward<T>(x, output.writable(), &statistics);
   keep(output);
 
   const WeightSelection selection{{1, 3}, {0, o.size.query_length - 1}, false};
   const Array weights = dense({kBatch, 2, 2, o.size.key_length});
-  attention_weights<T>(o.arguments, saved.statistics, selection, weights.writable());
+  attention_weights<T>(x, statistics, selection, weights.writable());
   keep(weights);
 
-  const AttentionArguments& x = o.arguments;
-  const Array d_query = dense_like(x.query), d_key = dense_like(x.key), d_value = dense_like(x.value),
-              d_bias = dense_like(x.bias.value_or(ArrayView{})),
-              d_sinks = dense_like(x.sinks.value_or(ArrayView{}));
+  const Array d_query = gradient_of(x.query), d_key = gradient_of(x.key), d_value = gradient_of(x.value),
+              d_bias = dense(o.shape_of_bias()), d_sinks = dense({kQueryHeads});
   AttentionGradientViews gradients{d_query.writable(), d_key.writable(), d_value.writable(), {}, {}};
   if (x.bias) gradients.bias = d_bias.writable();
   if (x.sinks) gradients.sinks = d_sinks.writable();
-  attention_backward<T>(x, saved, o.d_output.readable(), gradients);
+  attention_backward<T>(x, statistics, output.readable(), o.d_output.readable(), gradients);
   for (const Array* gradient : {&d_query, &d_key, &d_value, &d_bias, &d_sinks}) keep(*gradient);
   return numbers;
 }
