@@ -38,6 +38,14 @@ def _feed_forward(activation):
     return lambda p, x, *, dtype: reference.feed_forward(p, x, activation=activation, dtype=dtype)
 
 
+def _gated_feed_forward(activation):
+    return lambda p, x, *, dtype: reference.gated_feed_forward(p, x, activation=activation, dtype=dtype)
+
+
+def _positional_encoding(**arguments):
+    return lambda p, x, *, dtype: reference.positional_encoding(p, x, **arguments, dtype=dtype)
+
+
 def _attention(**arguments):
     return lambda p, x, *, dtype, **masks: reference.multi_head_attention(
         p, x, **arguments, **masks, dtype=dtype
@@ -65,11 +73,11 @@ def make_encoder(num_layers, norm, **arguments):
     return make
 
 
-def _make(kind, *arguments, **keywords):
+def _make(kind, /, *arguments, **keywords):
     return lambda *, dtype, rng: kind(*arguments, **keywords, dtype=dtype, rng=rng)
 
 
-def _make_norm(kind, *arguments, **keywords):
+def _make_norm(kind, /, *arguments, **keywords):
     return lambda *, dtype, rng: kind(*arguments, **keywords, dtype=dtype)
 
 
@@ -130,6 +138,26 @@ LAYERS = {
             _make(nn.FeedForward, 31, 65, activation=activation), (3, 5, 31), _feed_forward(activation)
         )
         for activation in ("relu", "gelu", "gelu_tanh", "gelu_sigmoid", "silu")
+    },
+    **{
+        f"gated feed-forward, {activation}": Case(
+            _make(nn.GatedFeedForward, 31, 65, activation=activation),
+            (3, 5, 31),
+            _gated_feed_forward(activation),
+        )
+        for activation in ("relu", "gelu", "gelu_tanh", "gelu_sigmoid", "silu")
+    },
+    "gated feed-forward, no bias": Case(
+        _make(nn.GatedFeedForward, 33, 7, bias=False), (35, 33), _gated_feed_forward("silu")
+    ),
+    "dropout": Case(_make_norm(nn.Dropout), (3, 5, 7), lambda p, x, *, dtype: np.asarray(x, dtype)),
+    **{
+        f"positional encoding, {kind}": Case(
+            _make(nn.PositionalEncoding, 34, max_len=47, kind=kind, scale=5.5),
+            (3, 33, 34),
+            _positional_encoding(kind=kind, scale=5.5),
+        )
+        for kind in ("interleaved", "concatenated", "learned")
     },
     **ATTENDING,
 }

@@ -622,6 +622,27 @@ def feed_forward(parameters, x, *, activation="relu", dtype=np.float64):
     return linear(hidden, parameters["linear2.weight"], parameters.get("linear2.bias"), dtype=dtype)
 
 
+def gated_feed_forward(parameters, x, *, activation="silu", dtype=np.float64):
+    """down_proj(activation(gate_proj(x)) * up_proj(x)) (Shazeer 2020)."""
+    gate, up = (
+        linear(x, parameters[f"{name}.weight"], parameters.get(f"{name}.bias"), dtype=dtype)
+        for name in ("gate_proj", "up_proj")
+    )
+    hidden = ACTIVATIONS[activation](gate, dtype=dtype) * up
+    return linear(hidden, parameters["down_proj.weight"], parameters.get("down_proj.bias"), dtype=dtype)
+
+
+def positional_encoding(parameters, x, *, kind="interleaved", scale=1.0, first=0, dtype=np.float64):
+    """scale * x + encoding, whose rows are learned or sinusoidal positions."""
+    x = np.asarray(x, dtype)
+    length, d_model = x.shape[-2:]
+    if kind == "learned":
+        encoding = np.asarray(parameters["weight"], dtype)[first : first + length]
+    else:
+        encoding = sinusoidal_positions(length, d_model, layout=kind, first=first, dtype=dtype)
+    return dtype(scale) * x + encoding
+
+
 def transformer_encoder_layer(
     parameters,
     x,

@@ -150,8 +150,24 @@ def test_the_gradient_of_an_embedding_counts_every_use_of_an_id():
     np.testing.assert_allclose(grads["weight"], expected, rtol=1e-15)
 
 
+def test_the_gradient_of_learned_positions_counts_every_use_of_a_position():
+    layer = nn.PositionalEncoding(4, max_len=6, kind="learned", scale=3.0, dtype=float, rng=0)
+    positions = np.array([[0, 1, 2, 0], [5, 5, 1, 0]])
+    _, saved = layer.forward(normal((2, 4, 4), np.float64), positions=positions)
+    d_y = normal((2, 4, 4), np.float64, 1)
+    d_x, grads = layer.backward(saved, d_y)
+    expected = np.zeros((6, 4))
+    np.add.at(expected, positions, d_y)
+    np.testing.assert_allclose(grads["weight"], expected, rtol=1e-15)
+    np.testing.assert_array_equal(d_x, 3 * d_y)
+
+
 DROPPING = {
     "feed-forward": lambda: nn.FeedForward(24, 50, dropout=0.3, activation="gelu", dtype=float, rng=1),
+    "gated feed-forward": lambda: nn.GatedFeedForward(24, 50, dropout=0.3, dtype=float, rng=1),
+    "dropout": lambda: nn.Dropout(0.3, dtype=float),
+    "sinusoidal positions": lambda: nn.PositionalEncoding(24, 0.3, scale=3.0, dtype=float),
+    "learned positions": lambda: nn.PositionalEncoding(24, 0.3, 9, kind="learned", dtype=float, rng=1),
     "attention": lambda: nn.MultiheadAttention(24, 3, dropout=0.3, dtype=float, rng=1),
     "post-norm layer": lambda: nn.TransformerEncoderLayer(
         24, 3, 50, dropout=0.3, activation="silu", dtype=float, rng=1

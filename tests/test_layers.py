@@ -295,6 +295,55 @@ def test_dropout_in_multi_head_attention_is_that_of_attention():
     assert_as_accurate_as_numpy(layer.forward(x, rng=7)[0], formula, x)
 
 
+def test_dropout_in_a_gated_feed_forward_network_is_its_formula():
+    layer = nn.GatedFeedForward(13, 57, 0.3, "gelu", rng=0)
+    x = normal((3, 5, 13))
+    seed = reference.dropout_seed(7)
+
+    def formula(x, dtype):
+        p = layer.parameters()
+        gate, up = (
+            reference.linear(x, p[f"{name}.weight"], p[f"{name}.bias"], dtype=dtype)
+            for name in ("gate_proj", "up_proj")
+        )
+        dropped = reference.dropout(reference.gelu(gate, dtype=dtype) * up, 0.3, seed, dtype=dtype)
+        return reference.linear(dropped, p["down_proj.weight"], p["down_proj.bias"], dtype=dtype)
+
+    assert_as_accurate_as_numpy(layer.forward(x, rng=7)[0], formula, x)
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (0,), (3, 0, 5), (2, 3, 5, 7)])
+def test_dropout_as_a_layer_is_the_formula_and_copies_without_rng(shape):
+    layer = nn.Dropout(0.3)
+    x = normal(shape)
+    expected = reference.dropout(x, 0.3, reference.dropout_seed(7), dtype=np.float32)
+    np.testing.assert_array_equal(layer.forward(x, rng=7)[0], expected)
+    for copy_of_x in (layer(x), layer.forward(x)[0]):
+        assert same_bits(copy_of_x, x)
+        assert not np.shares_memory(copy_of_x, x)
+
+
+@pytest.mark.parametrize("kind", ["interleaved", "concatenated", "learned"])
+def test_positions_may_begin_anywhere_or_be_given(kind):
+    layer = nn.PositionalEncoding(6, max_len=20, kind=kind, scale=2.0, rng=0)
+    x = normal((3, 7, 6))
+    expected = layer(np.concatenate([np.zeros((3, 5, 6), np.float32), x], axis=1))[:, 5:]
+    np.testing.assert_array_equal(layer(x, first=5), expected)
+    np.testing.assert_array_equal(layer(x, positions=range(5, 12)), expected)
+    np.testing.assert_array_equal(layer(x[0], positions=np.arange(5, 12)), expected[0])
+    shuffled = np.random.default_rng(0).integers(0, 20, (3, 7))
+    table = layer(np.zeros((20, 6), np.float32))
+    np.testing.assert_array_equal(layer(x, positions=shuffled), 2 * x + table[shuffled])
+
+
+@pytest.mark.parametrize("kind", ["interleaved", "learned"])
+def test_dropout_in_a_positional_encoding_is_its_formula(kind):
+    layer = nn.PositionalEncoding(6, 0.4, max_len=9, kind=kind, rng=0)
+    x = normal((3, 7, 6))
+    expected = reference.dropout(layer(x), 0.4, reference.dropout_seed(7), dtype=np.float32)
+    np.testing.assert_array_equal(layer.forward(x, rng=7)[0], expected)
+
+
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_an_encoder_layer_drops_in_four_places(norm_first):
     layer = nn.TransformerEncoderLayer(12, 3, 31, 0.2, norm_first=norm_first, rng=0)
@@ -745,6 +794,8 @@ ERRORS = {
         "x must be a NumPy array of float32, the dtype of the layer, got NoneType": lambda: (
             nn.TransformerEncoderLayer(8, 2, 4)(None)
         ),
+        "positions must be integers, got float32": lambda: nn.PositionalEncoding(8)(X, positions=X[..., 0]),
+        "first must be an integer, got float": lambda: nn.PositionalEncoding(8)(X, first=0.5),
         "query must be a NumPy array of float32, the dtype of the layer, got int64": lambda: (
             nn.MultiheadAttention(8, 2)(X.astype(int))
         ),
@@ -791,6 +842,29 @@ ERRORS = {
         ),
         "dropout must lie between 0 and 1, got 1.5": lambda: nn.FeedForward(3, 3, 1.5),
         "dropout must lie between 0 and 1, got nan": lambda: nn.MultiheadAttention(3, 3, float("nan")),
+        "dropout must lie between 0 and 1, got -0.1": lambda: nn.GatedFeedForward(3, 3, -0.1),
+        "activation must be relu, gelu, gelu_tanh, gelu_sigmoid or silu, got swiglu": lambda: (
+            nn.GatedFeedForward(3, 3, activation="swiglu")
+        ),
+        "p must lie between 0 and 1, got 1.5": lambda: nn.Dropout(1.5),
+        "d_model must be positive and even, got 7": lambda: nn.PositionalEncoding(7),
+        "d_model must be positive, got -1": lambda: nn.PositionalEncoding(-1, max_len=3, kind="learned"),
+        "max_len must be positive, got 0": lambda: nn.PositionalEncoding(8, max_len=0, kind="learned"),
+        "max_len must be given for a learned encoding, got None": lambda: nn.PositionalEncoding(
+            8, kind="learned"
+        ),
+        "kind must be interleaved, concatenated or learned, got rotary": lambda: nn.PositionalEncoding(
+            8, kind="rotary"
+        ),
+        "x must have the shape (batch, length, 4) or (length, 4), got (2, 5, 8)": lambda: (
+            nn.PositionalEncoding(4)(X)
+        ),
+        "positions must have the shape (length,) = (5,) or (batch, length) to fit x (2, 5, 8), got (4,)": (
+            lambda: nn.PositionalEncoding(8)(X, positions=range(4))
+        ),
+        "first must not be given together with positions, got 1": lambda: nn.PositionalEncoding(8)(
+            X, first=1, positions=range(5)
+        ),
         "num_heads must be positive, got 0": lambda: nn.MultiheadAttention(8, 0),
         "embed_dim must be a multiple of num_heads = 3, got 8": lambda: nn.MultiheadAttention(8, 3),
         "num_kv_heads must divide num_heads = 4, got 3": lambda: nn.MultiheadAttention(8, 4, num_kv_heads=3),
@@ -852,6 +926,10 @@ ERRORS = {
         ),
         "ids must be in [0, 3) to select rows of weight, got -1 at position 0": lambda: nn.Embedding(3, 3)(
             [-1]
+        ),
+        "positions must lie in [0, 4), got 4": lambda: nn.PositionalEncoding(8, max_len=4, kind="learned")(X),
+        "positions must lie in [0, 9), got -1": lambda: nn.PositionalEncoding(8, max_len=9, kind="learned")(
+            X, first=-1
         ),
         "heads of a WeightSelection must lie in [-2, 1], got 2": lambda: nn.MultiheadAttention(8, 2)(
             X, return_weights=blasformer.WeightSelection(heads=[2])

@@ -141,7 +141,7 @@ class Holding : public Base {
   using T = typename L::Scalar;
 
   explicit Holding(L layer)
-      : layer_(std::make_shared<L>(std::move(layer))), size_(parameter_count(*layer_)) {}
+      : layer_(std::make_shared<L>(std::move(layer))), size_(std::max<Index>(1, parameter_count(*layer_))) {}
 
   std::shared_ptr<const L> layer() const { return layer_; }
 

@@ -12,6 +12,7 @@ void bind_attention(py::module_& module);
 void bind_functional(py::module_& module);
 void bind_models(py::module_& module);
 void bind_nn(py::module_& module);
+void bind_nn_positions(py::module_& module);
 void bind_optim(py::module_& module);
 void bind_runtime(py::module_& module);
 }  // namespace blasformer::bindings
@@ -32,6 +33,7 @@ PYBIND11_MODULE(_core, module) {
   blasformer::bindings::bind_functional(module);
   blasformer::bindings::bind_models(module);
   blasformer::bindings::bind_nn(module);
+  blasformer::bindings::bind_nn_positions(module);
   blasformer::bindings::bind_optim(module);
   blasformer::bindings::bind_runtime(module);
 }

@@ -13,10 +13,13 @@
 #include "bindings/arrays.h"
 #include "bindings/attention_call.h"
 #include "bindings/layer.h"
+#include "bindings/plain_layer.h"
+#include "layers/dropout.h"
 #include "layers/embedding.h"
 #include "layers/encoder.h"
 #include "layers/encoder_layer.h"
 #include "layers/feed_forward.h"
+#include "layers/gated_feed_forward.h"
 #include "layers/layer_norm.h"
 #include "layers/linear.h"
 #include "layers/multihead_attention.h"
@@ -26,13 +29,6 @@
 namespace blasformer::bindings {
 
 namespace {
-
-// One array in, one array out.
-class PlainLayer : public Layer {
- public:
-  virtual py::object call(py::object x) const = 0;
-  virtual py::tuple forward(py::object x, Seed seed) const = 0;
-};
 
 using Selections = std::vector<std::pair<Index, py::object>>;  // layer index, and what selection_of takes
 
@@ -50,47 +46,6 @@ class MultiheadAttentionLayer : public Layer {
                          AttentionCall call, const py::object& selection) const = 0;
   virtual py::tuple forward(const py::object& query, const py::object& key, const py::object& value,
                             AttentionCall call) const = 0;
-};
-
-template <class L>
-class PlainLayerOf : public Holding<PlainLayer, L> {
- public:
-  using Holding<PlainLayer, L>::Holding;
-
-  py::object call(py::object x) const override {
-    const std::shared_ptr<const L> layer = this->layer();
-    return numpy_view(compute(*layer, read(x, false), std::nullopt, nullptr), true);
-  }
-
-  py::tuple forward(py::object x, Seed seed) const override {
-    auto saved = this->new_saved();
-    const std::shared_ptr<const L> layer = this->layer();
-    const auto y = compute(*layer, read(x, true), seed, &*saved->values);
-    saved->output_shape = y.shape();
-    return py::make_tuple(numpy_view(y, true), std::unique_ptr<Saved>(std::move(saved)));
-  }
-
- private:
-  static constexpr bool kReadsIds = requires(typename L::Saved saved) { saved.ids; };
-
-  static auto read(py::object& x, bool copied) {
-    if constexpr (kReadsIds) {
-      return id_input(x, "ids", copied);
-    } else {
-      return input<typename L::Scalar>(x, "x", copied);
-    }
-  }
-
-  template <class Input>
-  auto compute(const L& layer, const Input& x, Seed seed, typename L::Saved* saved) const {
-    return this->run(x.size(), [&] {
-      if constexpr (requires { layer.forward(x, seed, saved); }) {
-        return layer.forward(x, seed, saved);
-      } else {
-        return layer.forward(x, saved);
-      }
-    });
-  }
 };
 
 template <class T>
@@ -230,6 +185,21 @@ std::unique_ptr<PlainLayer> feed_forward_layer(const std::string& dtype, Index d
   });
 }
 
+std::unique_ptr<PlainLayer> gated_feed_forward_layer(const std::string& dtype, Index d_model,
+                                                     Index dim_feedforward, const std::string& activation,
+                                                     double dropout, bool bias, std::uint64_t seed) {
+  return for_dtype<PlainLayer>(dtype, [&]<class T>(T) {
+    const Activation chosen = activation_from_name(activation);
+    return initialised<PlainLayerOf>(GatedFeedForward<T>(d_model, dim_feedforward, chosen, dropout, bias),
+                                     seed);
+  });
+}
+
+std::unique_ptr<PlainLayer> dropout_layer(const std::string& dtype, double p) {
+  return for_dtype<PlainLayer>(dtype,
+                               [&]<class T>(T) { return initialised<PlainLayerOf>(Dropout<T>(p), 0); });
+}
+
 std::unique_ptr<MultiheadAttentionLayer> multihead_attention_layer(const std::string& dtype, Index embed_dim,
                                                                    Index num_heads, Index num_kv_heads,
                                                                    Index kdim, Index vdim, double dropout,
@@ -352,6 +322,10 @@ void bind_nn(py::module_& module) {
   module.def("feed_forward_layer", feed_forward_layer, py::arg("dtype"), py::arg("d_model"),
              py::arg("dim_feedforward"), py::arg("activation"), py::arg("dropout"), py::arg("bias"),
              py::arg("seed"));
+  module.def("gated_feed_forward_layer", gated_feed_forward_layer, py::arg("dtype"), py::arg("d_model"),
+             py::arg("dim_feedforward"), py::arg("activation"), py::arg("dropout"), py::arg("bias"),
+             py::arg("seed"));
+  module.def("dropout_layer", dropout_layer, py::arg("dtype"), py::arg("p"));
   module.def("multihead_attention_layer", multihead_attention_layer, py::arg("dtype"), py::arg("embed_dim"),
              py::arg("num_heads"), py::arg("num_kv_heads"), py::arg("kdim"), py::arg("vdim"),
              py::arg("dropout"), py::arg("bias"), py::arg("seed"));

@@ -4,13 +4,13 @@
 
 namespace blasformer {
 
-// One activation function that gates: y[i] = activation(gate[i]) * up[i], and
-// d_gate[i] = activation'(gate[i]) * up[i] * d_y[i], d_up[i] = activation(gate[i]) * d_y[i]. y may be one of the
-// inputs, and so may d_gate and d_up, each another one.
+// One activation function that gates: y[i] = activation(gate[i]) * up[i]. Backward computes y again with
+// d_gate[i] = activation'(gate[i]) * up[i] * d_y[i] and d_up[i] = activation(gate[i]) * d_y[i]. Each result may
+// be in the place of an input.
 template <class T>
 struct GatedActivation {
   void (*forward)(const T* gate, const T* up, Index size, T* y);
-  void (*backward)(const T* gate, const T* up, const T* d_y, Index size, T* d_gate, T* d_up);
+  void (*backward)(const T* gate, const T* up, const T* d_y, Index size, T* y, T* d_gate, T* d_up);
 };
 
 // See layers/activations.h for the functions.

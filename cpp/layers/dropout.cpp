@@ -30,7 +30,28 @@ void require_probability(const char* name, double p) {
   require(p >= 0 && p <= 1, name, " must lie between 0 and 1, got ", p);
 }
 
+template <class T>
+Dropout<T>::Dropout(double p_) : p(p_) {
+  require_probability("p", p);
+}
+
+template <class T>
+Tensor<T> Dropout<T>::forward(const Tensor<T>& x, std::optional<std::uint64_t> seed, Saved* saved) const {
+  if (saved != nullptr) saved->seed = seed;
+  if (!seed || p == 0) return x.copy();
+  Tensor<T> y(x.shape());
+  dropout(x.data(), x.size(), p, *seed, y.data());
+  return y;
+}
+
+template <class T>
+Tensor<T> Dropout<T>::backward(const Saved& saved, const Tensor<T>& d_y, Dropout&, Write) const {
+  return forward(d_y, saved.seed);
+}
+
 template void dropout(const float*, Index, double, std::uint64_t, float*, const float*);
 template void dropout(const double*, Index, double, std::uint64_t, double*, const double*);
+template struct Dropout<float>;
+template struct Dropout<double>;
 
 }  // namespace blasformer

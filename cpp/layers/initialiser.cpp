@@ -52,16 +52,17 @@ void Initialiser::uniform(Tensor<T>& parameter, double bound) {
 }
 
 template <class T>
-void Initialiser::normal(Tensor<T>& parameter) {
-  fill_pairs(parameter, seed_++, 60, [](UniformPair u) {  // Box and Muller 1958; 1 - first is never 0
-    const double radius = std::sqrt(-2 * std::log(1 - u.first)), angle = 2 * std::numbers::pi * u.second;
+void Initialiser::normal(Tensor<T>& parameter, double deviation) {
+  fill_pairs(parameter, seed_++, 60, [deviation](UniformPair u) {  // Box and Muller 1958; 1 - first is never 0
+    const double radius = deviation * std::sqrt(-2 * std::log(1 - u.first));
+    const double angle = 2 * std::numbers::pi * u.second;
     return UniformPair{radius * std::cos(angle), radius * std::sin(angle)};
   });
 }
 
 template void Initialiser::uniform(Tensor<float>&, double);
 template void Initialiser::uniform(Tensor<double>&, double);
-template void Initialiser::normal(Tensor<float>&);
-template void Initialiser::normal(Tensor<double>&);
+template void Initialiser::normal(Tensor<float>&, double);
+template void Initialiser::normal(Tensor<double>&, double);
 
 }  // namespace blasformer

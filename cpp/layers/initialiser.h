@@ -15,7 +15,7 @@ class Initialiser {
   template <class T>
   void uniform(Tensor<T>& parameter, double bound);  // in [-bound, bound]
   template <class T>
-  void normal(Tensor<T>& parameter);  // mean 0, variance 1
+  void normal(Tensor<T>& parameter, double deviation = 1);  // mean 0
 
  private:
   std::uint64_t seed_;

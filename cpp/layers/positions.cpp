@@ -23,22 +23,21 @@ std::vector<double> frequencies(Index d_model, SinusoidLayout layout) {
   return result;
 }
 
-}  // namespace
-
-template <class T>
-void sinusoidal_positions(Index length, Index d_model, SinusoidLayout layout, std::int64_t first,
-                          const MutableElements<T>& y) {
+// Row r encodes position_of(r).
+template <class T, class PositionOf>
+void encode(Index rows, Index d_model, SinusoidLayout layout, PositionOf position_of,
+            const MutableElements<T>& y) {
   const Index half = d_model / 2;
   const std::vector<double> frequency = frequencies(d_model, layout);
   const auto cosine_sine = row_kernels<T>().cosine_sine;
   constexpr Index kPositionsPerTask = 32;
-  const double work = 3 * static_cast<double>(length) * static_cast<double>(d_model);
-  parallel_for(ceil_div(length, kPositionsPerTask), work, [&](Index task, int) {
+  const double work = 3 * static_cast<double>(rows) * static_cast<double>(d_model);
+  parallel_for(ceil_div(rows, kPositionsPerTask), work, [&](Index task, int) {
     std::vector<T> cosine(static_cast<std::size_t>(half)), sine(static_cast<std::size_t>(half));
     std::vector<T> buffer(static_cast<std::size_t>(d_model));
-    const Index end = std::min(length, (task + 1) * kPositionsPerTask);
+    const Index end = std::min(rows, (task + 1) * kPositionsPerTask);
     for (Index r = task * kPositionsPerTask; r < end; ++r) {
-      cosine_sine(static_cast<double>(first + r), frequency.data(), half, cosine.data(), sine.data());
+      cosine_sine(static_cast<double>(position_of(r)), frequency.data(), half, cosine.data(), sine.data());
       T* row = y.place(r * d_model, buffer.data());
       if (layout == SinusoidLayout::concatenated) {
         std::copy(sine.begin(), sine.end(), row);
@@ -54,8 +53,24 @@ void sinusoidal_positions(Index length, Index d_model, SinusoidLayout layout, st
   });
 }
 
+}  // namespace
+
+template <class T>
+void sinusoidal_positions(Index length, Index d_model, SinusoidLayout layout, std::int64_t first,
+                          const MutableElements<T>& y) {
+  encode(length, d_model, layout, [first](Index r) { return first + r; }, y);
+}
+
+template <class T>
+void sinusoidal_positions(const std::int64_t* positions, Index count, Index d_model, SinusoidLayout layout,
+                          T* y) {
+  encode(count, d_model, layout, [positions](Index r) { return positions[r]; }, MutableElements<T>(y));
+}
+
 template void sinusoidal_positions(Index, Index, SinusoidLayout, std::int64_t, const MutableElements<float>&);
 template void sinusoidal_positions(Index, Index, SinusoidLayout, std::int64_t,
                                    const MutableElements<double>&);
+template void sinusoidal_positions(const std::int64_t*, Index, Index, SinusoidLayout, float*);
+template void sinusoidal_positions(const std::int64_t*, Index, Index, SinusoidLayout, double*);
 
 }  // namespace blasformer

@@ -18,7 +18,12 @@ template <class T>
 void sinusoidal_positions(Index length, Index d_model, SinusoidLayout layout, std::int64_t first,
                           const MutableElements<T>& y);
 
-// The same for a dense array.
+// The same for positions of any order: y (count, d_model), dense.
+template <class T>
+void sinusoidal_positions(const std::int64_t* positions, Index count, Index d_model, SinusoidLayout layout,
+                          T* y);
+
+// As the first, for a dense array.
 template <class T>
 void sinusoidal_positions(Index length, Index d_model, SinusoidLayout layout, std::int64_t first, T* y) {
   sinusoidal_positions(length, d_model, layout, first, MutableElements<T>(y));

@@ -111,6 +111,12 @@ class PlainLayer(Layer):
     def call(self, x: object) -> Array: ...
     def forward(self, x: object, seed: SupportsInt | SupportsIndex | None) -> tuple[Array, Saved]: ...
 
+class PositionalLayer(Layer):
+    def call(self, x: object, positions: object) -> Array: ...
+    def forward(
+        self, x: object, positions: object, seed: SupportsInt | SupportsIndex | None
+    ) -> tuple[Array, Saved]: ...
+
 class SelfAttendingLayer(Layer):
     def call(
         self,
@@ -171,6 +177,25 @@ def feed_forward_layer(
     bias: bool,
     seed: SupportsInt | SupportsIndex,
 ) -> PlainLayer: ...
+def gated_feed_forward_layer(
+    dtype: str,
+    d_model: SupportsInt | SupportsIndex,
+    dim_feedforward: SupportsInt | SupportsIndex,
+    activation: str,
+    dropout: SupportsFloat | SupportsIndex,
+    bias: bool,
+    seed: SupportsInt | SupportsIndex,
+) -> PlainLayer: ...
+def dropout_layer(dtype: str, p: SupportsFloat | SupportsIndex) -> PlainLayer: ...
+def positional_encoding_layer(
+    dtype: str,
+    d_model: SupportsInt | SupportsIndex,
+    dropout: SupportsFloat | SupportsIndex,
+    max_len: SupportsInt | SupportsIndex | None,
+    kind: str,
+    scale: SupportsFloat | SupportsIndex,
+    seed: SupportsInt | SupportsIndex,
+) -> PositionalLayer: ...
 def multihead_attention_layer(
     dtype: str,
     embed_dim: SupportsInt | SupportsIndex,

@@ -30,13 +30,16 @@ from ._sequential import Sequential
 from ._state_dicts import IncompatibleKeys
 
 __all__ = [
+    "Dropout",
     "Embedding",
     "FeedForward",
+    "GatedFeedForward",
     "IncompatibleKeys",
     "LayerNorm",
     "Linear",
     "Module",
     "MultiheadAttention",
+    "PositionalEncoding",
     "RMSNorm",
     "Sequential",
     "TransformerEncoder",
@@ -526,6 +529,90 @@ class FeedForward(_PlainLayer):
         self._held = _core.feed_forward_layer(**self._arguments, seed=_initial_seed(rng))
 
 
+class GatedFeedForward(_PlainLayer):
+    """y = down_proj(dropout(activation(gate_proj(x)) * up_proj(x))), for each position by itself.
+
+    SwiGLU with activation="silu", GEGLU with "gelu", ReGLU with "relu".
+
+    Parameters
+    ----------
+    d_model, dim_feedforward : positive ints; with 2/3 of the width of a FeedForward it has as many weights
+    dropout : probability with which an element of the hidden layer is dropped in `forward` with an rng
+    activation : "relu", "gelu", "gelu_tanh", "gelu_sigmoid" or "silu"
+    bias : whether the linear layers have one
+    dtype : float32 or float64
+    rng : numpy.random.Generator or int that the initial weights are drawn from; a fresh one by default
+
+    Takes x (..., d_model) and returns the same shape. State, named as in Llama: gate_proj.weight and
+    up_proj.weight (dim_feedforward, d_model), down_proj.weight (d_model, dim_feedforward), and their biases.
+
+    Raises
+    ------
+    TypeError for arrays of another dtype, ValueError for shapes that do not fit.
+
+    References
+    ----------
+    Shazeer 2020, "GLU Variants Improve Transformer".
+
+    Examples
+    --------
+    >>> GatedFeedForward(8, 21, bias=False, rng=0)(np.ones((2, 3, 8), np.float32)).shape
+    (2, 3, 8)
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        dim_feedforward: int,
+        dropout: float = 0.0,
+        activation: str = "silu",
+        bias: bool = True,
+        *,
+        dtype: DTypeLike = np.float32,
+        rng: Rng | None = None,
+    ) -> None:
+        self._arguments = {
+            "d_model": _integer("d_model", d_model),
+            "dim_feedforward": _integer("dim_feedforward", dim_feedforward),
+            "dropout": _number("dropout", dropout),
+            "activation": _name("activation", activation),
+            "bias": bool(bias),
+            "dtype": _dtype(dtype),
+        }
+        self._held = _core.gated_feed_forward_layer(**self._arguments, seed=_initial_seed(rng))
+
+
+class Dropout(_PlainLayer):
+    """Each element of x times 1 / (1 - p), or 0 with probability p; x itself where there is no rng.
+
+    Parameters
+    ----------
+    p : probability with which an element is dropped
+    dtype : float32 or float64
+
+    Takes x of any shape and returns the same shape: `forward` with an rng drops elements, `forward` without
+    one and the call `layer(x)` return a copy of x. There are no parameters.
+
+    Raises
+    ------
+    TypeError for arrays of another dtype, ValueError for a p outside [0, 1].
+
+    References
+    ----------
+    Srivastava et al. 2014, "Dropout: A Simple Way to Prevent Neural Networks from Overfitting".
+
+    Examples
+    --------
+    >>> y, saved = Dropout(0.5).forward(np.ones(6, np.float32), rng=1)
+    >>> y
+    array([2., 0., 2., 2., 2., 2.], dtype=float32)
+    """
+
+    def __init__(self, p: float = 0.5, *, dtype: DTypeLike = np.float32) -> None:
+        self._arguments = {"p": _number("p", p), "dtype": _dtype(dtype)}
+        self._held = _core.dropout_layer(**self._arguments)
+
+
 class MultiheadAttention(Layer):
     """concat over heads of softmax(q @ k.T / sqrt(head_dim)) @ v, times the output projection.
 
@@ -692,6 +779,97 @@ class MultiheadAttention(Layer):
 
 def _length(x: Array) -> int:
     return int(x.shape[-2]) if isinstance(x, np.ndarray) and x.ndim >= 2 else 0
+
+
+class PositionalEncoding(Layer):
+    """y = dropout(scale * x + encoding[positions]): tells the elements of a sequence where they stand.
+
+    Parameters
+    ----------
+    d_model : features, an even number unless the encoding is learned
+    dropout : probability with which an element of the sum is dropped in `forward` with an rng
+    max_len : number of positions, which a learned encoding needs; the others have no end
+    kind : "interleaved": features 2 i and 2 i + 1 are sin and cos of position * 10000**(-2 i / d_model), as
+        in 2017; "concatenated": first all sines, then all cosines, as in Whisper; "learned": rows of a
+        matrix, as in BERT, GPT-2 and ViT. See also sinusoidal_positions.
+    scale : factor of x; sqrt(d_model) for embeddings in 2017, section 3.4
+    dtype : float32 or float64
+    rng : numpy.random.Generator or int that learned rows are drawn from, normal with standard deviation 0.02;
+        a fresh one by default
+
+    State of a learned encoding: weight (max_len, d_model). The others have none.
+
+    Calling it
+    ----------
+    x : (batch, length, d_model) or (length, d_model)
+    first : position of x[..., 0, :], for sequences that continue
+    positions : ints (length,) or (batch, length) in place of first, first + 1, ..., for sequences that are
+        packed into one row or padded in front
+
+    Returns an array of x's shape.
+
+    Raises
+    ------
+    TypeError for arrays of another dtype, ValueError for shapes that do not fit, IndexError for positions
+    outside [0, max_len) of a learned encoding.
+
+    References
+    ----------
+    Vaswani et al. 2017, "Attention Is All You Need", section 3.5; Gehring et al. 2017, "Convolutional
+    Sequence to Sequence Learning".
+
+    Examples
+    --------
+    >>> PositionalEncoding(4)(np.zeros((2, 4), np.float32)).round(2)
+    array([[0.  , 1.  , 0.  , 1.  ],
+           [0.84, 0.54, 0.01, 1.  ]], dtype=float32)
+    """
+
+    _held: _core.PositionalLayer
+
+    def __init__(
+        self,
+        d_model: int,
+        dropout: float = 0.0,
+        max_len: int | None = None,
+        *,
+        kind: str = "interleaved",
+        scale: float = 1.0,
+        dtype: DTypeLike = np.float32,
+        rng: Rng | None = None,
+    ) -> None:
+        self._arguments = {
+            "d_model": _integer("d_model", d_model),
+            "dropout": _number("dropout", dropout),
+            "max_len": None if max_len is None else _integer("max_len", max_len),
+            "kind": _name("kind", kind),
+            "scale": _number("scale", scale),
+            "dtype": _dtype(dtype),
+        }
+        self._held = _core.positional_encoding_layer(**self._arguments, seed=_initial_seed(rng))
+
+    def __call__(self, x: Array, *, first: int = 0, positions: Array | Sequence[Any] | None = None) -> Array:
+        return self._held.call(x, _positions(x, first, positions))
+
+    def forward(
+        self,
+        x: Array,
+        *,
+        first: int = 0,
+        positions: Array | Sequence[Any] | None = None,
+        rng: Rng | None = None,
+    ) -> tuple[Array, _core.Saved]:
+        """The output and what its gradient needs. Dropout acts if there is an rng."""
+        return self._held.forward(x, _positions(x, first, positions), _seed(rng))
+
+
+def _positions(x: Array, first: int, positions: Array | Sequence[Any] | None) -> Array | Sequence[Any]:
+    start = _integer("first", first)
+    if positions is None:
+        return np.arange(start, start + _length(x))
+    if start != 0:
+        raise ValueError(f"first must not be given together with positions, got {start}")
+    return positions
 
 
 class _SelfAttendingLayer(Layer):

@@ -15,10 +15,11 @@ void gated(const T* gate, const T* up, Index size, T* y) {
 }
 
 template <class T, class Activation>
-void gated_backward(const T* gate, const T* up, const T* d_y, Index size, T* d_gate, T* d_up) {
+void gated_backward(const T* gate, const T* up, const T* d_y, Index size, T* y, T* d_gate, T* d_up) {
   for_each_vector<T>(size, [=](Index i, Index n) {
     const auto [value, slope] = Activation::value_and_slope(load_lanes(gate + i, n));
-    const auto d = load_lanes(d_y + i, n), factor = load_lanes(up + i, n);
+    const auto factor = load_lanes(up + i, n), d = load_lanes(d_y + i, n);
+    store_lanes(y + i, value * factor, n);
     store_lanes(d_gate + i, slope * (factor * d), n);
     store_lanes(d_up + i, value * d, n);
   });

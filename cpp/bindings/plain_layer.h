@@ -1,0 +1,58 @@
+#pragma once
+
+#include <memory>
+#include <utility>
+
+#include "bindings/layer.h"
+
+namespace blasformer::bindings {
+
+// One array in, one array out.
+class PlainLayer : public Layer {
+ public:
+  virtual py::object call(py::object x) const = 0;
+  virtual py::tuple forward(py::object x, Seed seed) const = 0;
+};
+
+template <class L>
+class PlainLayerOf : public Holding<PlainLayer, L> {
+ public:
+  using Holding<PlainLayer, L>::Holding;
+
+  py::object call(py::object x) const override {
+    const std::shared_ptr<const L> layer = this->layer();
+    return numpy_view(compute(*layer, read(x, false), std::nullopt, nullptr), true);
+  }
+
+  py::tuple forward(py::object x, Seed seed) const override {
+    auto saved = this->new_saved();
+    const std::shared_ptr<const L> layer = this->layer();
+    const auto y = compute(*layer, read(x, true), seed, &*saved->values);
+    saved->output_shape = y.shape();
+    return py::make_tuple(numpy_view(y, true), std::unique_ptr<Saved>(std::move(saved)));
+  }
+
+ private:
+  static constexpr bool kReadsIds = requires(typename L::Saved saved) { saved.ids; };
+
+  static auto read(py::object& x, bool copied) {
+    if constexpr (kReadsIds) {
+      return id_input(x, "ids", copied);
+    } else {
+      return input<typename L::Scalar>(x, "x", copied);
+    }
+  }
+
+  template <class Input>
+  auto compute(const L& layer, const Input& x, Seed seed, typename L::Saved* saved) const {
+    return this->run(x.size(), [&] {
+      if constexpr (requires { layer.forward(x, seed, saved); }) {
+        return layer.forward(x, seed, saved);
+      } else {
+        return layer.forward(x, saved);
+      }
+    });
+  }
+};
+
+}  // namespace blasformer::bindings

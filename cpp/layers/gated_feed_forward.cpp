@@ -1,0 +1,98 @@
+#include "layers/gated_feed_forward.h"
+
+#include <algorithm>
+
+#include "core/thread_pool.h"
+#include "kernels/gated_kernels.h"
+#include "layers/dropout.h"
+#include "layers/residual.h"
+
+namespace blasformer {
+
+namespace {
+
+template <class T>
+const GatedActivation<T>& kernel_of(Activation activation) {
+  const GatedKernels<T>& kernels = gated_kernels<T>();
+  switch (activation) {
+    case Activation::relu: return kernels.relu;
+    case Activation::gelu: return kernels.gelu;
+    case Activation::gelu_tanh: return kernels.gelu_tanh;
+    case Activation::gelu_sigmoid: return kernels.gelu_sigmoid;
+    case Activation::silu: break;
+  }
+  return kernels.silu;
+}
+
+// body(first, count), in parallel, for parts of `size` elements.
+template <class T, class Body>
+void for_each_part(Index size, Activation activation, const Body& body) {
+  constexpr Index kElementsPerTask = 16384;
+  const double nanoseconds = activation == Activation::relu ? 0.3 : sizeof(T) == 4 ? 0.9 : 2.5;
+  parallel_for(ceil_div(size, kElementsPerTask), nanoseconds * static_cast<double>(size),
+               [&](Index task, int) {
+                 const Index first = task * kElementsPerTask;
+                 body(first, std::min(kElementsPerTask, size - first));
+               });
+}
+
+}  // namespace
+
+template <class T>
+GatedFeedForward<T>::GatedFeedForward(Index d_model, Index dim_feedforward, Activation activation_,
+                                      double dropout_p_, bool with_bias)
+    : gate_proj(d_model, dim_feedforward, with_bias),
+      up_proj(d_model, dim_feedforward, with_bias),
+      down_proj(dim_feedforward, d_model, with_bias),
+      activation(activation_),
+      dropout_p(dropout_p_) {
+  require_probability("dropout", dropout_p);
+}
+
+template <class T>
+void GatedFeedForward<T>::initialise(Initialiser& random) {
+  gate_proj.initialise(random);
+  up_proj.initialise(random);
+  down_proj.initialise(random);
+}
+
+template <class T>
+Tensor<T> GatedFeedForward<T>::forward(const Tensor<T>& x, std::optional<std::uint64_t> seed,
+                                       Saved* saved) const {
+  const Tensor<T> gate = gate_proj.forward(x), up = up_proj.forward(x);
+  Tensor<T> hidden = saved != nullptr ? Tensor<T>(gate.shape()) : gate;  // in its place if nothing is kept
+  const auto kernel = kernel_of<T>(activation).forward;
+  for_each_part<T>(hidden.size(), activation, [&](Index first, Index count) {
+    kernel(gate.data() + first, up.data() + first, count, hidden.data() + first);
+  });
+  if (seed && dropout_p > 0) dropout(hidden.data(), hidden.size(), dropout_p, *seed, hidden.data());
+  if (saved != nullptr) *saved = {x, gate, up, seed};
+  return down_proj.forward(hidden);
+}
+
+template <class T>
+Tensor<T> GatedFeedForward<T>::backward(const Saved& saved, const Tensor<T>& d_y, GatedFeedForward& gradients,
+                                        Write write) const {
+  const Shape& shape = saved.gate.shape();
+  const Index size = saved.gate.size();
+  const bool dropped = saved.seed && dropout_p > 0;
+  Tensor<T> d_hidden(shape), d_gate(shape), hidden(shape);
+  down_proj.input_gradient(d_y, d_hidden);
+  if (dropped) dropout(d_hidden.data(), size, dropout_p, *saved.seed, d_hidden.data());
+  Tensor<T> d_up = d_hidden;  // in its place
+  const auto kernel = kernel_of<T>(activation).backward;
+  for_each_part<T>(size, activation, [&](Index first, Index count) {
+    kernel(saved.gate.data() + first, saved.up.data() + first, d_hidden.data() + first, count,
+           hidden.data() + first, d_gate.data() + first, d_up.data() + first);
+  });
+  if (dropped) dropout(hidden.data(), size, dropout_p, *saved.seed, hidden.data());
+  down_proj.parameter_gradients(hidden, d_y, gradients.down_proj, write);
+  Tensor<T> d_x = gate_proj.backward({saved.input}, d_gate, gradients.gate_proj, write);
+  add_to(up_proj.backward({saved.input}, d_up, gradients.up_proj, write), d_x);
+  return d_x;
+}
+
+template struct GatedFeedForward<float>;
+template struct GatedFeedForward<double>;
+
+}  // namespace blasformer
