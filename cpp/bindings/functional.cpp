@@ -3,15 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
-#include <limits>
 #include <optional>
 #include <string>
 #include <utility>
 
 #include "bindings/arrays.h"
 #include "bindings/attention_call.h"
-#include "bindings/gil.h"
+#include "bindings/functional_call.h"
 #include "bindings/output.h"
 #include "kernels/elements.h"
 #include "kernels/math_kernels.h"
@@ -30,60 +28,7 @@ namespace blasformer::bindings {
 
 namespace {
 
-// Work on fewer elements than this is over before another thread could use the interpreter lock.
-constexpr Index kLeastElementsToRelease = 20'000;
-
-// Calls function(T()) with the type that arrays of this dtype are computed in, without the interpreter lock.
-template <class Function>
-void compute(DType dtype, Index elements, Function function) {
-  std::optional<ReleaseGil> released;
-  if (elements >= kLeastElementsToRelease) released.emplace();
-  if (dtype == DType::float64) {
-    function(double());
-  } else {
-    function(float());
-  }
-}
-
-Shape shape_of(const ArrayView& view) { return Shape(view.shape, view.shape + view.rank); }
-
-Index product(const ArrayView& view, int first_axis, int last_axis) {
-  Index result = 1;
-  for (int axis = first_axis; axis < last_axis; ++axis) result *= view.shape[axis];
-  return result;
-}
-
-Index integer(const py::object& argument, const char* name) {
-  const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(argument.ptr()));
-  if (!index) {
-    PyErr_Clear();
-    fail<TypeMismatch>(name, " must be an integer, got ", type_name(argument));
-  }
-  const Index value = PyLong_AsSsize_t(index.ptr());
-  if (value == -1 && PyErr_Occurred() != nullptr) {
-    PyErr_Clear();
-    fail(name, " must fit into 64 bits, got ", std::string(py::str(index)));
-  }
-  return value;
-}
-
-// An argument that belongs to x: of its dtype.
-ArrayView view_like(py::object& argument, const char* name, const ArrayView& x) {
-  const ArrayView view = float_view(argument, name);
-  if (view.dtype != x.dtype) {
-    fail<TypeMismatch>(name, " must have the dtype of x, ", dtype_text(x.dtype), ", got ",
-                       dtype_text(view.dtype));
-  }
-  return view;
-}
-
 // ---- Softmax
-
-int axis_of(const py::object& argument, const ArrayView& x) {
-  const Index axis = integer(argument, "axis");
-  require(axis >= -x.rank && axis < x.rank, "axis must be an axis of x ", shape_text(x), ", got ", axis);
-  return static_cast<int>(axis < 0 ? axis + x.rank : axis);
-}
 
 enum class Normalisation { softmax, log_softmax };
 
@@ -106,21 +51,11 @@ py::array normalise(py::object x_argument, const py::object& axis_argument, cons
 
 // ---- Activations
 
-// The arrays with their axes in the order in which those of y lie in memory: any order serves single
-// elements.
-void sort_axes(ArrayView& x, MutableArrayView& y) {
-  for (int i = 1; i < y.rank; ++i) {
-    for (int j = i; j > 0 && std::abs(y.stride[j - 1]) < std::abs(y.stride[j]); --j) {
-      for (Index* extents : {x.shape, x.stride, y.shape, y.stride}) std::swap(extents[j - 1], extents[j]);
-    }
-  }
-}
-
 py::array activate_array(Activation activation, py::object& x_argument, const py::object& out) {
   ArrayView x = float_view(x_argument, "x");
   Output output(out, x_argument, x);
   MutableArrayView target = output.view();
-  sort_axes(x, target);
+  sort_axes(target, x);
   const Index size = element_count(x);
   compute(x.dtype, size, [&](auto zero) {
     using T = decltype(zero);
@@ -130,68 +65,10 @@ py::array activate_array(Activation activation, py::object& x_argument, const py
 }
 
 py::array gelu(py::object x, const std::string& approximate, const py::object& out) {
-  if (approximate == "none") return activate_array(Activation::gelu, x, out);
-  if (approximate == "tanh") return activate_array(Activation::gelu_tanh, x, out);
-  if (approximate == "sigmoid") return activate_array(Activation::gelu_sigmoid, x, out);
-  fail("approximate must be \"none\", \"tanh\" or \"sigmoid\", got \"", approximate, "\"");
+  return activate_array(gelu_activation(approximate), x, out);
 }
 
 // ---- Norms
-
-// normalized_shape as an int or a sequence of ints; returns how many of the last axes of x it names.
-int normalized_axes(const py::object& argument, const ArrayView& x) {
-  Shape shape;
-  if (PySequence_Check(argument.ptr()) != 0) {
-    for (const py::handle& extent : argument) {
-      shape.push_back(integer(py::reinterpret_borrow<py::object>(extent), "normalized_shape"));
-    }
-  } else {
-    shape.push_back(integer(argument, "normalized_shape"));
-  }
-  require(!shape.empty(), "normalized_shape must name at least one axis, got ()");
-  const int axes = static_cast<int>(shape.size());
-  const bool fits = axes <= x.rank && std::equal(shape.begin(), shape.end(), x.shape + x.rank - axes);
-  require(fits, "normalized_shape must be the last axes of x ", shape_text(x), ", got ", shape_text(shape));
-  return axes;
-}
-
-double epsilon_of(const py::object& argument) {
-  const double eps = number(argument, "eps");
-  require(std::isfinite(eps) && eps >= 0, "eps must be finite and at least 0, got ", eps);
-  return eps;
-}
-
-// What PyTorch takes where no eps is given: the distance from 1 to the next number of the dtype.
-double machine_epsilon(DType dtype) {
-  switch (dtype) {
-    case DType::float64: return std::numeric_limits<double>::epsilon();
-    case DType::float16: return 0x1p-10;
-    case DType::bfloat16: return 0x1p-7;
-    default: return std::numeric_limits<float>::epsilon();
-  }
-}
-
-// The weight or bias of a norm, of the shape of the axes that are normalised.
-std::optional<ArrayView> norm_parameter(py::object& argument, const char* name, const ArrayView& x,
-                                        int axes) {
-  if (argument.is_none()) return std::nullopt;
-  const ArrayView view = view_like(argument, name, x);
-  const Index* shape = x.shape + x.rank - axes;
-  const bool fits = view.rank == axes && std::equal(shape, shape + axes, view.shape);
-  require(fits, name, " must have the shape ", shape_text(shape, axes), " that is normalised, got ",
-          shape_text(view));
-  return view;
-}
-
-template <class T>
-std::optional<Dense<T>> dense(const std::optional<ArrayView>& view) {
-  return view ? std::optional<Dense<T>>(*view) : std::nullopt;
-}
-
-template <class T>
-const T* data_of(const std::optional<Dense<T>>& array) {
-  return array ? array->data() : nullptr;
-}
 
 py::array layer_norm_array(py::object x_argument, const py::object& normalized_shape,
                            py::object weight_argument, py::object bias_argument,
@@ -291,15 +168,9 @@ py::array linear_array(py::object x_argument, py::object weight_argument, py::ob
     const Dense<T> dense_x(x);
     const DenseWeight<T> dense_weight(weight);
     const std::optional<Dense<T>> dense_bias = dense<T>(bias);
-    const MutableElements<T> y(target);
-    Tensor<T> buffer;
-    if (!y.is_dense()) buffer = Tensor<T>({rows * outputs});
-    linear(dense_x.data(), rows, features, dense_weight.view(), data_of(dense_bias), outputs,
-           y.place(0, buffer.data()));
-    if (y.is_dense()) return;
-    const Elements<T> result(buffer.data());
-    for_each_row_block(result, rows * outputs, 1, y, 0.5,
-                       [](const T* from, Index, Index count, T* to) { std::copy_n(from, count, to); });
+    DenseResult<T> y(target);
+    linear(dense_x.data(), rows, features, dense_weight.view(), data_of(dense_bias), outputs, y.data());
+    y.finish();
   });
   return output.result();
 }
@@ -324,18 +195,23 @@ py::array embedding_array(py::object ids_argument, py::object weight_argument, c
   return output.result();
 }
 
+// forward turns x, backward d_output by the opposite angles.
+enum class Direction { forward, backward };
+
+template <Direction direction>
 py::array rotary_array(py::object x_argument, py::object positions_argument, const py::object& base_argument,
                        const py::object& interleaved, const py::object& dims_argument,
                        const py::object& out) {
-  const ArrayView x = float_view(x_argument, "x");
-  require(x.rank >= 2, "x must have the shape (..., length, head_dim), got ", shape_text(x));
+  const char* const name = direction == Direction::forward ? "x" : "d_output";
+  const ArrayView x = float_view(x_argument, name);
+  require(x.rank >= 2, name, " must have the shape (..., length, head_dim), got ", shape_text(x));
   const Index length = x.shape[x.rank - 2], head_dim = x.shape[x.rank - 1];
   const ArrayView positions = int64_view(positions_argument, "positions");
   const bool per_batch = positions.rank == 2 && x.rank >= 3;
   const bool fits = per_batch ? positions.shape[0] == x.shape[0] && positions.shape[1] == length
                               : positions.rank == 1 && positions.shape[0] == length;
-  require(fits, "positions must have the shape (length,) or (batch, length) of x ", shape_text(x), ", got ",
-          shape_text(positions));
+  require(fits, "positions must have the shape (length,) or (batch, length) of ", name, " ", shape_text(x),
+          ", got ", shape_text(positions));
   const double base = number(base_argument, "base");
   require(std::isfinite(base) && base > 0, "base must be finite and greater than 0, got ", base);
   if (!py::isinstance<py::bool_>(interleaved)) {
@@ -345,16 +221,23 @@ py::array rotary_array(py::object x_argument, py::object positions_argument, con
   const Index dims = dims_argument.is_none() ? head_dim : integer(dims_argument, "dims");
   require(dims >= 0 && dims % 2 == 0 && dims <= head_dim,
           "dims, which default to head_dim, must be even and between 0 and ", head_dim, ", got ", dims);
-  Output output(out, shape_of(x), x.dtype, "x");
+  Output output(out, shape_of(x), x.dtype, name);
   output.keep_apart_unless_same(x);
   const MutableArrayView target = output.view();
   const Index batch = per_batch ? x.shape[0] : 1, heads = product(x, per_batch ? 1 : 0, x.rank - 2);
   const RotaryPairs pairs = interleaved.cast<bool>() ? RotaryPairs::interleaved : RotaryPairs::halves;
   compute(x.dtype, element_count(x), [&](auto zero) {
     using T = decltype(zero);
-    rotary_embedding(Elements<T>(x), batch, heads, length, head_dim,
-                     static_cast<const std::int64_t*>(positions.data), per_batch, base, pairs, dims,
-                     MutableElements<T>(target));
+    const auto rotate = [&](auto function) {
+      function(Elements<T>(x), batch, heads, length, head_dim,
+               static_cast<const std::int64_t*>(positions.data), per_batch, base, pairs, dims,
+               MutableElements<T>(target));
+    };
+    if constexpr (direction == Direction::forward) {
+      rotate([](const auto&... arguments) { rotary_embedding(arguments...); });
+    } else {
+      rotate([](const auto&... arguments) { rotary_backward(arguments...); });
+    }
   });
   return output.result();
 }
@@ -430,8 +313,10 @@ void bind_functional(py::module_& module) {
              py::arg("eps"), py::arg("out"));
   module.def("linear", linear_array, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("out"));
   module.def("embedding", embedding_array, py::arg("ids"), py::arg("weight"), py::arg("out"));
-  module.def("rotary_embedding", rotary_array, py::arg("x"), py::arg("positions"), py::arg("base"),
-             py::arg("interleaved"), py::arg("dims"), py::arg("out"));
+  module.def("rotary_embedding", rotary_array<Direction::forward>, py::arg("x"), py::arg("positions"),
+             py::arg("base"), py::arg("interleaved"), py::arg("dims"), py::arg("out"));
+  module.def("rotary_embedding_backward", rotary_array<Direction::backward>, py::arg("d_output"),
+             py::arg("positions"), py::arg("base"), py::arg("interleaved"), py::arg("dims"), py::arg("out"));
   module.def("sinusoidal_positions", sinusoidal_array, py::arg("length"), py::arg("d_model"),
              py::arg("layout"), py::arg("first"), py::arg("dtype"));
   module.def("_elementary", elementary<float>, py::arg("name"), py::arg("x").noconvert());

@@ -10,6 +10,7 @@ namespace py = pybind11;
 namespace blasformer::bindings {
 void bind_attention(py::module_& module);
 void bind_functional(py::module_& module);
+void bind_gradients(py::module_& module);
 void bind_models(py::module_& module);
 void bind_nn(py::module_& module);
 void bind_nn_positions(py::module_& module);
@@ -31,6 +32,7 @@ PYBIND11_MODULE(_core, module) {
   });
   blasformer::bindings::bind_attention(module);
   blasformer::bindings::bind_functional(module);
+  blasformer::bindings::bind_gradients(module);
   blasformer::bindings::bind_models(module);
   blasformer::bindings::bind_nn(module);
   blasformer::bindings::bind_nn_positions(module);

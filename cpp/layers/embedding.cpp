@@ -13,15 +13,6 @@ namespace {
 
 constexpr Index kIdsPerTask = 32;
 
-void require_ids_in_range(const std::int64_t* ids, Index count, Index num_embeddings) {
-  const std::int64_t* wrong =
-      std::find_if(ids, ids + count, [=](std::int64_t id) { return id < 0 || id >= num_embeddings; });
-  if (wrong != ids + count) {
-    fail<std::out_of_range>("ids must be in [0, ", num_embeddings, ") to select rows of weight, got ", *wrong,
-                            " at position ", wrong - ids);
-  }
-}
-
 // Elements are copied bit by bit, whatever they mean.
 template <class Stored>
 void copy_rows(const std::int64_t* ids, Index count, const ArrayView& weight, Stored* y) {
@@ -37,6 +28,15 @@ void copy_rows(const std::int64_t* ids, Index count, const ArrayView& weight, St
 }
 
 }  // namespace
+
+void require_ids_in_range(const std::int64_t* ids, Index count, Index num_embeddings) {
+  const std::int64_t* wrong =
+      std::find_if(ids, ids + count, [=](std::int64_t id) { return id < 0 || id >= num_embeddings; });
+  if (wrong != ids + count) {
+    fail<std::out_of_range>("ids must be in [0, ", num_embeddings, ") to select rows of weight, got ", *wrong,
+                            " at position ", wrong - ids);
+  }
+}
 
 void embedding(const std::int64_t* ids, Index count, const ArrayView& weight, void* y) {
   require_ids_in_range(ids, count, weight.shape[0]);

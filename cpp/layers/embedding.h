@@ -11,6 +11,9 @@
 
 namespace blasformer {
 
+// Throws std::out_of_range unless each of ids, (count,), is in [0, num_embeddings).
+void require_ids_in_range(const std::int64_t* ids, Index count, Index num_embeddings);
+
 // y[i] = weight[ids[i]]: weight (num_embeddings, embedding_dim), of any type and strides; ids (count,); y
 // (count, embedding_dim), dense and of weight's type. Throws std::out_of_range, before anything is written,
 // if an id is not in [0, num_embeddings).
