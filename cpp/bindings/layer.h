@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -148,18 +149,25 @@ class Holding : public Base {
   py::dict parameters() const override { return views(*layer_, false); }
 
   py::dict writeable_parameters() override {
-    if (this->computing_ > 0) layer_ = std::make_shared<L>(copy_of(*layer_));
-    ++this->version_;
+    prepare_change();
     return views(*layer_, true);
   }
 
   void load(const py::dict& arrays, std::optional<std::uint64_t> expected_version) override {
+    std::map<std::string, Tensor<T>>
+        given;  // gathering them may give the interpreter lock up, writing may not
+    for (const auto& [name, array] : arrays) {
+      const std::string key = py::str(name);
+      given.emplace(key, input<T>(py::reinterpret_borrow<py::object>(array), key.c_str(), false));
+    }
     if (expected_version && *expected_version != this->version_) {
       throw std::runtime_error("the weights must not be changed elsewhere while they are being edited");
     }
-    for (const auto& [name, view] : writeable_parameters()) {
-      if (arrays.contains(name)) view.attr("__setitem__")(py::ellipsis(), arrays[name]);
-    }
+    prepare_change();
+    L::each_parameter(*layer_, [&](const std::string& name, Tensor<T>& tensor) {
+      const auto place = given.find(name);
+      if (place != given.end()) std::copy_n(place->second.data(), tensor.size(), tensor.data());
+    });
   }
 
   py::tuple backward(Saved& saved, const py::object& d_output) override {
@@ -223,6 +231,12 @@ class Holding : public Base {
   }
 
  private:
+  // Those who are computing keep the weights as they are.
+  void prepare_change() {
+    if (this->computing_ > 0) layer_ = std::make_shared<L>(copy_of(*layer_));
+    ++this->version_;
+  }
+
   static py::dict views(const L& layer, bool writeable) {
     py::dict arrays;
     L::each_parameter(layer, [&](const std::string& name, const Tensor<T>& tensor) {
