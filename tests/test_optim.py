@@ -204,8 +204,12 @@ def test_huge_finite_gradients_are_no_error_in_float32():
 
 
 BAD_GRADS = [
-    ({"a": np.ones(3)}, ValueError, "every parameter; missing: b$"),
-    ({"a": np.ones(3), "b": np.ones((2, 2)), "c": np.ones(3)}, ValueError, "every parameter; unexpected: c$"),
+    ({"a": np.ones(3)}, ValueError, "that is not frozen; missing: b$"),
+    (
+        {"a": np.ones(3), "b": np.ones((2, 2)), "c": np.ones(3)},
+        ValueError,
+        "that is not frozen; unexpected: c$",
+    ),
     (
         {"a": np.ones(3), "b": np.ones((2, 1))},
         ValueError,
@@ -222,7 +226,7 @@ BAD_GRADS = [
         ValueError,
         r"missing: b; unexpected: c; wrong shape: a must have the shape \(3,\), got \(4,\)$",
     ),
-    ({}, ValueError, "every parameter; missing: a, b$"),
+    ({}, ValueError, "that is not frozen; missing: a, b$"),
     ([{"a": np.ones(3), "b": np.ones((2, 2))}], ValueError, "grads must be one mapping"),
     (np.ones(3), TypeError, "grads must map names to arrays, got float64"),
 ]
@@ -287,6 +291,36 @@ def test_frozen_parameters_need_no_gradient_and_no_memory():
     np.testing.assert_array_equal(layer.arrays["embedding"], 1)
     assert (layer.arrays["weight"] != 1).all()
     assert [name for name in optimizer.state_dict() if "embedding" in name] == []
+
+
+def test_what_a_layer_froze_waits_until_it_is_unfrozen():
+    layer, grads = nn.Linear(3, 2, dtype=np.float64, rng=0), {"weight": np.ones((2, 3)), "bias": np.ones(2)}
+    before = layer.state_dict()
+    optimizer = optim.AdamW(layer, lr=0.1, weight_decay=0.0)
+    layer.freeze("weight")
+    optimizer.step({"bias": grads["bias"]})
+    np.testing.assert_array_equal(layer.parameters()["weight"], before["weight"])
+    assert "exp_avg.weight" not in optimizer.state_dict()
+    layer.unfreeze("weight")
+    with pytest.raises(ValueError, match=r"missing: weight$"):
+        optimizer.step({"bias": grads["bias"]})
+    restored = optim.AdamW(layer, lr=0.1, weight_decay=0.0)
+    restored.load_state_dict(optimizer.state_dict())
+    restored.step(grads)
+    # the first step of the one, the second of the other: each is as long as lr
+    np.testing.assert_allclose(layer.parameters()["weight"], before["weight"] - 0.1, rtol=1e-6)
+    np.testing.assert_allclose(layer.parameters()["bias"], before["bias"] - 0.2, rtol=1e-6)
+
+
+def test_a_step_is_seen_in_views_and_ends_the_use_of_what_was_saved_before():
+    layer = nn.Linear(3, 2, rng=0)
+    view = layer.parameters()["bias"]
+    y, saved = layer.forward(np.ones((5, 3), np.float32))
+    _, grads = layer.backward(layer.forward(np.ones((5, 3), np.float32))[1], np.ones_like(y))
+    optim.SGD(layer, lr=1.0).step(grads)
+    np.testing.assert_array_equal(view, layer.parameters()["bias"])
+    with pytest.raises(RuntimeError, match="weights of the layer were changed"):
+        layer.backward(saved, np.ones_like(y))
 
 
 @pytest.mark.parametrize(

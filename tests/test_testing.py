@@ -279,3 +279,24 @@ def test_edits_of_a_sequential_happen_as_a_whole_or_not_at_all():
 def test_what_is_no_layer_is_refused():
     with pytest.raises(TypeError, match=r"layer 1 must have parameters\(\), as nn.Module says, got function"):
         nn.Sequential(Affine(), lambda x: x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(5, 3, dtype=np.float64, rng=0), (2, 5)),
+        (nn.LayerNorm(5, dtype=np.float64), (2, 3, 5)),
+        (nn.FeedForward(5, 7, activation="gelu", dtype=np.float64, rng=0), (2, 5)),
+    ],
+)
+def test_our_layers_pass(layer, shape):
+    x = np.random.default_rng(5).standard_normal(shape)
+    check_gradients(layer, x)
+    check_gradients(nn.Sequential(layer, Gelu()), x)
+
+
+def test_frozen_parameters_need_no_gradient():
+    model = nn.Sequential(nn.Linear(5, 4, dtype=np.float64, rng=0), nn.Linear(4, 3, dtype=np.float64, rng=1))
+    model[0].freeze()
+    assert model.frozen == {"0.weight", "0.bias"}
+    assert list(check_gradients(model, X)) == ["input 0", "1.weight", "1.bias"]

@@ -284,32 +284,34 @@ class BertModel:
     ) -> tuple[Array, Array | None, dict[int, list[Array]]]: ...
 
 def sgd_step(
-    groups: Sequence[
+    rules: Sequence[
         tuple[
             SupportsFloat | SupportsIndex, SupportsFloat | SupportsIndex, SupportsFloat | SupportsIndex, bool
         ]
     ],
+    sources: list[Any],
     updates: list[Any],
     with_momentum: bool,
     max_norm: SupportsFloat | SupportsIndex,
 ) -> float: ...
 def adam_step(
-    groups: Sequence[
+    rules: Sequence[
         tuple[
             SupportsFloat | SupportsIndex,
             SupportsFloat | SupportsIndex,
             SupportsFloat | SupportsIndex,
             SupportsFloat | SupportsIndex,
             SupportsFloat | SupportsIndex,
+            bool,
+            SupportsInt | SupportsIndex,
         ]
     ],
+    sources: list[Any],
     updates: list[Any],
-    decoupled_decay: bool,
-    step: SupportsInt | SupportsIndex,
     max_norm: SupportsFloat | SupportsIndex,
 ) -> float: ...
 def lion_step(
-    groups: Sequence[
+    rules: Sequence[
         tuple[
             SupportsFloat | SupportsIndex,
             SupportsFloat | SupportsIndex,
@@ -317,6 +319,7 @@ def lion_step(
             SupportsFloat | SupportsIndex,
         ]
     ],
+    sources: list[Any],
     updates: list[Any],
     max_norm: SupportsFloat | SupportsIndex,
 ) -> float: ...

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 from ._attention import Array
@@ -57,16 +56,29 @@ def infer(module: Any, x: Any, **arguments: Any) -> Any:
     return module(x, **arguments) if callable(module) else module.forward(x, **arguments)[0]
 
 
-def writing(module: Any) -> AbstractContextManager[Mapping[str, Array]]:
-    """A context that yields the arrays of a module to be written in place. At its end they are the weights;
-    if it ends with an error and the module is one of ours, they are not."""
-    if hasattr(module, "_writing"):
-        context: AbstractContextManager[Mapping[str, Array]] = module._writing()
-    elif hasattr(module, "edit"):
-        context = module.edit()
+def leaves(module: Any) -> list[tuple[str, Any]]:
+    """The modules that hold the parameters of this one, each with the prefix of its names here."""
+    if hasattr(module, "_leaves"):
+        parts: list[tuple[str, Any]] = module._leaves()
+        return parts
+    return [("", module)]
+
+
+def frozen_parameters(module: Any) -> set[str]:
+    """The names of the parameters that are not trained and get no gradient."""
+    return {prefix + name for prefix, leaf in leaves(module) for name in getattr(leaf, "frozen", ()) or ()}
+
+
+def write_parameters(module: Any, arrays: Mapping[str, Array]) -> None:
+    """Copies arrays, which fit, into the parameters of those names."""
+    if hasattr(module, "edit"):
+        with module.edit() as target:
+            for name, array in arrays.items():
+                target[name][...] = array
     else:
-        context = nullcontext(module.parameters())
-    return context
+        live = module.parameters()
+        for name, array in arrays.items():
+            live[name][...] = array
 
 
 def add_gradients(total: dict[str, Array], grads: Mapping[str, Array]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from ._attention import Array
-from ._module import add_gradients, infer, writing
+from ._module import add_gradients, frozen_parameters, infer, leaves, write_parameters
 from ._random import Rng
 from ._state_dicts import IncompatibleKeys, Wanted, require_fitting
 
@@ -68,13 +68,25 @@ class Sequential:
         """Every layer once, by the index of its first place."""
         return {owner: self.layers[owner] for owner in self._owners()}
 
+    def _leaves(self) -> list[tuple[str, Any]]:
+        return [
+            (f"{index}.{prefix}", leaf)
+            for index, layer in self._distinct().items()
+            for prefix, leaf in leaves(layer)
+        ]
+
     def parameters(self) -> dict[str, Array]:
         """The live weights of all layers, by name."""
         return {
-            f"{index}.{name}": array
-            for index, layer in self._distinct().items()
-            for name, array in layer.parameters().items()
+            prefix + name: array
+            for prefix, leaf in self._leaves()
+            for name, array in leaf.parameters().items()
         }
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """The names of the parameters that are not trained: those that are frozen in their layer."""
+        return frozenset(frozen_parameters(self))
 
     def state_dict(self) -> dict[str, Array]:
         """A copy of every parameter, by name."""
@@ -92,9 +104,11 @@ class Sequential:
         given = arrays if strict else {name: arrays[name] for name in wanted if name in arrays}
         expected = wanted if strict else {name: wanted[name] for name in given}
         require_fitting("arrays must be a state dict of this Sequential", given, expected)
-        with self._writing() as target:
-            for name, array in given.items():
-                target[name][...] = array
+        for prefix, leaf in self._leaves():
+            own = {
+                name.removeprefix(prefix): array for name, array in given.items() if name.startswith(prefix)
+            }
+            write_parameters(leaf, own)
         return IncompatibleKeys(missing, unexpected)
 
     @contextmanager
@@ -107,15 +121,6 @@ class Sequential:
         arrays = self.state_dict()
         yield arrays
         self.load_state_dict(arrays)
-
-    @contextmanager
-    def _writing(self) -> Iterator[dict[str, Array]]:
-        with ExitStack() as stack:
-            yield {
-                f"{index}.{name}": array
-                for index, layer in self._distinct().items()
-                for name, array in stack.enter_context(writing(layer)).items()
-            }
 
     def __call__(self, x: Any, *, arguments: Arguments | None = None) -> Any:
         given = self._arguments(arguments)

@@ -32,7 +32,7 @@ import numpy as np
 from . import _core
 from ._attention import Array
 from ._interrupts import DeferredInterrupt
-from ._module import writing
+from ._module import leaves
 from ._state_dicts import Wanted, require_fitting
 
 __all__ = [
@@ -64,11 +64,20 @@ def biases_and_norms(name: str, parameter: Array) -> bool:
     return parameter.ndim < 2
 
 
+class _Place(NamedTuple):
+    """Where a parameter is found."""
+
+    layer: int  # which of the layers the optimiser was given
+    name: str  # as this layer calls it
+    leaf: int  # which of the modules that hold parameters
+    leaf_name: str  # as that one calls it
+
+
 class _Parameter(NamedTuple):
-    """What is updated: an array, under all its names."""
+    """What is updated: an array, in all the places where it is found."""
 
     name: str  # the first of its names
-    places: tuple[tuple[int, str], ...]  # in which layer, under which name
+    places: tuple[_Place, ...]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     group: int
@@ -118,11 +127,14 @@ class Optimizer(ABC):
         self._values, self._lr_ratios, self._frozen = [values], [1.0], [False]
         for group in groups:
             self._add_group(group, values)
-        self._parameters, self._frozen_parameters = self._find_parameters(groups)
-        self._memory = {
-            name: [np.zeros(parameter.shape, parameter.dtype) for parameter in self._parameters]
-            for name in self._memory_names
-        }
+        self._leaves = [
+            (index, prefix, leaf)
+            for index, layer in enumerate(self._layers)
+            for prefix, leaf in leaves(layer)
+        ]
+        self._parameters = self._find_parameters(groups)
+        self._memory: dict[str, list[Array]] = {}  # of a parameter, by its name, from its first step on
+        self._counts: dict[str, int] = {}  # the steps of a parameter: fewer than ours if it was frozen once
         self._steps = 0
         self._in_use = threading.Lock()
 
@@ -145,57 +157,55 @@ class Optimizer(ABC):
         self._lr_ratios.append(ratio)
         self._frozen.append(bool(group.get("frozen", False)))
 
-    def _find_parameters(
-        self, groups: Sequence[Mapping[str, Any]]
-    ) -> tuple[list[_Parameter], dict[tuple[int, str], Wanted]]:
-        """Those to be updated, and those that are frozen."""
-        places: dict[Any, list[tuple[int, str]]] = {}
-        arrays = {}
-        for index, layer in enumerate(self._layers):
-            for name, array in _parameters_of(layer).items():
-                interface = array.__array_interface__
-                memory = (interface["data"][0], array.shape, array.strides) if array.size else (index, name)
-                places.setdefault(memory, []).append((index, name))
-                arrays[index, name] = array
+    def _find_parameters(self, groups: Sequence[Mapping[str, Any]]) -> list[_Parameter]:
+        arrays = {
+            _Place(index, prefix + name, number, name): array
+            for number, (index, prefix, leaf) in enumerate(self._leaves)
+            for name, array in _parameters_of(leaf).items()
+        }
+        tied: dict[Any, list[_Place]] = {}
+        for place, array in arrays.items():
+            address = array.__array_interface__["data"][0]
+            memory = (address, array.shape, array.strides) if array.size else place
+            tied.setdefault(memory, []).append(place)
         matches = [_matcher(group["match"]) for group in groups]
-        used = [False] * len(groups)
-        parameters, frozen = [], {}
-        for tied in places.values():
-            array, label = arrays[tied[0]], self._label(*tied[0])
-            group = 0
-            for number, matching in enumerate(matches, 1):
-                if any(matching(self._label(*place), array) for place in tied):
-                    used[number - 1] = True
-                    group = group or number
-            if self._frozen[group]:
-                frozen.update({place: Wanted(array.shape, array.dtype) for place in tied})
-            else:
-                parameters.append(_Parameter(label, tuple(tied), array.shape, array.dtype, group))
-        for group_of, was_used in zip(groups, used, strict=True):
-            if not was_used:
+        used, parameters = set(), []
+        for places in tied.values():
+            array = arrays[places[0]]
+            matching = [
+                number
+                for number, match in enumerate(matches, 1)
+                if any(match(self._label(place), array) for place in places)
+            ]
+            used.update(matching)
+            group = matching[0] if matching else 0
+            parameters.append(
+                _Parameter(self._label(places[0]), tuple(places), array.shape, array.dtype, group)
+            )
+        for number, group_values in enumerate(groups, 1):
+            if number not in used:
                 raise ValueError(
-                    f"match must match a parameter, but {group_of['match']!r} matches none of "
-                    f"{', '.join(self._label(*place) for place in arrays)}"
+                    f"match must match a parameter, but {group_values['match']!r} matches none of "
+                    f"{', '.join(map(self._label, arrays))}"
                 )
-        return parameters, frozen
+        return parameters
 
-    def _label(self, index: int, name: str) -> str:
-        return f"{index}.{name}" if self._several else name
+    def _label(self, place: _Place) -> str:
+        return f"{place.layer}.{place.name}" if self._several else place.name
 
     @abstractmethod
     def _check(self, values: dict[str, Any]) -> None:
         """Raises ValueError or TypeError unless these values of a group make sense."""
 
     @abstractmethod
-    def _update(self, updates: list[tuple[Any, ...]]) -> float:
-        """The step itself, in C++: returns the norm of the gradients; if it is not finite nothing changes."""
+    def _rule(self, lr: float, values: dict[str, Any], step: int) -> tuple[Any, ...]:
+        """The numbers that C++ wants to know for the step of that number of a parameter."""
 
-    def _numbers(self, *names: str) -> list[tuple[Any, ...]]:
-        """For each group its learning rate, and its values of these names."""
-        return [
-            (self._lr * ratio, *(values[name] for name in names))
-            for ratio, values in zip(self._lr_ratios, self._values, strict=True)
-        ]
+    @abstractmethod
+    def _update(
+        self, rules: list[tuple[Any, ...]], sources: list[Any], updates: list[tuple[Any, ...]]
+    ) -> float:
+        """The step itself, in C++: returns the norm of the gradients; if it is not finite nothing changes."""
 
     @property
     def lr(self) -> float:
@@ -230,38 +240,48 @@ class Optimizer(ABC):
         if not self._in_use.acquire(blocking=False):
             raise RuntimeError("an optimiser can make one step at a time")
         try:
-            gradients = self._gradients(grads)
+            active = self._active()
+            gradients = self._gradients(grads, active)
             with DeferredInterrupt(), ExitStack() as stack:
-                live = [stack.enter_context(writing(layer)) for layer in self._layers]
-                arrays = [self._live(parameter, live) for parameter in self._parameters]
-                dense = [_dense(array) for array in arrays]
-                groups = [parameter.group for parameter in self._parameters]
-                updates = list(zip(groups, dense, gradients, *self._memory.values(), strict=True))
-                norm = self._update(updates)
+                live = [_source(leaf, stack) for _, _, leaf in self._leaves]
+                sources = [self._dense_source(number, source) for number, source in enumerate(live)]
+                rules, updates = self._rules_and_updates(active, gradients)
+                norm = self._update(rules, sources, updates)
                 if not math.isfinite(norm):
-                    return self._refuse(norm, gradients)
-                for array, result in zip(arrays, dense, strict=True):
-                    if array is not result:
-                        array[...] = result
+                    return self._refuse(norm, active, gradients)
+                for source, dense in zip(live, sources, strict=True):
+                    _write_back(source, dense)
                 self._steps += 1
+                for parameter in active:
+                    self._counts[parameter.name] = self._counts.get(parameter.name, 0) + 1
             return norm
         finally:
             self._in_use.release()
 
-    def _gradients(self, grads: Gradients) -> list[Array]:
-        """The gradient of each parameter, dense."""
+    def _active(self) -> list[_Parameter]:
+        """The parameters that are not frozen, neither by a group nor now by their layer."""
+        frozen = [getattr(leaf, "frozen", ()) for _, _, leaf in self._leaves]
+        return [
+            parameter
+            for parameter in self._parameters
+            if not self._frozen[parameter.group]
+            and not all(place.leaf_name in frozen[place.leaf] for place in parameter.places)
+        ]
+
+    def _gradients(self, grads: Gradients, active: Sequence[_Parameter]) -> list[Array]:
+        """The gradient of each active parameter, dense."""
         given = _mappings(grads)
         if isinstance(grads, Mapping) == self._several or len(given) != len(self._layers):
             wanted = f"a sequence of {len(self._layers)} mappings" if self._several else "one mapping"
             raise ValueError(f"grads must be {wanted}, as the optimiser was given layers, got {len(given)}")
         try:
             found = [
-                [_array_of(given[index][name]) for index, name in parameter.places]
-                for parameter in self._parameters
+                [_array_of(given[place.layer][place.name]) for place in parameter.places]
+                for parameter in active
             ]
         except KeyError:
             found = []
-        count = sum(len(parameter.places) for parameter in self._parameters)
+        count = sum(len(parameter.places) for parameter in active)
         if (
             not found
             or sum(map(len, given)) != count
@@ -269,45 +289,87 @@ class Optimizer(ABC):
                 isinstance(array, np.ndarray)
                 and array.shape == parameter.shape
                 and array.dtype == parameter.dtype
-                for parameter, arrays in zip(self._parameters, found, strict=True)
+                for parameter, arrays in zip(active, found, strict=True)
                 for array in arrays
             )
         ):
-            self._require_fitting(given)
+            self._require_fitting(given, active)
         return [_dense(_sum_of_uses(arrays)) for arrays in found]
 
-    def _require_fitting(self, given: Sequence[Mapping[str, Array]]) -> None:
+    def _require_fitting(self, given: Sequence[Mapping[str, Array]], active: Sequence[_Parameter]) -> None:
+        wanted = {
+            place[:2]: (self._label(place), Wanted(parameter.shape, parameter.dtype))
+            for parameter in self._parameters
+            for place in parameter.places
+        }
+        needed = {place[:2] for parameter in active for place in parameter.places}
+        label = {place: name for place, (name, _) in wanted.items()}
         require_fitting(
-            "grads must hold the gradient of every parameter",
+            "grads must hold the gradient of every parameter that is not frozen",
             {
-                self._label(index, name): array
+                label.get((index, name), f"{index}.{name}" if self._several else name): array
                 for index, arrays in enumerate(given)
                 for name, array in arrays.items()
             },
-            {
-                self._label(*place): Wanted(parameter.shape, parameter.dtype)
-                for parameter in self._parameters
-                for place in parameter.places
-            },
-            {self._label(*place): wanted for place, wanted in self._frozen_parameters.items()},
+            {name: want for place, (name, want) in wanted.items() if place in needed},
+            {name: want for place, (name, want) in wanted.items() if place not in needed},
         )
 
-    def _live(self, parameter: _Parameter, live: Sequence[Mapping[str, Array]]) -> Array:
-        index, name = parameter.places[0]
-        array = live[index].get(name)
-        if array is None or array.shape != parameter.shape or array.dtype != parameter.dtype:
-            got = "none" if array is None else f"{array.dtype} {array.shape}"
-            raise ValueError(
-                f"parameter {parameter.name} must stay {parameter.dtype} {parameter.shape}, "
-                f"as it was when the optimiser was made, got {got}"
-            )
-        return array
+    def _dense_source(self, number: int, source: Any) -> Any:
+        """A layer of ours, or the arrays of another that are to be updated, dense."""
+        if isinstance(source, _core.Layer):
+            return source
+        dense = {}
+        for parameter in self._parameters:
+            place = parameter.places[0]
+            if place.leaf == number:
+                array = source.get(place.leaf_name)
+                if array is None or array.shape != parameter.shape or array.dtype != parameter.dtype:
+                    got = "none" if array is None else f"{array.dtype} {array.shape}"
+                    raise ValueError(
+                        f"parameter {parameter.name} must stay {parameter.dtype} {parameter.shape}, "
+                        f"as it was when the optimiser was made, got {got}"
+                    )
+                dense[place.leaf_name] = _dense(array)
+        return dense
 
-    def _refuse(self, norm: float, gradients: Sequence[Array]) -> float:
+    def _rules_and_updates(
+        self, active: Sequence[_Parameter], gradients: Sequence[Array]
+    ) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+        """What C++ takes: rules, and (rule, source, name, gradient, *memory) of each parameter."""
+        numbers: dict[tuple[int, int], int] = {}
+        updates = []
+        for parameter, gradient in zip(active, gradients, strict=True):
+            rule = (parameter.group, self._counts.get(parameter.name, 0) + 1)
+            place = parameter.places[0]
+            updates.append(
+                (
+                    numbers.setdefault(rule, len(numbers)),
+                    place.leaf,
+                    place.leaf_name,
+                    gradient,
+                    *self._memory_of(parameter),
+                )
+            )
+        rules = [
+            self._rule(self._lr * self._lr_ratios[group], self._values[group], step)
+            for group, step in numbers
+        ]
+        return rules, updates
+
+    def _memory_of(self, parameter: _Parameter) -> list[Array]:
+        """What is remembered of a parameter, at first zeros."""
+        memory = self._memory.get(parameter.name)
+        if memory is None:
+            memory = [np.zeros(parameter.shape, parameter.dtype) for _ in self._memory_names]
+            self._memory[parameter.name] = memory
+        return memory
+
+    def _refuse(self, norm: float, active: Sequence[_Parameter], gradients: Sequence[Array]) -> float:
         if self._nonfinite == "error":
             bad = [
                 parameter.name
-                for parameter, gradient in zip(self._parameters, gradients, strict=True)
+                for parameter, gradient in zip(active, gradients, strict=True)
                 if not np.isfinite(gradient).all()
             ]
             raise ValueError(
@@ -318,37 +380,55 @@ class Optimizer(ABC):
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """What the optimiser remembers: numbers ("step", "lr") and copies of arrays ("exp_avg.NAME", ...).
+        """What the optimiser remembers: numbers ("step", "lr", "step.NAME" of each parameter) and copies of
+        arrays ("exp_avg.NAME", ...).
 
         A flat dict, which can be saved as it is: `numpy.savez(path, **optimizer.state_dict())`.
         """
-        arrays = {name: array.copy() for name, array in self._named_memory().items()}
-        return {"step": self._steps, "lr": self._lr} | arrays
-
-    def _named_memory(self) -> dict[str, Array]:
-        return {
-            f"{name}.{parameter.name}": array
-            for name, arrays in self._memory.items()
-            for parameter, array in zip(self._parameters, arrays, strict=True)
-        }
+        state: dict[str, Any] = {"step": self._steps, "lr": self._lr}
+        known = {parameter.name for parameter in self._active()} | self._counts.keys()
+        for parameter in self._parameters:
+            if parameter.name in known:
+                state[f"step.{parameter.name}"] = self._counts.get(parameter.name, 0)
+                for name, array in zip(self._memory_names, self._memory_of(parameter), strict=True):
+                    state[f"{name}.{parameter.name}"] = array.copy()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what state_dict returned, of an optimiser of the same kind for the same parameters.
 
         Raises ValueError or TypeError that lists everything that does not fit; then nothing has changed.
         """
-        numbers = {name: np.array(float(state[name])) for name in ("step", "lr") if name in state}
-        given = {name: value for name, value in state.items() if name not in numbers} | numbers
+        steps, lr, memory, counts = self._read(state)
+        self._steps, self._lr, self._memory, self._counts = steps, lr, memory, counts
+
+    def _read(self, state: Mapping[str, Any]) -> tuple[int, float, dict[str, list[Array]], dict[str, int]]:
+        """Steps, learning rate, memory and steps of the parameters that a state dict holds."""
+        kind = f"state must be a state dict of {type(self).__name__}"
         number = Wanted((), np.dtype(np.float64))
-        memory = {name: Wanted(array.shape, array.dtype) for name, array in self._named_memory().items()}
-        wanted = {"step": number, "lr": number} | memory
-        require_fitting(f"state must be a state dict of {type(self).__name__}", given, wanted)
-        steps, lr = int(_number("step", float(given["step"]))), _number("lr", float(given["lr"]))
-        self._memory = {
-            name: [given[f"{name}.{parameter.name}"].copy(order="C") for parameter in self._parameters]
-            for name in self._memory_names
+        needed, optional = {"step": number, "lr": number}, dict[str, Wanted]()
+        active = {parameter.name for parameter in self._active()}
+        for parameter in self._parameters:
+            array = Wanted(parameter.shape, parameter.dtype)
+            wanted = {f"{name}.{parameter.name}": array for name in self._memory_names}
+            target = needed if parameter.name in active else optional
+            target.update({f"step.{parameter.name}": number} | wanted)
+        known = needed | optional
+        given = {
+            name: np.asarray(value, np.float64) if known.get(name) is number else value
+            for name, value in state.items()
         }
-        self._steps, self._lr = steps, lr
+        require_fitting(kind, given, needed, optional)
+        numbers = {name: _number(name, float(given[name])) for name in given if known[name] is number}
+        memory, counts = {}, {}
+        for parameter in self._parameters:
+            names = [f"{name}.{parameter.name}" for name in self._memory_names]
+            if f"step.{parameter.name}" in given:
+                if missing := [name for name in names if name not in given]:
+                    raise ValueError(f"{kind}; missing: {', '.join(missing)}")
+                memory[parameter.name] = [given[name].copy(order="C") for name in names]
+                counts[parameter.name] = int(numbers[f"step.{parameter.name}"])
+        return int(numbers["step"]), numbers["lr"], memory, counts
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value}" for name, value in self._values[0].items())
@@ -375,6 +455,26 @@ def _parameters_of(layer: Any) -> dict[str, Array]:
                 f"parameter {name} of {type(layer).__name__} must be writeable, or the layer must have edit()"
             )
     return arrays
+
+
+def _source(leaf: Any, stack: ExitStack) -> _core.Layer | Mapping[str, Array]:
+    """Where the parameters of a module are written: C++ writes those of our layers itself."""
+    held = getattr(leaf, "_held", None)
+    if isinstance(held, _core.Layer):
+        return held
+    if hasattr(leaf, "edit"):
+        arrays: Mapping[str, Array] = stack.enter_context(leaf.edit())
+        return arrays
+    live: Mapping[str, Array] = leaf.parameters()
+    return live
+
+
+def _write_back(source: Any, dense: Any) -> None:
+    """Brings what was updated in dense copies to where it belongs."""
+    if isinstance(dense, dict):
+        for name, array in dense.items():
+            if source[name] is not array:
+                source[name][...] = array
 
 
 def _mappings(grads: Gradients) -> list[Mapping[str, Array]]:
@@ -481,9 +581,13 @@ class SGD(Optimizer):
         if values["nesterov"] and momentum == 0:
             raise ValueError("nesterov must have a momentum > 0, got 0")
 
-    def _update(self, updates: list[tuple[Any, ...]]) -> float:
-        groups = self._numbers("momentum", "weight_decay", "nesterov")
-        return _core.sgd_step(groups, updates, self._with_momentum, self._clip_norm)
+    def _rule(self, lr: float, values: dict[str, Any], step: int) -> tuple[Any, ...]:
+        return lr, values["momentum"], values["weight_decay"], values["nesterov"]
+
+    def _update(
+        self, rules: list[tuple[Any, ...]], sources: list[Any], updates: list[tuple[Any, ...]]
+    ) -> float:
+        return _core.sgd_step(rules, sources, updates, self._with_momentum, self._clip_norm)
 
 
 class _AdamLike(Optimizer):
@@ -509,12 +613,13 @@ class _AdamLike(Optimizer):
         _number("eps", values["eps"])
         _number("weight_decay", values["weight_decay"])
 
-    def _update(self, updates: list[tuple[Any, ...]]) -> float:
-        groups = [
-            (lr, *betas, eps, decay)
-            for lr, betas, eps, decay in self._numbers("betas", "eps", "weight_decay")
-        ]
-        return _core.adam_step(groups, updates, self._decoupled_decay, self._steps + 1, self._clip_norm)
+    def _rule(self, lr: float, values: dict[str, Any], step: int) -> tuple[Any, ...]:
+        return lr, *values["betas"], values["eps"], values["weight_decay"], self._decoupled_decay, step
+
+    def _update(
+        self, rules: list[tuple[Any, ...]], sources: list[Any], updates: list[tuple[Any, ...]]
+    ) -> float:
+        return _core.adam_step(rules, sources, updates, self._clip_norm)
 
 
 class Adam(_AdamLike):
@@ -652,9 +757,13 @@ class Lion(Optimizer):
         _pair("betas", values["betas"])
         _number("weight_decay", values["weight_decay"])
 
-    def _update(self, updates: list[tuple[Any, ...]]) -> float:
-        groups = [(lr, *betas, decay) for lr, betas, decay in self._numbers("betas", "weight_decay")]
-        return _core.lion_step(groups, updates, self._clip_norm)
+    def _rule(self, lr: float, values: dict[str, Any], step: int) -> tuple[Any, ...]:
+        return lr, *values["betas"], values["weight_decay"]
+
+    def _update(
+        self, rules: list[tuple[Any, ...]], sources: list[Any], updates: list[tuple[Any, ...]]
+    ) -> float:
+        return _core.lion_step(rules, sources, updates, self._clip_norm)
 
 
 def global_norm(grads: Gradients) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ._attention import Array
-from ._module import writing
+from ._module import frozen_parameters, write_parameters
 from ._random import Rng, draw_seed
 
 __all__ = ["check_gradients"]
@@ -124,11 +124,13 @@ class _Losses:
             len(d_inputs) == len(self.inputs),
             f"must return a gradient for each of {len(self.inputs)} inputs, got {len(d_inputs)}",
         )
+        frozen = frozen_parameters(self.layer)
+        trained = {name: array for name, array in self.parameters.items() if name not in frozen}
         self.require(
-            grads.keys() == self.parameters.keys(),
-            f"must return gradients of {', '.join(self.parameters) or 'nothing'}, got {', '.join(grads)}",
+            grads.keys() == trained.keys(),
+            f"must return gradients of {', '.join(trained) or 'nothing'}, got {', '.join(grads)}",
         )
-        arrays = {f"input {index}": x for index, x in enumerate(self.inputs)} | self.parameters
+        arrays = {f"input {index}": x for index, x in enumerate(self.inputs)} | trained
         given = {f"input {index}": d_x for index, d_x in enumerate(d_inputs)} | grads
         checked = {}
         for name, array in arrays.items():
@@ -158,11 +160,11 @@ class _Losses:
         """The loss after a change of that array, which is then undone."""
         if name in self.parameters:
             original = self.parameters[name]
-            self.write(name, original + change)
+            write_parameters(self.layer, {name: original + change})
             try:
                 return self.loss()
             finally:
-                self.write(name, original)
+                write_parameters(self.layer, {name: original})
         index = int(name.removeprefix("input "))
         original = self.inputs[index]
         self.inputs[index] = original + change
@@ -174,10 +176,6 @@ class _Losses:
     def loss(self) -> float:
         y = self.forward()[0]
         return float((y.astype(np.float64) * self.d_y).sum())
-
-    def write(self, name: str, values: Array) -> None:
-        with writing(self.layer) as arrays:
-            arrays[name][...] = values
 
 
 def _compare(
