@@ -160,13 +160,16 @@ class Worker {
     if (state_.exchange(address(&job)) == kAsleep) wake_.set();
   }
 
-  // Takes the job back if the worker has not begun it, else returns when it has finished.
-  void finish(Job& job) {
+  // Takes the job back if the worker has not begun it, else returns when it has finished. False if it never
+  // will, as the thread was left behind in the process that this one was forked from.
+  bool finish(Job& job, bool thread_exists) {
     std::uintptr_t state = address(&job);
-    if (state_.compare_exchange_strong(state, kIdle)) return;
-    if (spin_until([this] { return state_.load(std::memory_order_acquire) != kBusy; })) return;
+    if (state_.compare_exchange_strong(state, kIdle)) return true;
+    if (!thread_exists) return state != kBusy;
+    if (spin_until([this] { return state_.load(std::memory_order_acquire) != kBusy; })) return true;
     state = kBusy;
     if (state_.compare_exchange_strong(state, kAwaited)) done_.wait();
+    return true;
   }
 
  private:
@@ -204,12 +207,18 @@ class Pool {
   bool try_acquire() { return !in_use_.exchange(true, std::memory_order_acquire); }
   void release() { in_use_.store(false, std::memory_order_release); }
 
-  void run(Job& job, int threads) {
+  // The threads are not here any more: this is a child process.
+  void lose_threads() { threads_exist_ = false; }
+
+  // False if a thread took a part of the job and was lost: the interrupt check forked this process.
+  bool run(Job& job, int threads) {
     grow(threads - 1);
     const std::size_t helpers = std::min(workers_.size(), static_cast<std::size_t>(threads - 1));
     for (std::size_t i = 0; i < helpers; ++i) workers_[i]->give(job);
     job.run(0, InterruptPoll());
-    for (std::size_t i = 0; i < helpers; ++i) workers_[i]->finish(job);
+    bool complete = true;
+    for (std::size_t i = 0; i < helpers; ++i) complete = workers_[i]->finish(job, threads_exist_) && complete;
+    return complete;
   }
 
  private:
@@ -224,7 +233,7 @@ class Pool {
     }
   }
 
-  std::atomic<bool> in_use_{false};
+  std::atomic<bool> in_use_{false}, threads_exist_{true};
   std::vector<std::unique_ptr<Worker>> workers_;
   Clock::time_point next_creation_{};
 };
@@ -236,8 +245,9 @@ std::atomic<Pool*> current_pool{nullptr};
 Pool& pool() {
   Pool* existing = current_pool.load(std::memory_order_acquire);
   if (existing != nullptr) return *existing;
-  [[maybe_unused]] static const int registered =
-      pthread_atfork(nullptr, nullptr, [] { current_pool.store(nullptr); });
+  [[maybe_unused]] static const int registered = pthread_atfork(nullptr, nullptr, [] {
+    if (Pool* const parents = current_pool.exchange(nullptr)) parents->lose_threads();
+  });
   auto created = std::make_unique<Pool>();
   if (current_pool.compare_exchange_strong(existing, created.get())) return *created.release();
   return *existing;
@@ -312,9 +322,13 @@ void parallel_for(Index tasks, double work, TaskFunction function, int threads) 
   Pool& shared = pool();
   if (!shared.try_acquire()) return run_serially(tasks, function);
   Job job(tasks, function);
-  shared.run(job, threads);
+  const bool complete = shared.run(job, threads);
   shared.release();
   job.rethrow_error();
+  if (!complete) {
+    fail<std::runtime_error>(
+        "this process was forked in the middle of a call and lacks the threads to finish it: call again");
+  }
 }
 
 }  // namespace blasformer

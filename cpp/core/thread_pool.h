@@ -40,7 +40,8 @@ std::optional<int> override_num_threads(std::optional<int> count);
 // tasks <= 1, when the estimated work is too small to pay for waking a worker, when called from inside a
 // task, or while another thread is using the pool. The first exception of a task stops the handing out and is
 // rethrown here; so is that of the interrupt check, which the calling thread asks every few milliseconds
-// between tasks.
+// between tasks. Should that check fork, std::runtime_error in the child tells that the threads which had
+// begun a part of the work are not there.
 // work: estimated duration of all tasks on one core, in nanoseconds.
 void parallel_for(Index tasks, double work, TaskFunction function, int threads = num_threads());
 
