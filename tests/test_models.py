@@ -5,12 +5,12 @@ import io
 import json
 import pickle
 import re
-import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import blasformer
+import fresh_python
 import ml_dtypes
 import numpy as np
 import pytest
@@ -772,6 +772,7 @@ def test_progress_appears_in_terminals_for_long_work(encoder, monkeypatch):
             return True
 
     monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(models, "PROGRESS_DELAY", 1e9)
     encoder.encode(SENTENCES[:3], batch_size=1)
     assert sys.stderr.getvalue() == ""
     monkeypatch.setattr(models, "PROGRESS_DELAY", 1e-9)
@@ -785,10 +786,7 @@ import sys
 sys.modules["torch"] = sys.modules["transformers"] = sys.modules["tqdm"] = None
 from blasformer.models import SentenceEncoder
 print(SentenceEncoder.from_pretrained({str(minilm_folder)!r}).encode(["one", "two"]).shape)"""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout == "(2, 384)\n", done.stderr
+    assert fresh_python.run(program) == "(2, 384)"
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -4,21 +4,15 @@ import ast
 import importlib.metadata
 import inspect
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import blasformer
+import fresh_python
 from blasformer import _core
 
 PACKAGE = Path(blasformer.__file__).parent
 REPOSITORY = Path(__file__).parent.parent
-
-
-def run_python(program: str) -> list[str]:
-    """The words that a program prints in a fresh interpreter that turns warnings into errors."""
-    command = [sys.executable, "-W", "error", "-c", program]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split()
 
 
 def test_importing_loads_no_other_package_than_numpy() -> None:
@@ -28,7 +22,7 @@ before = set(sys.modules)
 import blasformer
 print(*{name.partition('.')[0] for name in set(sys.modules) - before})"""
     slow = {"argparse", "asyncio", "concurrent", "email", "http", "multiprocessing", "subprocess"}
-    loaded = set(run_python(program))
+    loaded = set(fresh_python.run(program).split())
     assert loaded - sys.stdlib_module_names == {"blasformer"}
     assert not loaded & slow
 
@@ -36,11 +30,14 @@ print(*{name.partition('.')[0] for name in set(sys.modules) - before})"""
 def test_importing_starts_no_thread_and_loads_no_blas() -> None:
     program = """
 import os, numpy
-threads = len(os.listdir('/proc/self/task'))
+def state():
+    with open("/proc/self/maps") as maps:
+        libraries = {line.split()[-1] for line in maps if "blas" in os.path.basename(line)}
+    return len(os.listdir("/proc/self/task")), libraries
+before = state()
 import blasformer
-print(len(os.listdir('/proc/self/task')) - threads)
-print(sum('openblas' in line and 'numpy' not in line for line in open('/proc/self/maps')))"""
-    assert run_python(program) == ["0", "0"]
+print(state() == before)"""
+    assert fresh_python.run(program) == "True"
 
 
 def test_one_version_is_stated_everywhere() -> None:

