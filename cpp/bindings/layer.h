@@ -21,6 +21,7 @@
 #include "bindings/arrays.h"
 #include "bindings/gil.h"
 #include "layers/initialiser.h"
+#include "layers/low_rank.h"
 #include "layers/parameters.h"
 #include "layers/write.h"
 
@@ -76,6 +77,14 @@ class Layer {
   // frozen). Uses `saved` up.
   virtual py::tuple backward(Saved& saved, const py::object& d_output) = 0;
   std::uint64_t version() const { return version_; }
+
+  // {name: (out_features, in_features)} of the linear layers that can have a low-rank adapter.
+  virtual py::dict linear_layers() const = 0;
+  // Gives those that are named an adapter, in place of one that they have; merged ones are taken out first.
+  virtual void adapt(const std::set<std::string>& names, Index rank, double scale, double dropout,
+                     std::uint64_t seed) = 0;
+  virtual void merge_adapters(bool merged) = 0;
+  virtual void remove_adapters() = 0;
 
   const std::set<std::string>& frozen() const { return frozen_; }
   void set_frozen(std::set<std::string> names) { frozen_ = std::move(names); }
@@ -170,6 +179,37 @@ class Holding : public Base {
     });
   }
 
+  py::dict linear_layers() const override {
+    py::dict shapes;
+    each_adapter(*layer_, [&](const std::string& name, const AdaptedWeight<T>& adapted, const auto&) {
+      shapes[py::str(name)] = py::make_tuple(adapted.rows, adapted.weight.extent(1));
+    });
+    return shapes;
+  }
+
+  void adapt(const std::set<std::string>& names, Index rank, double scale, double dropout,
+             std::uint64_t seed) override {
+    merge_adapters(false);
+    Initialiser random(seed);
+    change([&](const std::string& name, const AdaptedWeight<T>& adapted, auto& adapter) {
+      if (names.contains(name))
+        adapter.emplace(adapted.weight.extent(1), adapted.rows, rank, scale, dropout, random);
+    });
+  }
+
+  void merge_adapters(bool merged) override {
+    prepare_change();
+    change([&](const std::string&, AdaptedWeight<T> adapted, auto& adapter) {
+      if (!adapter) return;
+      T* const weight = adapted.weight.data() + adapted.first_row * adapted.weight.extent(1);
+      merged ? adapter->merge(weight) : adapter->unmerge(weight);
+    });
+  }
+
+  void remove_adapters() override {
+    change([](const std::string&, const auto&, auto& adapter) { adapter.reset(); });
+  }
+
   py::tuple backward(Saved& saved, const py::object& d_output) override {
     auto* const own = dynamic_cast<SavedOf<L>*>(&saved);
     if (own == nullptr)
@@ -231,6 +271,20 @@ class Holding : public Base {
   }
 
  private:
+  template <class Self, class Visit>
+  static void each_adapter(Self& layer, const Visit& visit) {
+    if constexpr (requires { L::each_linear(layer, visit); }) L::each_linear(layer, visit);
+  }
+  // Another layer on the same weights: calls that are running keep the adapters they began with.
+  template <class Visit>
+  void change(const Visit& visit) {
+    const auto changed = std::make_shared<L>(*layer_);
+    each_adapter(*changed, visit);
+    layer_ = changed;
+    size_ = parameter_count(*layer_);
+    ++this->version_;
+  }
+
   // Those who are computing keep the weights as they are.
   void prepare_change() {
     if (this->computing_ > 0) layer_ = std::make_shared<L>(copy_of(*layer_));

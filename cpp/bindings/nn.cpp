@@ -278,6 +278,11 @@ void bind_nn(py::module_& module) {
       .def("version", &Layer::version)
       .def("frozen", &Layer::frozen)
       .def("set_frozen", &Layer::set_frozen, py::arg("names"))
+      .def("linear_layers", &Layer::linear_layers)
+      .def("adapt", &Layer::adapt, py::arg("names"), py::arg("rank"), py::arg("scale"), py::arg("dropout"),
+           py::arg("seed"))
+      .def("merge_adapters", &Layer::merge_adapters, py::arg("merged"))
+      .def("remove_adapters", &Layer::remove_adapters)
       .def("backward", &Layer::backward, py::arg("saved"), py::arg("d_output"));
   py::class_<PlainLayer, Layer>(module, "PlainLayer")
       .def("call", &PlainLayer::call, py::arg("x"))

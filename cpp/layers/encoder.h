@@ -50,6 +50,11 @@ struct TransformerEncoder {
     }
     if (self.norm) each_parameter_of("norm", *self.norm, visit);
   }
+  template <class Self, class Visit>
+  static void each_linear(Self& self, Visit&& visit) {
+    for (std::size_t i = 0; i < self.layers.size(); ++i)
+      each_linear_of("layers." + std::to_string(i), self.layers[i], visit);
+  }
 };
 
 }  // namespace blasformer

@@ -28,12 +28,26 @@ void check_input(const Tensor<T>& x, Index d_model) {
           shape_text(x.shape()));
 }
 
+// For a layer that computes again: what else it would save is not wanted.
+template <class Saved, class T>
+Saved* keep_input(const Tensor<T>& x, const std::vector<Index>& starts, const AttentionArguments& arguments,
+                  Saved* saved) {
+  saved->input = x;
+  saved->starts = starts;
+  saved->arguments = arguments;
+  return nullptr;
+}
+
 // What a forward pass that kept its input alone would have saved.
 template <class Layer>
 typename Layer::Saved saved_again(Layer layer, const typename Layer::Saved& saved) {
   typename Layer::Saved full;
   layer.recompute = false;
-  layer.forward(saved.input, saved.arguments, &full);
+  if (saved.starts.empty()) {
+    layer.forward(saved.input, saved.arguments, &full);
+  } else {
+    layer.forward_packed(saved.input, saved.starts, saved.arguments, &full);
+  }
   return full;
 }
 
@@ -61,19 +75,17 @@ template <class T>
 Tensor<T> PostNormEncoderLayer<T>::forward(const Tensor<T>& x, const AttentionArguments& arguments,
                                            Saved* saved, AskedWeights<T>* asked) const {
   check_input(x, this->d_model());
-  if (saved && this->recompute) {
-    saved->input = x;
-    saved->arguments = arguments;
-    saved = nullptr;
-  }
+  if (saved && this->recompute) saved = keep_input(x, {}, arguments, saved);
   return join(x, this->self_attn.forward(x, arguments, saved ? &saved->self_attn : nullptr, asked),
               arguments.seed, saved);
 }
 
 template <class T>
 Tensor<T> PostNormEncoderLayer<T>::forward_packed(const Tensor<T>& x, const std::vector<Index>& starts,
-                                                  const AttentionArguments& arguments) const {
-  return join(x, this->self_attn.forward_packed(x, starts, arguments), std::nullopt, nullptr);
+                                                  const AttentionArguments& arguments, Saved* saved) const {
+  if (saved && this->recompute) saved = keep_input(x, starts, arguments, saved);
+  return join(x, this->self_attn.forward_packed(x, starts, arguments, saved ? &saved->self_attn : nullptr),
+              arguments.seed, saved);
 }
 
 template <class T>
@@ -112,11 +124,7 @@ template <class T>
 Tensor<T> PreNormEncoderLayer<T>::forward(const Tensor<T>& x, const AttentionArguments& arguments,
                                           Saved* saved, AskedWeights<T>* asked) const {
   check_input(x, this->d_model());
-  if (saved && this->recompute) {
-    saved->input = x;
-    saved->arguments = arguments;
-    saved = nullptr;
-  }
+  if (saved && this->recompute) saved = keep_input(x, {}, arguments, saved);
   const Tensor<T> normed = this->norm1.forward(x, saved ? &saved->norm1 : nullptr);
   return join(x, this->self_attn.forward(normed, arguments, saved ? &saved->self_attn : nullptr, asked),
               arguments.seed, saved);
@@ -124,9 +132,12 @@ Tensor<T> PreNormEncoderLayer<T>::forward(const Tensor<T>& x, const AttentionArg
 
 template <class T>
 Tensor<T> PreNormEncoderLayer<T>::forward_packed(const Tensor<T>& x, const std::vector<Index>& starts,
-                                                 const AttentionArguments& arguments) const {
-  return join(x, this->self_attn.forward_packed(this->norm1.forward(x), starts, arguments), std::nullopt,
-              nullptr);
+                                                 const AttentionArguments& arguments, Saved* saved) const {
+  if (saved && this->recompute) saved = keep_input(x, starts, arguments, saved);
+  const Tensor<T> normed = this->norm1.forward(x, saved ? &saved->norm1 : nullptr);
+  return join(x,
+              this->self_attn.forward_packed(normed, starts, arguments, saved ? &saved->self_attn : nullptr),
+              arguments.seed, saved);
 }
 
 template <class T>

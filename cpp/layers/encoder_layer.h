@@ -32,7 +32,7 @@ struct EncoderSublayers {
   double dropout_p;  // of what joins the residual stream
   bool recompute;    // whether backward computes again, from the input alone, what it needs
 
-  // With recompute only the last two.
+  // With recompute only what is from `input` on.
   struct Saved {
     typename MultiheadAttention<T>::Saved self_attn;
     typename FeedForward<T>::Saved feed_forward;
@@ -41,6 +41,7 @@ struct EncoderSublayers {
         seed;         // of the pass: attention uses it, the three other places those that follow
     Tensor<T> input;  // with recompute
     AttentionArguments arguments;
+    std::vector<Index> starts;  // of packed sequences
 
     template <class Visit>
     void each_tensor(Visit&& visit) const {
@@ -65,6 +66,11 @@ struct EncoderSublayers {
     each_parameter_of("norm1", self.norm1, visit);
     each_parameter_of("norm2", self.norm2, visit);
   }
+  template <class Self, class Visit>
+  static void each_linear(Self& self, Visit&& visit) {
+    each_linear_of("self_attn", self.self_attn, visit);
+    FeedForward<T>::each_linear(self.feed_forward, visit);
+  }
 };
 
 // x = norm1(x + self_attn(x)), then norm2(x + feed_forward(x)) (Vaswani et al. 2017; BERT).
@@ -79,7 +85,7 @@ struct PostNormEncoderLayer : EncoderSublayers<T> {
                      Write write) const;
   // Sequences without padding, as in MultiheadAttention::forward_packed.
   Tensor<T> forward_packed(const Tensor<T>& x, const std::vector<Index>& starts,
-                           const AttentionArguments& arguments = {}) const;
+                           const AttentionArguments& arguments = {}, Saved* saved = nullptr) const;
 
  private:
   Tensor<T> join(const Tensor<T>& x, Tensor<T> attended, std::optional<std::uint64_t> seed,
@@ -96,7 +102,7 @@ struct PreNormEncoderLayer : EncoderSublayers<T> {
   Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, PreNormEncoderLayer& gradients,
                      Write write) const;
   Tensor<T> forward_packed(const Tensor<T>& x, const std::vector<Index>& starts,
-                           const AttentionArguments& arguments = {}) const;
+                           const AttentionArguments& arguments = {}, Saved* saved = nullptr) const;
 
  private:
   Tensor<T> join(const Tensor<T>& x, Tensor<T> attended, std::optional<std::uint64_t> seed,

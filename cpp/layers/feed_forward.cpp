@@ -22,7 +22,7 @@ void FeedForward<T>::initialise(Initialiser& random) {
 
 template <class T>
 Tensor<T> FeedForward<T>::forward(const Tensor<T>& x, std::optional<std::uint64_t> seed, Saved* saved) const {
-  Tensor<T> hidden = linear1.forward(x, saved ? &saved->linear1 : nullptr);
+  Tensor<T> hidden = linear1.forward(x, saved ? &saved->linear1 : nullptr, adapter_seed(seed, 0));
   if (saved) {
     saved->preactivation = hidden;
     saved->seed = seed;
@@ -32,7 +32,7 @@ Tensor<T> FeedForward<T>::forward(const Tensor<T>& x, std::optional<std::uint64_
     activate(activation, hidden.data(), hidden.size(), hidden.data());
   }
   if (seed && dropout_p > 0) dropout(hidden.data(), hidden.size(), dropout_p, *seed, hidden.data());
-  return linear2.forward(hidden);
+  return linear2.forward(hidden, nullptr, adapter_seed(seed, 1));
 }
 
 template <class T>
@@ -42,12 +42,12 @@ Tensor<T> FeedForward<T>::backward(const Saved& saved, const Tensor<T>& d_y, Fee
   const Index size = saved.preactivation.size();
   const bool dropped = saved.seed && dropout_p > 0;
   Tensor<T> d_hidden(shape), hidden(shape);
-  linear2.input_gradient(d_y, d_hidden);
+  linear2.input_gradient(d_y, adapter_seed(saved.seed, 1), d_hidden);
   if (dropped) dropout(d_hidden.data(), size, dropout_p, *saved.seed, d_hidden.data());
   activate_backward(activation, saved.preactivation.data(), d_hidden.data(), size, d_hidden.data(),
                     hidden.data());
   if (dropped) dropout(hidden.data(), size, dropout_p, *saved.seed, hidden.data());
-  linear2.parameter_gradients(hidden, d_y, gradients.linear2, write);
+  linear2.parameter_gradients(hidden, adapter_seed(saved.seed, 1), d_y, gradients.linear2, write);
   return linear1.backward(saved.linear1, d_hidden, gradients.linear1, write);
 }
 

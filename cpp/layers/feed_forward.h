@@ -47,6 +47,11 @@ struct FeedForward {
     each_parameter_of("linear1", self.linear1, visit);
     each_parameter_of("linear2", self.linear2, visit);
   }
+  template <class Self, class Visit>
+  static void each_linear(Self& self, Visit&& visit) {
+    each_linear_of("linear1", self.linear1, visit);
+    each_linear_of("linear2", self.linear2, visit);
+  }
 };
 
 }  // namespace blasformer

@@ -59,7 +59,8 @@ void GatedFeedForward<T>::initialise(Initialiser& random) {
 template <class T>
 Tensor<T> GatedFeedForward<T>::forward(const Tensor<T>& x, std::optional<std::uint64_t> seed,
                                        Saved* saved) const {
-  const Tensor<T> gate = gate_proj.forward(x), up = up_proj.forward(x);
+  const Tensor<T> gate = gate_proj.forward(x, nullptr, adapter_seed(seed, 0));
+  const Tensor<T> up = up_proj.forward(x, nullptr, adapter_seed(seed, 1));
   Tensor<T> hidden = saved != nullptr ? Tensor<T>(gate.shape()) : gate;  // in its place if nothing is kept
   const auto kernel = kernel_of<T>(activation).forward;
   for_each_part<T>(hidden.size(), activation, [&](Index first, Index count) {
@@ -67,7 +68,7 @@ Tensor<T> GatedFeedForward<T>::forward(const Tensor<T>& x, std::optional<std::ui
   });
   if (seed && dropout_p > 0) dropout(hidden.data(), hidden.size(), dropout_p, *seed, hidden.data());
   if (saved != nullptr) *saved = {x, gate, up, seed};
-  return down_proj.forward(hidden);
+  return down_proj.forward(hidden, nullptr, adapter_seed(seed, 2));
 }
 
 template <class T>
@@ -77,7 +78,7 @@ Tensor<T> GatedFeedForward<T>::backward(const Saved& saved, const Tensor<T>& d_y
   const Index size = saved.gate.size();
   const bool dropped = saved.seed && dropout_p > 0;
   Tensor<T> d_hidden(shape), d_gate(shape), hidden(shape);
-  down_proj.input_gradient(d_y, d_hidden);
+  down_proj.input_gradient(d_y, adapter_seed(saved.seed, 2), d_hidden);
   if (dropped) dropout(d_hidden.data(), size, dropout_p, *saved.seed, d_hidden.data());
   Tensor<T> d_up = d_hidden;  // in its place
   const auto kernel = kernel_of<T>(activation).backward;
@@ -86,9 +87,10 @@ Tensor<T> GatedFeedForward<T>::backward(const Saved& saved, const Tensor<T>& d_y
            hidden.data() + first, d_gate.data() + first, d_up.data() + first);
   });
   if (dropped) dropout(hidden.data(), size, dropout_p, *saved.seed, hidden.data());
-  down_proj.parameter_gradients(hidden, d_y, gradients.down_proj, write);
-  Tensor<T> d_x = gate_proj.backward({saved.input}, d_gate, gradients.gate_proj, write);
-  add_to(up_proj.backward({saved.input}, d_up, gradients.up_proj, write), d_x);
+  down_proj.parameter_gradients(hidden, adapter_seed(saved.seed, 2), d_y, gradients.down_proj, write);
+  Tensor<T> d_x =
+      gate_proj.backward({saved.input, adapter_seed(saved.seed, 0)}, d_gate, gradients.gate_proj, write);
+  add_to(up_proj.backward({saved.input, adapter_seed(saved.seed, 1)}, d_up, gradients.up_proj, write), d_x);
   return d_x;
 }
 

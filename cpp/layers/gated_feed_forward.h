@@ -51,6 +51,12 @@ struct GatedFeedForward {
     each_parameter_of("up_proj", self.up_proj, visit);
     each_parameter_of("down_proj", self.down_proj, visit);
   }
+  template <class Self, class Visit>
+  static void each_linear(Self& self, Visit&& visit) {
+    each_linear_of("gate_proj", self.gate_proj, visit);
+    each_linear_of("up_proj", self.up_proj, visit);
+    each_linear_of("down_proj", self.down_proj, visit);
+  }
 };
 
 }  // namespace blasformer

@@ -188,7 +188,7 @@ void Linear<T>::initialise(Initialiser& random) {
 }
 
 template <class T>
-Tensor<T> Linear<T>::forward(const Tensor<T>& x, Saved* saved) const {
+Tensor<T> Linear<T>::forward(const Tensor<T>& x, Saved* saved, std::optional<std::uint64_t> seed) const {
   require(x.rank() > 0 && x.shape().back() == in_features(), "x must have the shape (..., ", in_features(),
           "), got ", shape_text(x.shape()));
   Shape shape = x.shape();
@@ -196,29 +196,36 @@ Tensor<T> Linear<T>::forward(const Tensor<T>& x, Saved* saved) const {
   Tensor<T> y(std::move(shape));
   linear(x.data(), x.size() / in_features(), in_features(), weight.data(), bias.data(), out_features(),
          y.data());
-  if (saved != nullptr) saved->input = x;
+  if (adapter) adapter->add(x.data(), x.size() / in_features(), seed, y.data(), out_features());
+  if (saved != nullptr) *saved = {x, seed};
   return y;
 }
 
 template <class T>
-void Linear<T>::input_gradient(const Tensor<T>& d_y, Tensor<T>& d_x) const {
-  linear_input_gradient(d_y.data(), out_features(), d_x.size() / in_features(), out_features(), weight.data(),
-                        in_features(), d_x.data(), Write::replace);
+void Linear<T>::input_gradient(const Tensor<T>& d_y, std::optional<std::uint64_t> seed,
+                               Tensor<T>& d_x) const {
+  const Index rows = d_x.size() / in_features();
+  linear_input_gradient(d_y.data(), out_features(), rows, out_features(), weight.data(), in_features(),
+                        d_x.data(), Write::replace);
+  if (adapter) adapter->add_input_gradient(d_y.data(), out_features(), rows, seed, d_x.data());
 }
 
 template <class T>
-void Linear<T>::parameter_gradients(const Tensor<T>& x, const Tensor<T>& d_y, Linear& gradients,
-                                    Write write) const {
-  linear_weight_gradient(x.data(), d_y.data(), out_features(), x.size() / in_features(), in_features(),
-                         out_features(), gradients.weight.data(), gradients.bias.data(), write);
+void Linear<T>::parameter_gradients(const Tensor<T>& x, std::optional<std::uint64_t> seed,
+                                    const Tensor<T>& d_y, Linear& gradients, Write write) const {
+  const Index rows = x.size() / in_features();
+  linear_weight_gradient(x.data(), d_y.data(), out_features(), rows, in_features(), out_features(),
+                         gradients.weight.data(), gradients.bias.data(), write);
+  if (adapter)
+    adapter->parameter_gradients(x.data(), rows, seed, d_y.data(), out_features(), *gradients.adapter, write);
 }
 
 template <class T>
 Tensor<T> Linear<T>::backward(const Saved& saved, const Tensor<T>& d_y, Linear& gradients,
                               Write write) const {
-  parameter_gradients(saved.input, d_y, gradients, write);
+  parameter_gradients(saved.input, saved.seed, d_y, gradients, write);
   Tensor<T> d_x(saved.input.shape());
-  input_gradient(d_y, d_x);
+  input_gradient(d_y, saved.seed, d_x);
   return d_x;
 }
 

@@ -1,8 +1,13 @@
 #pragma once
 
+#include <cstdint>
+#include <optional>
+#include <string>
+
 #include "core/index.h"
 #include "core/tensor.h"
 #include "layers/initialiser.h"
+#include "layers/low_rank.h"
 #include "layers/write.h"
 
 namespace blasformer {
@@ -46,9 +51,11 @@ struct Linear {
   using Scalar = T;
   Tensor<T> weight;  // (out_features, in_features)
   Tensor<T> bias;    // (out_features,), or empty
+  std::optional<LowRank<T>> adapter;
 
   struct Saved {
     Tensor<T> input;
+    std::optional<std::uint64_t> seed;
 
     template <class Visit>
     void each_tensor(Visit&& visit) const {
@@ -63,17 +70,25 @@ struct Linear {
 
   // Uniform in +-1 / sqrt(in_features), as PyTorch does.
   void initialise(Initialiser& random);
-  Tensor<T> forward(const Tensor<T>& x, Saved* saved = nullptr) const;
+  // seed: of the dropout of an adapter.
+  Tensor<T> forward(const Tensor<T>& x, Saved* saved = nullptr,
+                    std::optional<std::uint64_t> seed = std::nullopt) const;
   // The gradient of x. Gradients of parameters go where `gradients` has memory for them.
   Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, Linear& gradients, Write write) const;
   // Its two parts, for input x (..., in_features).
-  void input_gradient(const Tensor<T>& d_y, Tensor<T>& d_x) const;
-  void parameter_gradients(const Tensor<T>& x, const Tensor<T>& d_y, Linear& gradients, Write write) const;
+  void input_gradient(const Tensor<T>& d_y, std::optional<std::uint64_t> seed, Tensor<T>& d_x) const;
+  void parameter_gradients(const Tensor<T>& x, std::optional<std::uint64_t> seed, const Tensor<T>& d_y,
+                           Linear& gradients, Write write) const;
 
   template <class Self, class Visit>
   static void each_parameter(Self& self, Visit&& visit) {
     visit("weight", self.weight);
     if (!self.bias.empty()) visit("bias", self.bias);
+    if (self.adapter) LowRank<T>::each_parameter(*self.adapter, visit);
+  }
+  template <class Self, class Visit>
+  static void each_linear(Self& self, Visit&& visit) {
+    visit(std::string(), AdaptedWeight<T>{self.weight, 0, self.out_features()}, self.adapter);
   }
 };
 

@@ -124,8 +124,8 @@ std::array<Index, 4> MultiheadAttention<T>::first_rows() const {
 
 // Projections of one input that lie next to each other in in_proj_weight are one product.
 template <class T>
-auto MultiheadAttention<T>::project(const Tensor<T>& query, const Tensor<T>& key,
-                                    const Tensor<T>& value) const -> Projections {
+auto MultiheadAttention<T>::project(const Tensor<T>& query, const Tensor<T>& key, const Tensor<T>& value,
+                                    std::optional<std::uint64_t> seed) const -> Projections {
   const Tensor<T>* const inputs[3] = {&query, &key, &value};
   const Tensor<T>* const weights[3] = {&q_proj_weight, &k_proj_weight, &v_proj_weight};
   const std::array<Index, 4> first_row = first_rows();
@@ -141,9 +141,34 @@ auto MultiheadAttention<T>::project(const Tensor<T>& query, const Tensor<T>& key
     const T* bias = in_proj_bias.empty() ? nullptr : in_proj_bias.data() + first_row[first];
     Tensor<T> y(with_last(x.shape(), rows));
     linear(x.data(), x.size() / features, features, weight, bias, rows, y.data());
-    for (int i = first; i < last; ++i) projected[i] = {y, first_row[i] - first_row[first]};
+    for (int i = first; i < last; ++i) {
+      projected[i] = {y, first_row[i] - first_row[first]};
+      if (const auto& adapter = adapters[static_cast<std::size_t>(i)]) {
+        adapter->add(x.data(), x.size() / features, adapter_seed(seed, static_cast<std::uint64_t>(i)),
+                     y.data() + projected[i].first_column, rows);
+      }
+    }
   }
   return {projected[0], projected[1], projected[2]};
+}
+
+// The arguments of attention on the projections of one packed sequence, or on all of them.
+template <class T>
+AttentionArguments MultiheadAttention<T>::attention_arguments(const AttentionArguments& arguments,
+                                                              const Projections& projections,
+                                                              const std::optional<Sequence>& sequence) const {
+  AttentionArguments own = arguments;
+  const auto heads = [&](const Projected& x, Index count) {
+    const Index width = x.rows.shape().back();
+    return heads_of<ArrayView>(x.rows.data() + (sequence ? sequence->first * width : 0) + x.first_column,
+                               sequence ? Shape{sequence->length, width} : x.rows.shape(), count, head_dim);
+  };
+  own.query = heads(projections.query, num_heads);
+  own.key = heads(projections.key, num_kv_heads);
+  own.value = heads(projections.value, num_kv_heads);
+  own.dropout_p = dropout_p;
+  if (sequence && own.seed) own.seed = *own.seed + (sequence->number << 32);
+  return own;
 }
 
 template <class T>
@@ -153,18 +178,12 @@ Tensor<T> MultiheadAttention<T>::forward(const Tensor<T>& query, const Tensor<T>
   const Tensor<T>& key = key_or_null != nullptr ? *key_or_null : query;
   const Tensor<T>& value = value_or_null != nullptr ? *value_or_null : key;
   check_inputs(query, key, value);
-  const Projections projected = project(query, key, value);
-  const auto heads = [&](const Projected& x, Index count) {
-    return heads_of<ArrayView>(x.rows.data() + x.first_column, x.rows.shape(), count, head_dim);
-  };
-  arguments.query = heads(projected.query, num_heads);
-  arguments.key = heads(projected.key, num_kv_heads);
-  arguments.value = heads(projected.value, num_kv_heads);
-  arguments.dropout_p = dropout_p;
+  const Projections projected = project(query, key, value, arguments.seed);
+  const AttentionArguments own = attention_arguments(arguments, projected, std::nullopt);
 
   Tensor<T> attended(query.shape());
   AttentionStatistics<T> statistics;
-  attention_forward<T>(arguments,
+  attention_forward<T>(own,
                        heads_of<MutableArrayView>(attended.data(), attended.shape(), num_heads, head_dim),
                        saved != nullptr || asked != nullptr ? &statistics : nullptr);
   if (asked != nullptr) {
@@ -177,40 +196,115 @@ Tensor<T> MultiheadAttention<T>::forward(const Tensor<T>& query, const Tensor<T>
     MutableArrayView view;
     view.data = asked->weights.data();
     view.dtype = dtype_of<T>();
-    attention_weights(arguments, statistics, selection, view);
+    attention_weights(own, statistics, selection, view);
   }
-  if (saved == nullptr) return out_proj.forward(attended);
-  saved->query = query;
-  if (key_or_null != nullptr) saved->key = key;
-  if (value_or_null != nullptr) saved->value = value;
-  saved->projections = projected;
-  saved->arguments = arguments;
-  saved->statistics = statistics;
-  return out_proj.forward(attended, &saved->out_proj);
+  if (saved != nullptr) {
+    saved->query = query;
+    if (key_or_null != nullptr) saved->key = key;
+    if (value_or_null != nullptr) saved->value = value;
+    saved->projections = projected;
+    saved->arguments = arguments;
+    saved->statistics = {statistics};
+  }
+  return out_proj.forward(attended, saved != nullptr ? &saved->out_proj : nullptr,
+                          adapter_seed(arguments.seed, 3));
+}
+
+// Many sequences are shared among the threads, few are taken in turn, each by all threads: the same bits
+// either way.
+template <class T>
+template <class Attend>
+void MultiheadAttention<T>::each_sequence(const std::vector<Index>& starts, const Attend& attend) const {
+  const auto sequences = static_cast<Index>(starts.size()) - 1;
+  const auto attend_to = [&](Index number) {
+    const Index first = starts[static_cast<std::size_t>(number)];
+    attend(Sequence{first, starts[static_cast<std::size_t>(number) + 1] - first,
+                    static_cast<std::uint64_t>(number)});
+  };
+  if (sequences >= 4 * num_threads()) {
+    double work = 0;  // nanoseconds, as attention estimates it
+    for (std::size_t i = 0; i + 1 < starts.size(); ++i) {
+      const auto length = static_cast<double>(starts[i + 1] - starts[i]);
+      work += 0.02 * length * length * static_cast<double>(embed_dim());
+    }
+    parallel_for(sequences, work, [&](Index sequence, int) { attend_to(sequence); });
+  } else {
+    for (Index sequence = 0; sequence < sequences; ++sequence) attend_to(sequence);
+  }
+}
+
+template <class T>
+Tensor<T> MultiheadAttention<T>::forward_packed(const Tensor<T>& x, const std::vector<Index>& starts,
+                                                const AttentionArguments& arguments, Saved* saved) const {
+  require(x.rank() == 2 && x.extent(1) == embed_dim(), "x must have the shape (total, ", embed_dim(),
+          "), got ", shape_text(x.shape()));
+  require(!starts.empty() && starts.front() == 0 && starts.back() == x.extent(0) &&
+              std::ranges::is_sorted(starts),
+          "starts must rise from 0 to the ", x.extent(0), " rows of x");
+  const Projections projected = project(x, x, x, arguments.seed);
+  Tensor<T> attended(x.shape());
+  std::vector<AttentionStatistics<T>> statistics(saved != nullptr ? starts.size() - 1 : 0);
+  each_sequence(starts, [&](const Sequence& sequence) {
+    T* const output = attended.data() + sequence.first * embed_dim();
+    attention_forward<T>(
+        attention_arguments(arguments, projected, sequence),
+        heads_of<MutableArrayView>(output, {sequence.length, embed_dim()}, num_heads, head_dim),
+        saved != nullptr ? &statistics[sequence.number] : nullptr);
+  });
+  if (saved != nullptr) {
+    saved->query = x;
+    saved->projections = projected;
+    saved->arguments = arguments;
+    saved->starts = starts;
+    saved->statistics = std::move(statistics);
+  }
+  return out_proj.forward(attended, saved != nullptr ? &saved->out_proj : nullptr,
+                          adapter_seed(arguments.seed, 3));
+}
+
+// d_rows: the gradients of the projections of query, key and value, which lie as the projections do.
+template <class T>
+void MultiheadAttention<T>::attention_gradients(const Saved& saved, const Tensor<T>& d_attended,
+                                                Tensor<T>* d_rows) const {
+  const Tensor<T>& attended = saved.out_proj.input;
+  const Projected* const projected[3] = {&saved.projections.query, &saved.projections.key,
+                                         &saved.projections.value};
+  const Index heads[3] = {num_heads, num_kv_heads, num_kv_heads};
+  const auto gradients = [&](const std::optional<Sequence>& sequence,
+                             const AttentionStatistics<T>& statistics) {
+    MutableArrayView views[3];
+    for (int i = 0; i < 3; ++i) {
+      const Index width = d_rows[i].shape().back();
+      views[i] = heads_of<MutableArrayView>(
+          d_rows[i].data() + (sequence ? sequence->first * width : 0) + projected[i]->first_column,
+          sequence ? Shape{sequence->length, width} : d_rows[i].shape(), heads[i], head_dim);
+    }
+    const auto outputs = [&](const Tensor<T>& x) {
+      return heads_of<ArrayView>(x.data() + (sequence ? sequence->first * embed_dim() : 0),
+                                 sequence ? Shape{sequence->length, embed_dim()} : x.shape(), num_heads,
+                                 head_dim);
+    };
+    attention_backward(attention_arguments(saved.arguments, saved.projections, sequence), statistics,
+                       outputs(attended), outputs(d_attended),
+                       {views[0], views[1], views[2], std::nullopt, std::nullopt});
+  };
+  if (saved.starts.empty()) return gradients(std::nullopt, saved.statistics.front());
+  each_sequence(saved.starts,
+                [&](const Sequence& sequence) { gradients(sequence, saved.statistics[sequence.number]); });
 }
 
 template <class T>
 auto MultiheadAttention<T>::backward(const Saved& saved, const Tensor<T>& d_y, MultiheadAttention& gradients,
                                      Write write) const -> InputGradients {
-  const Tensor<T>& attended = saved.out_proj.input;
-  const Tensor<T> d_attended = out_proj.backward(saved.out_proj, d_y, gradients.out_proj, write);
-
-  // Gradients of the projections lie as the projections do.
+  const std::optional<std::uint64_t> seed = saved.arguments.seed;
   const Projected* const projected[3] = {&saved.projections.query, &saved.projections.key,
                                          &saved.projections.value};
-  const Index heads[3] = {num_heads, num_kv_heads, num_kv_heads};
   Tensor<T> d_rows[3];
-  MutableArrayView views[3];
   for (int i = 0; i < 3; ++i) {
     const bool stacked_on_last = i > 0 && same_rows(projected[i]->rows, projected[i - 1]->rows);
     d_rows[i] = stacked_on_last ? d_rows[i - 1] : Tensor<T>(projected[i]->rows.shape());
-    views[i] = heads_of<MutableArrayView>(d_rows[i].data() + projected[i]->first_column, d_rows[i].shape(),
-                                          heads[i], head_dim);
   }
-  attention_backward(saved.arguments, saved.statistics,
-                     heads_of<ArrayView>(attended.data(), attended.shape(), num_heads, head_dim),
-                     heads_of<ArrayView>(d_attended.data(), d_attended.shape(), num_heads, head_dim),
-                     {views[0], views[1], views[2], std::nullopt, std::nullopt});
+  attention_gradients(saved, out_proj.backward(saved.out_proj, d_y, gradients.out_proj, write), d_rows);
 
   const bool stacked = !in_proj_weight.empty();
   const Tensor<T>* const weights[3] = {&q_proj_weight, &k_proj_weight, &v_proj_weight};
@@ -242,52 +336,17 @@ auto MultiheadAttention<T>::backward(const Saved& saved, const Tensor<T>& d_y, M
         d_columns, stride, rows, outputs,
         stacked ? in_proj_weight.data() + first_row[first] * features : weights[first]->data(), features,
         d_x.data(), write_input);
+    for (int i = first; i < last; ++i) {
+      if (!adapters[static_cast<std::size_t>(i)]) continue;
+      const T* const d_own = d_rows[i].data() + projected[i]->first_column;
+      adapters[static_cast<std::size_t>(i)]->parameter_gradients(
+          x.data(), rows, adapter_seed(seed, static_cast<std::uint64_t>(i)), d_own, stride,
+          *gradients.adapters[static_cast<std::size_t>(i)], write);
+      adapters[static_cast<std::size_t>(i)]->add_input_gradient(
+          d_own, stride, rows, adapter_seed(seed, static_cast<std::uint64_t>(i)), d_x.data());
+    }
   }
   return d_inputs;
-}
-
-template <class T>
-Tensor<T> MultiheadAttention<T>::forward_packed(const Tensor<T>& x, const std::vector<Index>& starts,
-                                                const AttentionArguments& arguments) const {
-  require(x.rank() == 2 && x.extent(1) == embed_dim(), "x must have the shape (total, ", embed_dim(),
-          "), got ", shape_text(x.shape()));
-  require(!starts.empty() && starts.front() == 0 && starts.back() == x.extent(0) &&
-              std::ranges::is_sorted(starts),
-          "starts must rise from 0 to the ", x.extent(0), " rows of x");
-  const Projections projected = project(x, x, x);
-  const Index width = projected.query.rows.extent(1);
-  Tensor<T> attended(x.shape());
-
-  const auto attend = [&](Index sequence) {
-    const Index first = starts[static_cast<std::size_t>(sequence)];
-    const Index length = starts[static_cast<std::size_t>(sequence) + 1] - first;
-    const auto heads = [&](const Projected& rows, Index count) {
-      return heads_of<ArrayView>(rows.rows.data() + first * width + rows.first_column, {length, width}, count,
-                                 head_dim);
-    };
-    AttentionArguments own = arguments;
-    own.query = heads(projected.query, num_heads);
-    own.key = heads(projected.key, num_kv_heads);
-    own.value = heads(projected.value, num_kv_heads);
-    own.seed.reset();
-    T* const output = attended.data() + first * embed_dim();
-    attention_forward<T>(own, heads_of<MutableArrayView>(output, {length, embed_dim()}, num_heads, head_dim),
-                         nullptr);
-  };
-  // Many sequences are shared among the threads, few are taken in turn, each by all threads: the same bits
-  // either way.
-  const auto sequences = static_cast<Index>(starts.size()) - 1;
-  if (sequences >= 4 * num_threads()) {
-    double work = 0;  // nanoseconds, as attention estimates it
-    for (std::size_t i = 0; i + 1 < starts.size(); ++i) {
-      const auto length = static_cast<double>(starts[i + 1] - starts[i]);
-      work += 0.02 * length * length * static_cast<double>(embed_dim());
-    }
-    parallel_for(sequences, work, [&](Index sequence, int) { attend(sequence); });
-  } else {
-    for (Index sequence = 0; sequence < sequences; ++sequence) attend(sequence);
-  }
-  return out_proj.forward(attended);
 }
 
 template struct MultiheadAttention<float>;

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "core/tensor.h"
@@ -35,6 +36,7 @@ struct MultiheadAttention {
   Tensor<T> q_proj_weight, k_proj_weight, v_proj_weight;  // (.., embed_dim), (.., kdim), (.., vdim)
   Tensor<T> in_proj_bias;                                 // (rows,), or empty
   Linear<T> out_proj;                                     // (embed_dim, embed_dim)
+  std::array<std::optional<LowRank<T>>, 3> adapters;      // of the query's, key's and value's projection
 
   // Columns [first_column, first_column + heads * head_dim) of dense rows (batch, length, ..) or (length,
   // ..).
@@ -48,16 +50,20 @@ struct MultiheadAttention {
   struct Saved {
     Tensor<T> query, key, value;  // the inputs; empty where they were not given
     Projections projections;
-    AttentionArguments arguments;  // views of the projections, and of masks that the caller keeps alive
-    AttentionStatistics<T> statistics;
-    typename Linear<T>::Saved out_proj;  // its input is the output of attention
+    AttentionArguments arguments;                    // masks that the caller keeps alive
+    std::vector<Index> starts;                       // of packed sequences, or nothing
+    std::vector<AttentionStatistics<T>> statistics;  // of each packed sequence, or of all that there is
+    typename Linear<T>::Saved out_proj;              // its input is the output of attention
 
     template <class Visit>
     void each_tensor(Visit&& visit) const {
       for (const Tensor<T>* tensor :
-           {&query, &key, &value, &projections.query.rows, &projections.key.rows, &projections.value.rows,
-            &statistics.maximum, &statistics.reciprocal_sum})
+           {&query, &key, &value, &projections.query.rows, &projections.key.rows, &projections.value.rows})
         visit(*tensor);
+      for (const AttentionStatistics<T>& normalisers : statistics) {
+        visit(normalisers.maximum);
+        visit(normalisers.reciprocal_sum);
+      }
       out_proj.each_tensor(visit);
     }
   };
@@ -100,9 +106,9 @@ struct MultiheadAttention {
 
   // Sequences of different lengths without padding: rows [starts[i], starts[i + 1]) of x (total, embed_dim)
   // are sequence i, which attends to itself alone, as `arguments` (without lengths, segments and arrays of a
-  // batch) allows. For inference.
+  // batch) allows.
   Tensor<T> forward_packed(const Tensor<T>& x, const std::vector<Index>& starts,
-                           const AttentionArguments& arguments = {}) const;
+                           const AttentionArguments& arguments = {}, Saved* saved = nullptr) const;
 
   template <class Self, class Visit>
   static void each_parameter(Self& self, Visit&& visit) {
@@ -115,12 +121,46 @@ struct MultiheadAttention {
     }
     if (!self.in_proj_bias.empty()) visit("in_proj_bias", self.in_proj_bias);
     each_parameter_of("out_proj", self.out_proj, visit);
+    for (std::size_t i = 0; i < 3; ++i) {
+      if (self.adapters[i]) each_parameter_of(kProjectionNames[i], *self.adapters[i], visit);
+    }
+  }
+  template <class Self, class Visit>
+  static void each_linear(Self& self, Visit&& visit) {
+    each_projection(self, kProjectionNames, visit);
+    each_linear_of("out_proj", self.out_proj, visit);
+  }
+  // The projections of query, key and value, by names of the caller's.
+  template <class Self, class Visit>
+  static void each_projection(Self& self, const std::array<const char*, 3>& names, Visit&& visit) {
+    const bool stacked = !self.in_proj_weight.empty();
+    const Tensor<T>* const weights[3] = {&self.q_proj_weight, &self.k_proj_weight, &self.v_proj_weight};
+    const std::array<Index, 4> rows = self.first_rows();
+    for (std::size_t i = 0; i < 3; ++i) {
+      visit(std::string(names[i]),
+            AdaptedWeight<T>{stacked ? self.in_proj_weight : *weights[i], stacked ? rows[i] : 0,
+                             rows[i + 1] - rows[i]},
+            self.adapters[i]);
+    }
   }
 
  private:
+  static constexpr std::array<const char*, 3> kProjectionNames = {"q_proj", "k_proj", "v_proj"};
+
   std::array<Index, 4> first_rows() const;
   void check_inputs(const Tensor<T>& query, const Tensor<T>& key, const Tensor<T>& value) const;
-  Projections project(const Tensor<T>& query, const Tensor<T>& key, const Tensor<T>& value) const;
+  Projections project(const Tensor<T>& query, const Tensor<T>& key, const Tensor<T>& value,
+                      std::optional<std::uint64_t> seed) const;
+  // A packed sequence: rows [first, first + length) of its projections; nothing for all there is.
+  struct Sequence {
+    Index first, length;
+    std::uint64_t number;
+  };
+  AttentionArguments attention_arguments(const AttentionArguments& arguments, const Projections& projections,
+                                         const std::optional<Sequence>& sequence) const;
+  template <class Attend>
+  void each_sequence(const std::vector<Index>& starts, const Attend& attend) const;
+  void attention_gradients(const Saved& saved, const Tensor<T>& d_attended, Tensor<T>* d_rows) const;
 };
 
 }  // namespace blasformer
