@@ -247,6 +247,139 @@ def sinusoidal_positions(length, d_model, *, layout="interleaved", first=0, dtyp
 
 
 # ----------------------------------------------------------------------------------------------------------
+# Gradients of rows and positions, each with the derivative of the formula above as its truth
+# ----------------------------------------------------------------------------------------------------------
+
+
+def softmax_backward(output, d_output, axis=-1, *, dtype=np.float64):
+    y, d_y = np.asarray(output, dtype), np.asarray(d_output, dtype)
+    return y * (d_y - (y * d_y).sum(axis, keepdims=True))
+
+
+def log_softmax_backward(output, d_output, axis=-1, *, dtype=np.float64):
+    y, d_y = np.asarray(output, dtype), np.asarray(d_output, dtype)
+    return d_y - np.exp(y) * d_y.sum(axis, keepdims=True)
+
+
+def gelu_backward(x, d_output, approximate="none", *, dtype=np.float64):
+    """The slopes of infinity are their limits: nothing changes beyond |x| = 100."""
+    x, d_y = np.clip(np.asarray(x, dtype), -100, 100), np.asarray(d_output, dtype)
+    if approximate == "none":
+        phi = dtype(0.5) * np.vectorize(math.erfc, otypes=[dtype])(-x * dtype(math.sqrt(0.5)))
+        return d_y * (phi + x * np.exp(-x * x / 2) / np.sqrt(dtype(2 * math.pi)))
+    if approximate == "tanh":
+        slope, cubic = dtype(2 * math.sqrt(2 / math.pi)), dtype(2 * math.sqrt(2 / math.pi) * 0.044715)
+        return d_y * _times_sigmoid_slope(x, slope * x + cubic * x**3, slope + 3 * cubic * x * x, dtype)
+    if approximate == "sigmoid":
+        return d_y * _times_sigmoid_slope(x, dtype(1.702) * x, dtype(1.702), dtype)
+    raise ValueError(approximate)
+
+
+def _times_sigmoid_slope(x, u, du, dtype):
+    """d/dx of x * sigmoid(u), with u and du/dx given."""
+    return sigmoid(u, dtype=dtype) + x * du * sigmoid(u, dtype=dtype) * sigmoid(-u, dtype=dtype)
+
+
+def relu_backward(x, d_output, *, dtype=np.float64):
+    return np.where(np.asarray(x, dtype) <= 0, dtype(0), np.asarray(d_output, dtype))
+
+
+def silu_backward(x, d_output, *, dtype=np.float64):
+    x = np.clip(np.asarray(x, dtype), -1000, 1000)
+    return np.asarray(d_output, dtype) * _times_sigmoid_slope(x, x, dtype(1), dtype)
+
+
+class LayerNormGradients(NamedTuple):
+    x: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray
+
+
+def layer_norm_backward(x, d_output, weight=None, *, axes=1, eps=1e-5, dtype=np.float64):
+    x, d_y = np.asarray(x, dtype), np.asarray(d_output, dtype)
+    last, rows = tuple(range(-axes, 0)), tuple(range(x.ndim - axes))
+    centred = x - x.mean(last, keepdims=True)
+    reciprocal = 1 / np.sqrt((centred * centred).mean(last, keepdims=True) + dtype(eps))
+    y = centred * reciprocal
+    g = d_y if weight is None else d_y * np.asarray(weight, dtype)
+    d_x = reciprocal * (g - g.mean(last, keepdims=True) - y * (g * y).mean(last, keepdims=True))
+    return LayerNormGradients(d_x, (d_y * y).sum(rows), d_y.sum(rows))
+
+
+class RMSNormGradients(NamedTuple):
+    x: np.ndarray
+    weight: np.ndarray
+
+
+def rms_norm_backward(x, d_output, weight=None, *, axes=1, eps=1e-6, dtype=np.float64):
+    x, d_y = np.asarray(x, dtype), np.asarray(d_output, dtype)
+    last, rows = tuple(range(-axes, 0)), tuple(range(x.ndim - axes))
+    reciprocal = 1 / np.sqrt((x * x).mean(last, keepdims=True) + dtype(eps))
+    y = x * reciprocal
+    g = d_y if weight is None else d_y * np.asarray(weight, dtype)
+    return RMSNormGradients(reciprocal * (g - y * (g * y).mean(last, keepdims=True)), (d_y * y).sum(rows))
+
+
+class LinearGradients(NamedTuple):
+    x: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray
+
+
+def linear_backward(x, d_output, weight, *, dtype=np.float64):
+    x, d_y, weight = (np.asarray(array, dtype) for array in (x, d_output, weight))
+    d_rows = d_y.reshape(-1, weight.shape[0])
+    return LinearGradients(d_y @ weight, d_rows.T @ x.reshape(-1, weight.shape[1]), d_rows.sum(0))
+
+
+def embedding_backward(ids, d_output, num_embeddings, padding_idx=None, *, dtype=np.float64):
+    ids, d_y = np.asarray(ids), np.asarray(d_output, dtype)
+    d_weight = np.zeros((num_embeddings, d_y.shape[-1]), dtype)
+    np.add.at(d_weight, ids.ravel(), d_y.reshape(-1, d_y.shape[-1]))
+    if padding_idx is not None:
+        d_weight[padding_idx] = 0
+    return d_weight
+
+
+def rotary_embedding_backward(d_output, positions, **arguments):
+    """The inverse of a rotation is its transpose."""
+    return rotary_embedding(d_output, -np.asarray(positions), **arguments)
+
+
+class CrossEntropy(NamedTuple):
+    loss: np.ndarray
+    d_logits: np.ndarray
+
+
+def cross_entropy(
+    logits,
+    targets,
+    *,
+    ignore_index=-100,
+    label_smoothing=0.0,
+    weight=None,
+    reduction="mean",
+    dtype=np.float64,
+):
+    """torch.nn.functional.cross_entropy, and the gradient of (the sum of) it; 0 where nothing counts."""
+    logits, targets = np.asarray(logits, dtype), np.asarray(targets)
+    classes = logits.shape[-1]
+    weight = np.ones(classes, dtype) if weight is None else np.asarray(weight, dtype)
+    counts = targets != ignore_index
+    hit = (np.arange(classes) == targets[..., None]).astype(dtype)
+    aim = weight * (dtype(1 - label_smoothing) * hit + dtype(label_smoothing / classes))
+    log_p = log_softmax(logits, dtype=dtype)
+    losses = np.where(counts, -np.where(aim == 0, 0, aim * log_p).sum(-1), 0)
+    d_logits = np.where(counts[..., None], aim.sum(-1, keepdims=True) * np.exp(log_p) - aim, 0)
+    if reduction == "none":
+        return CrossEntropy(losses.astype(dtype), d_logits)
+    total = (hit * weight).sum(-1)[counts].sum() if reduction == "mean" else dtype(1)
+    if total == 0:
+        return CrossEntropy(dtype(0), np.zeros_like(logits))
+    return CrossEntropy(losses.sum() / total, d_logits / total)
+
+
+# ----------------------------------------------------------------------------------------------------------
 # Dropout: a random number per (batch, head, query, key) that depends on nothing else
 # ----------------------------------------------------------------------------------------------------------
 

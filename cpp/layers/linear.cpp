@@ -147,8 +147,9 @@ PanelShape gradient_panel_shape(Index out_features, Index in_features, Index row
 template <class T>
 void linear_weight_gradient(const T* x, const T* d_y, Index d_y_stride, Index rows, Index in_features,
                             Index out_features, T* d_weight, T* d_bias, Write write) {
-  if (d_weight == nullptr && d_bias == nullptr) return;
-  const PanelShape panel = gradient_panel_shape(out_features, in_features, rows);
+  if (in_features == 0) d_weight = nullptr;  // which has no elements
+  if (out_features == 0 || (d_weight == nullptr && d_bias == nullptr)) return;
+  const PanelShape panel = gradient_panel_shape(out_features, std::max<Index>(in_features, 1), rows);
   const Index columns = d_weight == nullptr ? 1 : ceil_div(in_features, panel.outputs);
   const double work = d_weight == nullptr ? static_cast<double>(rows * out_features) * 0.1
                                           : product_time<T>(out_features, in_features, rows);
