@@ -907,6 +907,56 @@ def bert(
     return x, pooled
 
 
+def gpt2_block_parameters(parameters, index):
+    """Block `index` of GPT-2 under the names of a pre-norm encoder layer."""
+    own = within(parameters, f"h.{index}.")
+    renamed = {
+        "self_attn.in_proj_weight": "attn.c_attn.weight",
+        "self_attn.in_proj_bias": "attn.c_attn.bias",
+        **{
+            f"{name}.{kind}": f"{published}.{kind}"
+            for name, published in {
+                "norm1": "ln_1",
+                "self_attn.out_proj": "attn.c_proj",
+                "norm2": "ln_2",
+                "linear1": "mlp.c_fc",
+                "linear2": "mlp.c_proj",
+            }.items()
+            for kind in ("weight", "bias")
+        },
+    }
+    return {name: own[published] for name, published in renamed.items()}
+
+
+def language_model(
+    parameters, ids, *, num_heads, lengths=None, segments=None, activation="gelu_tanh", dtype=np.float64
+):
+    """The logits of GPT-2 (Radford et al. 2019) for ids (batch, length), with matrices (outputs, inputs)."""
+    ids = np.asarray(ids)
+    positions = np.arange(ids.shape[-1])
+    if segments is not None:
+        segments = np.asarray(segments)
+        starts = np.diff(segments, axis=-1, prepend=segments[:, :1] - 1) != 0
+        positions = positions - np.maximum.accumulate(np.where(starts, positions, 0), axis=-1)
+    x = embedding(ids, parameters["wte.weight"], dtype=dtype)
+    x = x + embedding(positions, parameters["wpe.weight"], dtype=dtype)
+    blocks = {name.split(".")[1] for name in parameters if name.startswith("h.")}
+    for index in range(len(blocks)):
+        x = transformer_encoder_layer(
+            gpt2_block_parameters(parameters, index),
+            x,
+            num_heads=num_heads,
+            activation=activation,
+            norm_first=True,
+            causal=True,
+            key_lengths=lengths,
+            query_segments=segments,
+            dtype=dtype,
+        )
+    x = layer_norm(x, parameters["ln_f.weight"], parameters["ln_f.bias"], dtype=dtype)
+    return linear(x, parameters.get("lm_head.weight", parameters["wte.weight"]), dtype=dtype)
+
+
 def mean_pool(hidden, lengths, *, dtype=np.float64):
     """Mean over the valid prefix of each sequence: (batch, length, d) -> (batch, d)."""
     hidden = np.asarray(hidden, dtype)

@@ -5,35 +5,14 @@ import numpy as np
 import pytest
 import reference
 from blasformer import nn
+from derivatives import assert_is_derivative
 from layer_cases import ATTENDING, LAYERS, MASKS, lively, normal, same_bits
-
-# Of numerical derivatives. Where one steps over a kink of relu, a smaller one does not.
-STEPS = (1e-5, 1e-6, 1e-7)
 
 
 def gradients(layer, x, d_y, *, rng=None, **arguments):
     _, saved = layer.forward(x, rng=rng, **arguments)
     d_x, grads = layer.backward(saved, d_y)
     return d_x[0] if isinstance(d_x, tuple) else d_x, grads  # attention has three inputs, and is given one
-
-
-def assert_is_derivative(function, arrays, gradients, seed=0):
-    """<gradient, direction> = d/dt function(arrays + t direction), for a random direction of each array."""
-    random = np.random.default_rng(seed)
-    assert list(arrays) == list(gradients)
-    for name, array in arrays.items():
-        assert gradients[name].shape == array.shape, name
-        assert gradients[name].dtype == array.dtype, name
-        direction = random.standard_normal(array.shape)
-        differences = [
-            np.sum(gradients[name] * direction)
-            - reference.numerical_derivative(
-                lambda changed, name=name: function({**arrays, name: changed}), array, direction, step
-            )
-            for step in STEPS
-        ]
-        scale = np.linalg.norm(gradients[name]) * np.linalg.norm(direction) + 1e-3
-        assert np.abs(differences).min() < 1e-6 * scale, f"{name}: off by {differences} of {scale}"
 
 
 @pytest.mark.parametrize("name", LAYERS)

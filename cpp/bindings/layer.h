@@ -226,26 +226,17 @@ class Holding : public Base {
     require(d_y.shape() == own->output_shape, "d_output must have the shape of the output, ",
             shape_text(own->output_shape), ", got ", shape_text(d_y.shape()));
 
-    L gradients = gradients_of(*layer_);
-    py::dict arrays;
-    std::set<const void*> wanted;
-    L::each_parameter(gradients, [&](const std::string& name, Tensor<T>& tensor) {
-      if (this->frozen_.contains(name)) return;
-      arrays[py::str(name)] = numpy_view(tensor, true);
-      wanted.insert(tensor.memory().get());
-    });
-    release_unwanted(gradients, wanted);
-
+    Gradients gradients = new_gradients();
     const auto values = std::exchange(own->values, std::nullopt);
     try {
       const std::shared_ptr<const L> layer = layer_;
-      const auto compute = [&] { return layer->backward(*values, d_y, gradients, Write::replace); };
+      const auto compute = [&] { return layer->backward(*values, d_y, gradients.values, gradients.write); };
       if constexpr (std::is_void_v<decltype(compute())>) {  // the inputs are ids
         run(d_y.size(), compute);
-        return py::make_tuple(py::none(), std::move(arrays));
+        return py::make_tuple(py::none(), std::move(gradients.arrays));
       } else {
         const auto d_inputs = run(d_y.size(), compute);
-        return py::make_tuple(python_gradients(d_inputs), std::move(arrays));
+        return py::make_tuple(python_gradients(d_inputs), std::move(gradients.arrays));
       }
     } catch (...) {
       own->values = values;
@@ -254,6 +245,42 @@ class Holding : public Base {
   }
 
  protected:
+  // A value for the gradients of the parameters that are not frozen, and its arrays by name.
+  struct Gradients {
+    L values;
+    py::dict arrays;
+    Write write = Write::replace;
+  };
+
+  Gradients new_gradients() const {
+    Gradients gradients{gradients_of(*layer_), {}};
+    std::set<const void*> wanted;
+    L::each_parameter(gradients.values, [&](const std::string& name, Tensor<T>& tensor) {
+      if (this->frozen_.contains(name)) return;
+      gradients.arrays[py::str(name)] = numpy_view(tensor, true);
+      wanted.insert(tensor.memory().get());
+    });
+    release_unwanted(gradients.values, wanted);
+    return gradients;
+  }
+
+  // Those in the arrays of the caller, which are added to: dense ones, of the names, shapes and type of all
+  // parameters that are not frozen. For layers whose parameters are tensors of their own.
+  Gradients gradients_in(const py::dict& arrays) const {
+    static_assert(!requires(L& layer) { L::each_storage(layer, [](Tensor<T>&) {}); });
+    Gradients gradients{*layer_, arrays, Write::add};
+    L::each_parameter(gradients.values, [&](const std::string& name, Tensor<T>& tensor) {
+      if (this->frozen_.contains(name)) {
+        tensor = Tensor<T>();
+      } else {
+        auto array = py::reinterpret_borrow<py::array>(arrays[py::str(name)]);
+        auto* const data = static_cast<T*>(array.mutable_data());
+        tensor = Tensor<T>(std::shared_ptr<T[]>(std::shared_ptr<T[]>(), data), tensor.shape());
+      }
+    });
+    return gradients;
+  }
+
   std::unique_ptr<SavedOf<L>> new_saved() const { return std::make_unique<SavedOf<L>>(this, this->version_); }
 
   // Runs compute() without the interpreter lock, unless the work is so small that handing it over would be

@@ -11,6 +11,7 @@ namespace blasformer::bindings {
 void bind_attention(py::module_& module);
 void bind_functional(py::module_& module);
 void bind_gradients(py::module_& module);
+void bind_language_model(py::module_& module);
 void bind_models(py::module_& module);
 void bind_nn(py::module_& module);
 void bind_nn_positions(py::module_& module);
@@ -36,6 +37,7 @@ PYBIND11_MODULE(_core, module) {
   blasformer::bindings::bind_models(module);
   blasformer::bindings::bind_nn(module);
   blasformer::bindings::bind_nn_positions(module);
+  blasformer::bindings::bind_language_model(module);
   blasformer::bindings::bind_optim(module);
   blasformer::bindings::bind_runtime(module);
 }

@@ -44,6 +44,14 @@ Layer gradients_of(const Layer& layer) {
   return result;
 }
 
+// Whether anything is wanted in a value for gradients.
+template <class Layer>
+bool wants_gradients(const Layer& gradients) {
+  bool wanted = false;
+  each_storage(gradients, [&](const auto& tensor) { wanted = wanted || !tensor.empty(); });
+  return wanted;
+}
+
 template <class Layer>
 Index parameter_count(const Layer& layer) {
   Index count = 0;

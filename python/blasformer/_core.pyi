@@ -294,6 +294,67 @@ class BertModel:
         with_pooled: bool,
     ) -> tuple[Array, Array | None, dict[int, list[Array]]]: ...
 
+class LanguageModel(Layer):
+    def call(
+        self,
+        ids: object,
+        lengths: object,
+        segments: object,
+        selections: Sequence[tuple[SupportsInt | SupportsIndex, object]],
+    ) -> tuple[Array, dict[int, Array]]: ...
+    def forward(
+        self,
+        ids: object,
+        lengths: object,
+        segments: object,
+        seed: SupportsInt | SupportsIndex | None,
+    ) -> tuple[Array, Saved]: ...
+    def target_count(
+        self,
+        ids: object,
+        targets: object,
+        lengths: object,
+        segments: object,
+        ignore_index: SupportsInt | SupportsIndex,
+    ) -> float: ...
+    def loss(
+        self,
+        ids: object,
+        targets: object,
+        lengths: object,
+        segments: object,
+        divisor: object,
+        label_smoothing: SupportsFloat | SupportsIndex,
+        ignore_index: SupportsInt | SupportsIndex,
+    ) -> float: ...
+    def loss_and_gradients(
+        self,
+        ids: object,
+        targets: object,
+        lengths: object,
+        segments: object,
+        divisor: object,
+        label_smoothing: SupportsFloat | SupportsIndex,
+        ignore_index: SupportsInt | SupportsIndex,
+        seed: SupportsInt | SupportsIndex | None,
+        accumulate: object,
+    ) -> tuple[float, dict[str, Array]]: ...
+
+def language_model(
+    dtype: str,
+    vocab_size: SupportsInt | SupportsIndex,
+    max_length: SupportsInt | SupportsIndex,
+    d_model: SupportsInt | SupportsIndex,
+    nhead: SupportsInt | SupportsIndex,
+    num_layers: SupportsInt | SupportsIndex,
+    dim_feedforward: SupportsInt | SupportsIndex,
+    dropout: SupportsFloat | SupportsIndex,
+    activation: str,
+    layer_norm_eps: SupportsFloat | SupportsIndex,
+    tied: bool,
+    recompute: bool,
+    seed: SupportsInt | SupportsIndex | None,
+) -> LanguageModel: ...
 def sgd_step(
     rules: Sequence[
         tuple[

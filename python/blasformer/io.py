@@ -1,13 +1,15 @@
-"""Reading published checkpoints: safetensors files, single or sharded, without PyTorch and without a network.
+"""Checkpoints as they are published: safetensors files, without PyTorch and without a network.
 
 Files are untrusted: they are parsed by the `safetensors` package and the standard library, checked before
 anything is allocated, and read into memory of our own. Pickled checkpoints (.bin, .pt) are refused, because
-unpickling a file runs the code in it. Needs `pip install "blasformer[io]"`.
+unpickling a file runs the code in it. What is written appears as a whole or not at all. Needs `pip install
+"blasformer[io]"`.
 """
 
 import json
 import os
-from collections.abc import Collection
+import secrets
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
@@ -17,7 +19,7 @@ import numpy.typing as npt
 
 from ._optional import require_package
 
-__all__ = ["Checkpoint", "load_tensors"]
+__all__ = ["Checkpoint", "load_tensors", "save_tensors"]
 
 PathLike: TypeAlias = str | os.PathLike[str]
 FloatDType: TypeAlias = npt.DTypeLike
@@ -154,6 +156,62 @@ def load_tensors(path: PathLike, *, dtype: FloatDType | None = None) -> dict[str
     """
     with Checkpoint(path) as checkpoint:
         return {name: checkpoint.read(name, dtype) for name in checkpoint.shapes}
+
+
+def save_tensors(path: PathLike, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Writes arrays by name into one safetensors file, which PyTorch and transformers read as well.
+
+    The file appears as a whole or not at all: whoever reads `path` meanwhile, or after a crash, finds what
+    was there before or all of the new.
+
+    Raises OSError if it cannot be written, TypeError for arrays of a dtype that the format does not have.
+
+    >>> save_tensors("model.safetensors", {"weight": np.ones((2, 3), np.float32)})
+    >>> load_tensors("model.safetensors")["weight"].shape
+    (2, 3)
+    """
+    safetensors = require_package("safetensors", extra="io", purpose="writing checkpoints")
+    numpy_format = require_package("safetensors.numpy", extra="io", purpose="writing checkpoints")
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or array.dtype.name not in DTYPES.values():
+            got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+            raise TypeError(f"{name!r} must be a NumPy array of {', '.join(DTYPES.values())}, got {got}")
+    dense = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+    def write(file: Path) -> None:
+        try:  # transformers refuses files that do not say what framework they are of
+            numpy_format.save_file(dense, file, metadata={"format": "pt"})
+        except safetensors.SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from error
+
+    _write_whole(Path(path), write)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file that appears as a whole or not at all."""
+    _write_whole(path, lambda file: file.write_bytes(content))
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls write(a file beside `path`), which then takes the place of `path`."""
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        write(scratch)
+        _flush(scratch)
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Brings a file, or the names in a folder, from the caches of the system onto the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def float_dtype(dtype: FloatDType) -> np.dtype[Any]:

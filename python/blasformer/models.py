@@ -1,7 +1,9 @@
-"""Published models, loaded from the folders they are published in and run on NumPy arrays.
+"""Models on NumPy arrays: published ones, and ones to train.
 
-No PyTorch, no network, no conversion step: `BertModel` reads config.json and model.safetensors, and
-`SentenceEncoder` also the tokenizer and the pooling that a sentence-transformers folder names.
+No PyTorch, no network, no conversion step: `BertModel` and `LanguageModel` (GPT-2) read config.json and
+model.safetensors as they are published, and `SentenceEncoder` also the tokenizer and the pooling that a
+sentence-transformers folder names. Models that are trained here are layers (see `blasformer.nn`) with
+`loss_and_gradients`, one call for a forward and a backward pass, and are saved in such folders.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import numpy.typing as npt
 
 from . import _core
 from ._attention import Array, ChosenWeights, LayerWeights, choose_layers
+from ._language_model import LanguageModel
 from ._optional import require_package
 from ._random import Rng, draw_seed
 from .io import (
@@ -34,7 +37,7 @@ from .io import (
     some_names,
 )
 
-__all__ = ["BertConfig", "BertModel", "BertOutput", "SentenceEncoder"]
+__all__ = ["BertConfig", "BertModel", "BertOutput", "LanguageModel", "SentenceEncoder"]
 
 # ----------------------------------------------------------------------------------------------------------
 # BERT

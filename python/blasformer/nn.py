@@ -256,6 +256,10 @@ def _integer(name: str, value: SupportsIndex) -> int:
     return integer
 
 
+def _integer_or_none(name: str, value: SupportsIndex | None) -> int | None:
+    return None if value is None else _integer(name, value)
+
+
 def _number(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")

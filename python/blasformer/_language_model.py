@@ -1,0 +1,322 @@
+"""Decoder-only language models on NumPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from . import _core
+from ._attention import Array, LayerWeights, choose_layers
+from ._model import Model
+from ._random import Rng
+from .io import Checkpoint
+from .nn import _dtype, _initial_seed, _integer, _integer_or_none, _name, _number, _seed
+
+# What config.json calls an activation, and what it is called here.
+GPT2_ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "gelu_sigmoid",
+    "relu": "relu",
+    "silu": "silu",
+}
+# Buffers that some versions saved with the weights: causal masks.
+GPT2_BUFFERS = (".attn.bias", ".attn.masked_bias")
+# GPT-2's matrices that are stored (in_features, out_features).
+GPT2_TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+
+
+class LanguageModel(Model):
+    """A decoder-only Transformer that predicts the next token: GPT-2.
+
+        x = dropout(wte[ids] + wpe[positions])
+        x = x + attention(ln_1(x));  x = x + feed_forward(ln_2(x))      in each block; tokens see earlier ones
+        logits = ln_f(x) @ wte.T
+
+    Parameters
+    ----------
+    vocab_size : ids are in [0, vocab_size)
+    max_length : the longest sequence, which has learned positions
+    d_model : features, a multiple of nhead
+    nhead, num_layers : positive ints
+    dim_feedforward : width of the hidden layer; 4 * d_model by default
+    dropout : probability with which embeddings, attention weights and what joins the residual stream are
+        dropped in training with an rng
+    activation : "gelu_tanh" as in GPT-2, "gelu", "gelu_sigmoid", "relu" or "silu"
+    layer_norm_eps : added to the variance by the layer norms
+    tied : whether logits are computed with the weights of the embedding; otherwise with lm_head.weight
+    recompute : whether training keeps only the input of each block and computes the rest again: a fraction of
+        the memory for about a third more time
+    dtype : float32 or float64
+    rng : numpy.random.Generator or int that the initial weights are drawn from, as in GPT-2; a fresh one by
+        default
+
+    State, under GPT-2's names: wte.weight (vocab_size, d_model), wpe.weight (max_length, d_model); for each
+    block h.0, h.1, ...: ln_1.*, attn.c_attn.* (3 * d_model, d_model), attn.c_proj.*, ln_2.*, mlp.c_fc.*,
+    mlp.c_proj.*; ln_f.*; lm_head.weight if not tied. Matrices are (out_features, in_features), as everywhere
+    here; in the files of `save` they are transposed where GPT-2's are, so that `from_pretrained` reads what
+    transformers publishes, and transformers what `save` writes.
+
+    Calling it
+    ----------
+    ids : (batch, length) or (length,) integers
+    lengths : (batch,) integers: how many ids, from the left, each sequence has; what follows is not looked at
+    segments : like ids, integers: several sequences in one row, runs of equal numbers, that do not see each
+        other and whose positions count from 0
+    return_weights : which attention weights to return: True for those of all blocks, the indices of blocks,
+        as (0, -1), or a WeightSelection for each, as {0: WeightSelection(heads=[3]), -1: True}
+
+    Returns the logits of the token after each, (batch, length, vocab_size) or (length, vocab_size), or
+    (logits, weights) with weights a dict from the index of a block, as it was given, to its
+    (batch, nhead, length, length) array. What stands beyond a sequence's length holds no meaning.
+
+    Raises
+    ------
+    IndexError for ids outside the vocabulary, ValueError for shapes that do not fit and sequences longer than
+    max_length, TypeError for what is not integer.
+
+    References
+    ----------
+    Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
+
+    Examples
+    --------
+    >>> from blasformer import optim
+    >>> model = LanguageModel(5, max_length=8, d_model=16, nhead=2, num_layers=1, dropout=0.0, rng=0)
+    >>> optimizer = optim.AdamW(model, lr=1e-2)
+    >>> ids = np.array([[0, 1, 2, 3, 4, 0, 1, 2]])
+    >>> for step in range(60):
+    ...     loss, grads = model.loss_and_gradients(ids)
+    ...     norm = optimizer.step(grads)
+    >>> loss < 0.1, model(ids[0, :4]).argmax(-1)
+    (True, array([1, 2, 3, 4]))
+    """
+
+    _held: _core.LanguageModel
+    _model_type = "gpt2"
+
+    def __init__(
+        self,
+        vocab_size: int,
+        max_length: int,
+        d_model: int,
+        nhead: int,
+        num_layers: int,
+        dim_feedforward: int | None = None,
+        dropout: float = 0.1,
+        activation: str = "gelu_tanh",
+        layer_norm_eps: float = 1e-5,
+        *,
+        tied: bool = True,
+        recompute: bool = False,
+        dtype: DTypeLike = np.float32,
+        rng: Rng | None = None,
+    ) -> None:
+        arguments = {
+            "vocab_size": _integer("vocab_size", vocab_size),
+            "max_length": _integer("max_length", max_length),
+            "d_model": _integer("d_model", d_model),
+            "nhead": _integer("nhead", nhead),
+            "num_layers": _integer("num_layers", num_layers),
+            "dim_feedforward": _integer_or_none("dim_feedforward", dim_feedforward),
+            "dropout": _number("dropout", dropout),
+            "activation": _name("activation", activation),
+            "layer_norm_eps": _number("layer_norm_eps", layer_norm_eps),
+            "tied": bool(tied),
+            "recompute": bool(recompute),
+            "dtype": _dtype(dtype),
+        }
+        self._allocate(arguments, _initial_seed(rng))
+
+    def _allocate(self, arguments: dict[str, Any], seed: int | None) -> None:
+        self._arguments = arguments
+        width = arguments["dim_feedforward"]
+        if width is None:
+            width = _integer("dim_feedforward", 4 * arguments["d_model"])
+        self._held = _core.language_model(**arguments | {"dim_feedforward": width}, seed=seed)
+
+    def __call__(
+        self,
+        ids: ArrayLike,
+        *,
+        lengths: ArrayLike | None = None,
+        segments: ArrayLike | None = None,
+        return_weights: LayerWeights = False,
+    ) -> Any:
+        if return_weights is False:
+            return self._held.call(ids, lengths, segments, [])[0]
+        length = np.shape(ids)[-1] if np.ndim(ids) else 0
+        asked = choose_layers(return_weights, self._arguments["num_layers"], self._arguments["nhead"], length)
+        logits, weights = self._held.call(ids, lengths, segments, list(asked.values()))
+        return logits, {name: weights[index] for name, (index, _) in asked.items()}
+
+    def forward(
+        self,
+        ids: ArrayLike,
+        *,
+        lengths: ArrayLike | None = None,
+        segments: ArrayLike | None = None,
+        rng: Rng | None = None,
+    ) -> tuple[Array, _core.Saved]:
+        """The logits and what their gradient needs. Dropout acts if there is an rng.
+
+        For training by the loss of the next token `loss_and_gradients` does all of it in one call, and never
+        holds the logits of all tokens.
+        """
+        return self._held.forward(ids, lengths, segments, _seed(rng))
+
+    def loss(
+        self,
+        ids: ArrayLike,
+        targets: ArrayLike | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        segments: ArrayLike | None = None,
+        divisor: float | None = None,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+    ) -> float:
+        """The mean cross-entropy of the targets, without dropout. Arguments as for `loss_and_gradients`.
+
+        >>> model = LanguageModel(vocab_size=7, max_length=8, d_model=16, nhead=2, num_layers=1, rng=0)
+        >>> bool(abs(model.loss([[0, 1, 2, 3]]) - np.log(7)) < 0.1)  # at first all tokens are about as likely
+        True
+        """
+        return self._held.loss(ids, targets, lengths, segments, divisor, label_smoothing, ignore_index)
+
+    def loss_and_gradients(
+        self,
+        ids: ArrayLike,
+        targets: ArrayLike | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        segments: ArrayLike | None = None,
+        rng: Rng | None = None,
+        divisor: float | None = None,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        accumulate: Mapping[str, Array] | None = None,
+    ) -> tuple[float, dict[str, Array]]:
+        """The forward and backward pass of a step: (loss, {name: gradient} of what is not frozen).
+
+        ids: (batch, length) or (length,) integers
+        targets: like ids, the token that each is to predict, or ignore_index where it does not count. By
+            default the next one: then all ids but the last are inputs and all but the first are targets,
+            except across a border of segments.
+        lengths, segments: as for calling the model; they are those of `ids`
+        rng: numpy.random.Generator or int that dropout is drawn from; without it nothing is dropped
+        divisor: what the sum of the losses is divided by: the number of targets that count by default, which
+            makes it their mean. For one step of several calls give each of them the number of all
+            (`target_count`), and add up with accumulate.
+        label_smoothing: share of the target's probability that is spread over all tokens
+        accumulate: gradients of an earlier call, which those of this one are added to, in place
+
+        Only what the gradient needs is kept, the logits exist for some rows at a time, and frozen blocks
+        below the last trained parameter are not kept or gone through at all. If no target counts the loss is
+        0.0 and the gradients are 0.
+
+        Raises IndexError, ValueError or TypeError for what does not fit; nothing is changed then.
+
+        >>> model = LanguageModel(vocab_size=7, max_length=8, d_model=16, nhead=2, num_layers=1, rng=0)
+        >>> loss, grads = model.loss_and_gradients([[0, 1, 2, 3], [4, 5, 0, 0]], lengths=[4, 2], rng=1)
+        >>> grads["wpe.weight"].shape
+        (8, 16)
+        """
+        seed = _seed(rng)
+
+        def compute(arrays: dict[str, Array] | None) -> tuple[float, dict[str, Array]]:
+            return self._held.loss_and_gradients(
+                ids, targets, lengths, segments, divisor, label_smoothing, ignore_index, seed, arrays
+            )
+
+        return self._accumulated(compute, accumulate)
+
+    def target_count(
+        self,
+        ids: ArrayLike,
+        targets: ArrayLike | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        segments: ArrayLike | None = None,
+        ignore_index: int = -100,
+    ) -> int:
+        """How many targets count: what `loss` divides by. Arguments as for `loss_and_gradients`.
+
+        >>> model = LanguageModel(vocab_size=7, max_length=8, d_model=16, nhead=2, num_layers=1, rng=0)
+        >>> model.target_count([[0, 1, 2, 3], [4, 5, 0, 0]], lengths=[4, 2])
+        4
+        """
+        return int(self._held.target_count(ids, targets, lengths, segments, ignore_index))
+
+    # ---- Folders, as transformers has them
+
+    def _config(self) -> dict[str, Any]:
+        arguments = self._arguments
+        activations = {ours: published for published, ours in reversed(GPT2_ACTIVATIONS.items())}
+        return {
+            "model_type": "gpt2",
+            "architectures": ["GPT2LMHeadModel"],
+            "vocab_size": arguments["vocab_size"],
+            "n_positions": arguments["max_length"],
+            "n_embd": arguments["d_model"],
+            "n_head": arguments["nhead"],
+            "n_layer": arguments["num_layers"],
+            "n_inner": arguments["dim_feedforward"],
+            "activation_function": activations[arguments["activation"]],
+            "layer_norm_epsilon": arguments["layer_norm_eps"],
+            **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), arguments["dropout"]),
+            "tie_word_embeddings": arguments["tied"],
+            "torch_dtype": arguments["dtype"],
+        }
+
+    @classmethod
+    def _arguments_of(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        for name, supported in {
+            "scale_attn_weights": True,
+            "scale_attn_by_inverse_layer_idx": False,
+            "add_cross_attention": False,
+        }.items():
+            if config.get(name, supported) != supported:
+                raise ValueError(f"{name} must be {supported}, got {config[name]!r}")
+        activation = config.get("activation_function", "gelu_new")
+        if activation not in GPT2_ACTIVATIONS:
+            raise ValueError(
+                f"activation_function must be one of {', '.join(GPT2_ACTIVATIONS)}, got {activation!r}"
+            )
+        return {
+            "vocab_size": _integer("vocab_size", config["vocab_size"]),
+            "max_length": _integer("n_positions", config["n_positions"]),
+            "d_model": _integer("n_embd", config["n_embd"]),
+            "nhead": _integer("n_head", config["n_head"]),
+            "num_layers": _integer("n_layer", config["n_layer"]),
+            "dim_feedforward": _integer_or_none("n_inner", config.get("n_inner")),
+            "dropout": _number("resid_pdrop", config.get("resid_pdrop", 0.1)),
+            "activation": GPT2_ACTIVATIONS[activation],
+            "layer_norm_eps": _number("layer_norm_epsilon", config.get("layer_norm_epsilon", 1e-5)),
+            "tied": bool(config.get("tie_word_embeddings", True)),
+            "recompute": False,
+        }
+
+    @classmethod
+    def _stored_name(cls, name: str) -> str:
+        return name if name.startswith("lm_head.") else f"transformer.{name}"
+
+    @classmethod
+    def _is_stored_transposed(cls, name: str) -> bool:
+        return name.endswith(GPT2_TRANSPOSED)
+
+    @classmethod
+    def _names_in(cls, checkpoint: Checkpoint, names: list[str]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for stored in checkpoint.shapes:
+            name = stored.removeprefix("transformer.")
+            if name in found:
+                raise ValueError(f"{checkpoint.path} holds {name} twice: as {found[name]} and as {stored}")
+            tied_again = name == "lm_head.weight" and name not in names
+            if not name.endswith(GPT2_BUFFERS) and not tied_again:
+                found[name] = stored
+        return found
