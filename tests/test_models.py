@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import reference
 import tokenizers
-from blasformer import models
+from blasformer import _progress, models
 from blasformer.models import BertConfig, BertModel, SentenceEncoder
 from checkpoint_files import save, save_sharded
 from hypothesis import given
@@ -772,10 +772,10 @@ def test_progress_appears_in_terminals_for_long_work(encoder, monkeypatch):
             return True
 
     monkeypatch.setattr(sys, "stderr", Terminal())
-    monkeypatch.setattr(models, "PROGRESS_DELAY", 1e9)
+    monkeypatch.setattr(_progress, "DELAY", 1e9)
     encoder.encode(SENTENCES[:3], batch_size=1)
     assert sys.stderr.getvalue() == ""
-    monkeypatch.setattr(models, "PROGRESS_DELAY", 1e-9)
+    monkeypatch.setattr(_progress, "DELAY", 1e-9)
     encoder.encode(SENTENCES[:3], batch_size=1)
     assert "3/3" in sys.stderr.getvalue()
 

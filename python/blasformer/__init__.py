@@ -1,6 +1,6 @@
 """Exact attention and Transformer layers for NumPy arrays, on a CPU."""
 
-from . import io, models, nn, optim, testing
+from . import io, models, nn, optim, testing, train
 from ._attention import (
     AttentionGrads,
     AttentionPlan,
@@ -90,5 +90,6 @@ __all__ = [
     "softmax",
     "softmax_backward",
     "testing",
+    "train",
     "use_isa",
 ]

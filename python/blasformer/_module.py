@@ -48,12 +48,13 @@ class Module(Protocol):
 
     def backward(self, saved: Any, d_y: Any, /) -> tuple[Any, dict[str, Array]]:
         """(d_x, grads): the gradient of the input (a tuple in the order of the inputs if there are several,
-        None for integers), and that of each parameter, by name, in its shape and dtype."""
+        None for integers), and that of each parameter, by name, in its shape and dtype: new arrays, which may
+        be added to."""
 
 
-def infer(module: Any, x: Any, **arguments: Any) -> Any:
+def infer(module: Any, *inputs: Any, **arguments: Any) -> Any:
     """The output alone, without dropout."""
-    return module(x, **arguments) if callable(module) else module.forward(x, **arguments)[0]
+    return module(*inputs, **arguments) if callable(module) else module.forward(*inputs, **arguments)[0]
 
 
 def leaves(module: Any) -> list[tuple[str, Any]]:

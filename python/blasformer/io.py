@@ -51,7 +51,7 @@ class Checkpoint:
     path: a folder that holds model.safetensors or model.safetensors.index.json, or one of these files itself.
 
     Opening reads and checks the headers only. `shapes` maps each name to its shape, `dtypes` to the name of
-    its dtype in the file. Use it as a context manager, or `close()` it.
+    its dtype in the file, `metadata` names to texts. Use it as a context manager, or `close()` it.
 
     Raises FileNotFoundError if there is no such file, and ValueError, naming the file and what is wrong with
     it, for a file that is damaged, truncated, hostile or pickled. The shards that an index names must lie in
@@ -68,6 +68,7 @@ class Checkpoint:
         self.path = Path(path)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
+        self.metadata: dict[str, str] = {}
         self._file_of: dict[str, _TensorFile] = {}
         self._files: list[_TensorFile] = []
         try:
@@ -83,6 +84,7 @@ class Checkpoint:
     def _open_file(self, path: Path) -> "_TensorFile":
         file = _TensorFile(path)
         self._files.append(file)
+        self.metadata.update(file.metadata)
         for name, shape in file.shapes.items():
             if name in self._file_of:
                 raise ValueError(f"{path}: tensor {name!r} is also in {self._file_of[name].path.name}")
@@ -295,6 +297,7 @@ class _TensorFile:
             ) from error
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
+        self.metadata: dict[str, str] = self._handle.metadata() or {}
         self._read_header()
 
     def _read_header(self) -> None:

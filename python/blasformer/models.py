@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
-import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +22,7 @@ from . import _core
 from ._attention import Array, ChosenWeights, LayerWeights, choose_layers
 from ._language_model import LanguageModel
 from ._optional import require_package
+from ._progress import progress_bar
 from ._random import Rng, draw_seed
 from .io import (
     FLOATING,
@@ -478,7 +476,6 @@ POOLING_SWITCHES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-PROGRESS_DELAY = 2.0  # seconds
 
 
 class SentenceEncoder:
@@ -599,7 +596,13 @@ class SentenceEncoder:
         size = _batch_size(batch_size)
         embeddings = np.empty((len(texts), self.embedding_dim), self.bert.dtype)
         longest_first = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        with _progress_bar(len(texts), show_progress_bar) as progress:
+        with progress_bar(
+            len(texts),
+            show_progress_bar,
+            argument="show_progress_bar",
+            description="Encoding",
+            unit="sentence",
+        ) as progress:
             for start in range(0, len(texts), size):
                 batch = longest_first[start : start + size]
                 embeddings[batch] = self._embed([texts[i] for i in batch])
@@ -668,26 +671,6 @@ def _unit_length(vectors: Array) -> Array:
     """Rows of Euclidean length 1; a row of zeros stays."""
     norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))[:, None]
     return (vectors / np.where(norms > 0, norms, 1)).astype(vectors.dtype)
-
-
-@contextmanager
-def _progress_bar(total: int, show: bool | None) -> Iterator[Callable[[int], object]]:
-    """A function to call with the number of sentences that were done."""
-    interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
-    tqdm = None
-    if show or (show is None and interactive):
-        try:
-            with warnings.catch_warnings():  # in notebooks without ipywidgets tqdm complains, and works
-                warnings.simplefilter("ignore")
-                tqdm = require_package("tqdm.auto", extra="progress", purpose="show_progress_bar=True").tqdm
-        except ImportError:
-            if show:
-                raise
-    if tqdm is None:
-        yield lambda done: None
-        return
-    with tqdm(total=total, desc="Encoding", unit="sentence", delay=0 if show else PROGRESS_DELAY) as bar:
-        yield bar.update
 
 
 def _sentence_modules(folder: Path) -> dict[str, Path]:
