@@ -14,7 +14,7 @@ from pathlib import Path
 import fresh_python
 import numpy as np
 import pytest
-from blasformer import cross_entropy, nn, optim, train
+from blasformer import cross_entropy, models, nn, optim, train
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -179,19 +179,25 @@ class LineModel:
 
     def __init__(self):
         self.a = np.zeros(1)
-        self.divisors = []
+        self.asked = []
 
     def parameters(self):
         return {"a": self.a}
 
-    def count_targets(self, x, y):
+    def target_count(self, x, y):
         return len(y)
 
-    def loss_and_gradients(self, x, y, *, rng=None, divisor=None):
-        self.divisors.append(divisor)
+    def loss_and_gradients(self, x, y, *, rng=None, divisor=None, accumulate=None):
+        self.asked.append((divisor, accumulate is not None))
         divisor = len(y) if divisor is None else divisor
         off = self.a * x - y
-        return (off**2).sum() / divisor, {"a": np.array([(2 * off * x).sum() / divisor])}
+        gradient = np.array([(2 * off * x).sum() / divisor])
+        if accumulate is not None:
+            accumulate["a"] += gradient
+        return (off**2).sum() / divisor, accumulate or {"a": gradient}
+
+    def loss(self, x, y):
+        return self.loss_and_gradients(x, y)[0]
 
 
 def test_a_model_that_knows_its_loss_is_asked_for_it():
@@ -201,18 +207,37 @@ def test_a_model_that_knows_its_loss_is_asked_for_it():
     history = train.fit(one, batches, optimizer=optim.SGD(one, lr=0.05), accumulate=2, evaluate=batches)
     train.fit(two, [(x, 2 * x)], optimizer=optim.SGD(two, lr=0.05))
     assert one.a == pytest.approx(two.a, rel=1e-12)
-    assert one.divisors[:2] == [4, 4]
+    assert one.asked[:2] == [(4, False), (4, True)]
     assert history.metrics["loss"] == pytest.approx([((one.a * x - 2 * x) ** 2).mean()])
+
+
+def test_our_models_train_and_resume(tmp_path):
+    def make():
+        return models.LanguageModel(11, max_length=8, d_model=16, nhead=2, num_layers=1, rng=0)
+
+    ids = np.random.default_rng(0).integers(0, 11, (4, 8))
+    batches = [{"ids": ids, "lengths": [8, 3, 5, 2]}, ids[:2], (ids[2:],)]
+    settings = {"accumulate": 2, "epochs": 3, "rng": 0, "evaluate": batches}
+    whole, stopped, resumed = make(), make(), make()
+    expected = train.fit(whole, batches, optimizer=optim.AdamW(whole, lr=0.01), **settings)
+    assert expected.loss[-1] < expected.loss[0]
+    for model, limit in ((stopped, 3), (resumed, None)):
+        optimizer = optim.AdamW(model, lr=0.01)
+        history = train.fit(
+            model, batches, optimizer=optimizer, **settings, max_steps=limit, checkpoint=tmp_path
+        )
+    assert_same_run(history, expected)
+    assert_same_weights(resumed, whole)
 
 
 def test_without_a_loss_or_a_count_there_is_a_clear_error():
     class Uncounted(LineModel):
-        count_targets = property()
+        target_count = property()
 
     model, uncounted = make_model(), Uncounted()
     with pytest.raises(TypeError, match=r"loss must be given, as Sequential has no loss_and_gradients"):
         train.fit(model, BATCHES, optimizer=optim.SGD(model))
-    with pytest.raises(TypeError, match="count must be given, as Uncounted has no count_targets"):
+    with pytest.raises(TypeError, match="count must be given, as Uncounted has no target_count"):
         train.fit(uncounted, [(X, X)], optimizer=optim.SGD(uncounted), evaluate=[(X, X)])
 
 
@@ -450,7 +475,7 @@ def test_so_many_checkpoints_stay_and_nothing_else(tmp_path):
 
 
 def test_remnants_of_a_killed_process_are_removed(tmp_path):
-    (tmp_path / ".step-000000003-abc.tmp").write_bytes(b"half")
+    (tmp_path / ".step-000000003.safetensors.abc").write_bytes(b"half")
     (tmp_path / "notes.txt").write_text("mine")
     fit(make_model(), checkpoint=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "step-000000006.safetensors"]

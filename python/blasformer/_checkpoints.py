@@ -1,8 +1,6 @@
 """Checkpoints of training: one safetensors file each, which is there as a whole or not at all.
 
-A file step-000001234.safetensors holds named arrays, and one JSON object in its metadata. It is written under
-another name in the same folder, brought to the disk, and then renamed: whatever happens meanwhile, the files
-of that name are complete.
+A file step-000001234.safetensors holds named arrays, and one JSON object in its metadata.
 """
 
 from __future__ import annotations
@@ -16,9 +14,9 @@ from typing import Any, NamedTuple
 
 from ._attention import Array
 from ._optional import require_package
-from .io import Checkpoint, PathLike
+from .io import Checkpoint, PathLike, save_tensors
 
-FORMAT = "blasformer training 1"
+FORMAT = "blasformer 1"
 NAME = re.compile(r"step-(\d{9,})\.safetensors")
 
 
@@ -43,9 +41,9 @@ class CheckpointFolder:
         """Makes the folder, removes what a killed process left half-written, and finds out at once, not hours
         later, if nothing can be written there."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for remnant in self.folder.glob(".step-*.tmp"):
+        for remnant in self.folder.glob(".step-*.safetensors.*"):
             remnant.unlink(missing_ok=True)
-        trial = self.folder / f".step-{os.urandom(8).hex()}.tmp"
+        trial = self.folder / f".step-trial.safetensors.{os.urandom(8).hex()}"
         trial.touch(exist_ok=False)
         trial.unlink()
 
@@ -57,7 +55,7 @@ class CheckpointFolder:
     def save(self, step: int, state: TrainingState) -> Path:
         """Raises OSError if the file cannot be written; then those of before are still there."""
         path = self.folder / f"step-{step:09d}.safetensors"
-        _write(path, state)
+        save_tensors(path, state.arrays, metadata={"training": FORMAT, "state": json.dumps(state.values)})
         for old in _files_of(self.folder)[: -self.keep]:
             old.unlink(missing_ok=True)
         return path
@@ -72,35 +70,6 @@ def _files_of(folder: Path) -> list[Path]:
     return [found[step] for step in sorted(found)]
 
 
-def _write(path: Path, state: TrainingState) -> None:
-    safetensors = require_package("safetensors", extra="io", purpose="writing checkpoints")
-    files = require_package("safetensors.numpy", extra="io", purpose="writing checkpoints")
-    unfinished = path.with_name(f".{path.stem}-{os.urandom(8).hex()}.tmp")
-    # The package writes the memory of an array from its first element on, whatever its strides are.
-    arrays = {
-        name: array if array.flags.c_contiguous else array.copy(order="C")
-        for name, array in state.arrays.items()
-    }
-    try:
-        try:
-            files.save_file(arrays, unfinished, {"format": FORMAT, "state": json.dumps(state.values)})
-        except safetensors.SafetensorError as error:
-            raise OSError(f"{path} cannot be written: {error}") from error
-        _bring_to_disk(unfinished)
-        os.replace(unfinished, path)
-        _bring_to_disk(path.parent)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _bring_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def read_training_state(path: PathLike) -> TrainingState:
     """What a file, or the newest one in a folder, holds.
 
@@ -113,7 +82,7 @@ def read_training_state(path: PathLike) -> TrainingState:
             raise FileNotFoundError(f"{path} holds no checkpoint of training, step-*.safetensors")
         file = files[-1]
     with Checkpoint(file) as checkpoint:
-        if checkpoint.metadata.get("format") != FORMAT:
+        if checkpoint.metadata.get("training") != FORMAT:
             raise ValueError(f"{file} is not a checkpoint of training that this version can read")
         try:
             values = json.loads(checkpoint.metadata["state"])

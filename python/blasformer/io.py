@@ -160,8 +160,12 @@ def load_tensors(path: PathLike, *, dtype: FloatDType | None = None) -> dict[str
         return {name: checkpoint.read(name, dtype) for name in checkpoint.shapes}
 
 
-def save_tensors(path: PathLike, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+def save_tensors(
+    path: PathLike, arrays: Mapping[str, npt.NDArray[Any]], *, metadata: Mapping[str, str] | None = None
+) -> None:
     """Writes arrays by name into one safetensors file, which PyTorch and transformers read as well.
+
+    metadata: texts by name that the file is to hold besides
 
     The file appears as a whole or not at all: whoever reads `path` meanwhile, or after a crash, finds what
     was there before or all of the new.
@@ -178,11 +182,13 @@ def save_tensors(path: PathLike, arrays: Mapping[str, npt.NDArray[Any]]) -> None
         if not isinstance(array, np.ndarray) or array.dtype.name not in DTYPES.values():
             got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
             raise TypeError(f"{name!r} must be a NumPy array of {', '.join(DTYPES.values())}, got {got}")
-    dense = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    dense = {  # the package writes the memory of an array from its first element on, whatever its strides are
+        name: array if array.flags.c_contiguous else array.copy(order="C") for name, array in arrays.items()
+    }
 
     def write(file: Path) -> None:
         try:  # transformers refuses files that do not say what framework they are of
-            numpy_format.save_file(dense, file, metadata={"format": "pt"})
+            numpy_format.save_file(dense, file, metadata={"format": "pt", **(metadata or {})})
         except safetensors.SafetensorError as error:
             raise OSError(f"{path} cannot be written: {error}") from error
 

@@ -9,11 +9,12 @@
 
 A model is either a layer (any that follows `nn.Module`) together with a `loss`, or one that knows its loss:
 
-    model.loss_and_gradients(*batch, rng=None, divisor=None) -> (loss, {name: gradient})
-    model.count_targets(*batch) -> the number of targets: for accumulation and evaluation
-    model.loss(*batch) -> loss: for evaluation; optional
+    model.loss_and_gradients(*batch, rng=None, divisor=None, accumulate=None) -> (loss, {name: gradient})
+    model.target_count(*batch) -> the number of targets: for accumulation and evaluation
+    model.loss(*batch) -> loss: for evaluation
 
-where loss is the sum over the targets / divisor, by default their mean.
+where loss is the sum over the targets / divisor, by default their mean, and accumulate are gradients to be
+added to. Those of blasformer.models do.
 """
 
 from __future__ import annotations
@@ -160,9 +161,13 @@ class _Objective(ABC):
 
     @abstractmethod
     def gradients(
-        self, batch: Batch, rng: np.random.Generator | None, divisor: float | None
+        self,
+        batch: Batch,
+        rng: np.random.Generator | None,
+        divisor: float | None,
+        total: dict[str, Array] | None,
     ) -> tuple[float, dict[str, Array]]:
-        """The sum of the losses / divisor, by default their number, and its gradients."""
+        """The sum of the losses / divisor, by default their number, and its gradients, added to `total`."""
 
     @abstractmethod
     def loss(self, batch: Batch) -> float:
@@ -179,7 +184,11 @@ class _LayerObjective(_Objective):
         return self._count(_taken_apart(batch)[2])
 
     def gradients(
-        self, batch: Batch, rng: np.random.Generator | None, divisor: float | None
+        self,
+        batch: Batch,
+        rng: np.random.Generator | None,
+        divisor: float | None,
+        total: dict[str, Array] | None,
     ) -> tuple[float, dict[str, Array]]:
         inputs, arguments, targets = _taken_apart(batch)
         y, saved = self._layer.forward(*inputs, rng=rng, **arguments)
@@ -187,7 +196,11 @@ class _LayerObjective(_Objective):
         if divisor is not None:
             share = self._count(targets) / divisor
             loss, d_y = loss * share, d_y * d_y.dtype.type(share)
-        return float(loss), dict(self._layer.backward(saved, d_y)[1])
+        grads = self._layer.backward(saved, d_y)[1]
+        if total is None:
+            return float(loss), dict(grads)
+        add_gradients(total, grads)
+        return float(loss), total
 
     def loss(self, batch: Batch) -> float:
         inputs, arguments, targets = _taken_apart(batch)
@@ -203,24 +216,27 @@ class _ModelObjective(_Objective):
     def count(self, batch: Batch) -> float:
         if self._count is not None:
             return self._count(batch)
-        if not hasattr(self._model, "count_targets"):
+        if not hasattr(self._model, "target_count"):
             raise TypeError(
-                f"count must be given, as {type(self._model).__name__} has no count_targets() to weight "
+                f"count must be given, as {type(self._model).__name__} has no target_count() to weight "
                 "batches by"
             )
-        return float(_called(self._model.count_targets, batch))
+        return float(_called(self._model.target_count, batch))
 
     def gradients(
-        self, batch: Batch, rng: np.random.Generator | None, divisor: float | None
+        self,
+        batch: Batch,
+        rng: np.random.Generator | None,
+        divisor: float | None,
+        total: dict[str, Array] | None,
     ) -> tuple[float, dict[str, Array]]:
-        given = {} if divisor is None else {"divisor": divisor}
-        loss, grads = _called(self._model.loss_and_gradients, batch, rng=rng, **given)
+        loss, grads = _called(
+            self._model.loss_and_gradients, batch, rng=rng, divisor=divisor, accumulate=total
+        )
         return float(loss), dict(grads)
 
     def loss(self, batch: Batch) -> float:
-        if hasattr(self._model, "loss"):
-            return float(_called(self._model.loss, batch))
-        return float(_called(self._model.loss_and_gradients, batch)[0])
+        return float(_called(self._model.loss, batch))
 
 
 def _called(function: Callable[..., Any], batch: Batch, **keywords: Any) -> Any:
@@ -507,11 +523,10 @@ class _Run:
         divisor = None
         if len(group) > 1:
             divisor = sum(self.objective.count(batch) for batch in group) or 1.0
-        loss, total = 0.0, dict[str, Array]()
-        for batch in group:
-            of_batch, grads = self.objective.gradients(batch, self.generator, divisor)
-            loss += of_batch
-            add_gradients(total, grads)
+        loss, grads = self.objective.gradients(group[0], self.generator, divisor, None)
+        for batch in group[1:]:
+            more, grads = self.objective.gradients(batch, self.generator, divisor, grads)
+            loss += more
         if not math.isfinite(loss):
             if self.optimizer.nonfinite == "error":
                 raise ValueError(
@@ -519,7 +534,7 @@ class _Run:
                     f"{self.batch} of it; the weights are those of the step before"
                 )
             return loss, math.nan
-        return loss, self.optimizer.step(total)
+        return loss, self.optimizer.step(grads)
 
     def evaluate(self, request: StopRequest) -> dict[str, float]:
         """The metrics of the present weights; nothing, to be made up for, if the user stops meanwhile."""
