@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import reference
 import tokenizers
-from blasformer import _progress, models
+from blasformer import _progress
 from blasformer.models import BertConfig, BertModel, SentenceEncoder
 from checkpoint_files import save, save_sharded
 from hypothesis import given

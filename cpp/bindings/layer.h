@@ -211,37 +211,9 @@ class Holding : public Base {
   }
 
   py::tuple backward(Saved& saved, const py::object& d_output) override {
-    auto* const own = dynamic_cast<SavedOf<L>*>(&saved);
-    if (own == nullptr)
-      fail("saved must be of a forward pass of this layer, got that of another kind of layer");
-    if (!own->values)
-      throw std::runtime_error("saved was used already: a forward pass has one backward pass");
-    if (own->owner != this) fail("saved must be of a forward pass of this layer, got that of another layer");
-    if (own->version != this->version_) {
-      throw std::runtime_error(
-          "the weights of the layer were changed since the forward pass that saved is of: backward comes "
-          "first");
-    }
-    const Tensor<T> d_y = input<T>(d_output, "d_output", false);
-    require(d_y.shape() == own->output_shape, "d_output must have the shape of the output, ",
-            shape_text(own->output_shape), ", got ", shape_text(d_y.shape()));
-
-    Gradients gradients = new_gradients();
-    const auto values = std::exchange(own->values, std::nullopt);
-    try {
-      const std::shared_ptr<const L> layer = layer_;
-      const auto compute = [&] { return layer->backward(*values, d_y, gradients.values, gradients.write); };
-      if constexpr (std::is_void_v<decltype(compute())>) {  // the inputs are ids
-        run(d_y.size(), compute);
-        return py::make_tuple(py::none(), std::move(gradients.arrays));
-      } else {
-        const auto d_inputs = run(d_y.size(), compute);
-        return py::make_tuple(python_gradients(d_inputs), std::move(gradients.arrays));
-      }
-    } catch (...) {
-      own->values = values;
-      throw;
-    }
+    return backward_by(saved, d_output,
+                       [](const L& layer, const typename L::Saved& values, const Tensor<T>& d_y, L& gradients,
+                          Write write) { return layer.backward(values, d_y, gradients, write); });
   }
 
  protected:
@@ -281,6 +253,42 @@ class Holding : public Base {
     return gradients;
   }
 
+  // What backward does, with compute(layer, values, d_output, gradients, write) for the layer's own part.
+  template <class Compute>
+  py::tuple backward_by(Saved& saved, const py::object& d_output, const Compute& compute) {
+    auto* const own = dynamic_cast<SavedOf<L>*>(&saved);
+    if (own == nullptr)
+      fail("saved must be of a forward pass of this layer, got that of another kind of layer");
+    if (!own->values)
+      throw std::runtime_error("saved was used already: a forward pass has one backward pass");
+    if (own->owner != this) fail("saved must be of a forward pass of this layer, got that of another layer");
+    if (own->version != this->version_) {
+      throw std::runtime_error(
+          "the weights of the layer were changed since the forward pass that saved is of: backward comes "
+          "first");
+    }
+    const Tensor<T> d_y = input<T>(d_output, "d_output", false);
+    require(d_y.shape() == own->output_shape, "d_output must have the shape of the output, ",
+            shape_text(own->output_shape), ", got ", shape_text(d_y.shape()));
+
+    Gradients gradients = new_gradients();
+    const auto values = std::exchange(own->values, std::nullopt);
+    try {
+      const std::shared_ptr<const L> layer = layer_;
+      const auto backward = [&] { return compute(*layer, *values, d_y, gradients.values, gradients.write); };
+      if constexpr (std::is_void_v<decltype(backward())>) {  // the inputs are ids
+        run(d_y.size(), backward);
+        return py::make_tuple(py::none(), std::move(gradients.arrays));
+      } else {
+        const auto d_inputs = run(d_y.size(), backward);
+        return py::make_tuple(python_gradients(d_inputs), std::move(gradients.arrays));
+      }
+    } catch (...) {
+      own->values = values;
+      throw;
+    }
+  }
+
   std::unique_ptr<SavedOf<L>> new_saved() const { return std::make_unique<SavedOf<L>>(this, this->version_); }
 
   // Runs compute() without the interpreter lock, unless the work is so small that handing it over would be
@@ -308,7 +316,7 @@ class Holding : public Base {
     const auto changed = std::make_shared<L>(*layer_);
     each_adapter(*changed, visit);
     layer_ = changed;
-    size_ = parameter_count(*layer_);
+    size_ = std::max<Index>(1, parameter_count(*layer_));
     ++this->version_;
   }
 

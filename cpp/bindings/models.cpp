@@ -5,13 +5,16 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
-#include "bindings/arrays.h"
-#include "bindings/gil.h"
+#include "bindings/layer.h"
+#include "bindings/loss.h"
 #include "models/bert.h"
+#include "models/bert_classifier.h"
 
 namespace blasformer::bindings {
 
@@ -19,60 +22,49 @@ namespace {
 
 // Indices, (total,): copied, as the model shares memory with tensors only.
 Tensor<std::int64_t> indices(py::object argument, const char* name) {
-  const ArrayView view = int64_view(argument, name);
-  require(view.rank == 1, name, " must have one dimension, got ", view.rank);
-  Tensor<std::int64_t> tensor({view.shape[0]});
-  std::copy_n(static_cast<const std::int64_t*>(view.data), tensor.size(), tensor.data());
+  const Tensor<std::int64_t> tensor = id_input(argument, name, true);
+  require(tensor.rank() == 1, name, " must have one dimension, got ", tensor.rank());
   return tensor;
+}
+
+PackedTokens packed_tokens(const py::object& ids, const py::object& positions, const py::object& types,
+                           const std::vector<Index>& starts) {
+  return {indices(ids, "ids"), indices(positions, "positions"), indices(types, "types"), starts};
 }
 
 using AskedLayers =
     std::vector<std::tuple<Index, std::vector<Index>, bool>>;  // (layer, heads, whether their mean)
 
-// A BertModel as Python holds it, whatever its scalars are.
-class Bert {
+class Bert : public Layer {
  public:
-  virtual ~Bert() = default;
-  // Views of the weights, by name. Writeable ones are for whoever loads them, before anyone else has the
-  // model.
-  virtual py::dict parameters(bool writeable) = 0;
-  virtual void initialise(std::uint64_t seed) = 0;
   // (last hidden states (total, hidden_size), pooled (sequences, hidden_size) or None,
   // {layer: weights of each sequence})
-  virtual py::tuple forward(const PackedTokens& tokens, const AskedLayers& asked, bool with_pooled) const = 0;
+  virtual py::tuple call(const PackedTokens& tokens, const AskedLayers& asked, bool with_pooled) const = 0;
+  // (last hidden states, pooled or None, saved)
+  virtual py::tuple forward(const PackedTokens& tokens, bool with_pooled, Seed seed) const = 0;
+  // {name: gradient}. d_pooled may be None.
+  virtual py::dict gradients(Saved& saved, const py::object& d_hidden, const py::object& d_pooled) = 0;
 };
 
-template <class T>
-class BertOf : public Bert {
+template <class L>
+class BertOf : public Holding<Bert, L> {
  public:
-  explicit BertOf(const BertSizes& sizes) : model_(sizes) {}
+  using T = typename L::Scalar;
+  using Holding<Bert, L>::Holding;
 
-  py::dict parameters(bool writeable) override {
-    py::dict arrays;
-    BertModel<T>::each_parameter(model_, [&](const std::string& name, const Tensor<T>& tensor) {
-      arrays[py::str(name)] = numpy_view(tensor, writeable);
-    });
-    return arrays;
-  }
-
-  void initialise(std::uint64_t seed) override {
-    Initialiser random(seed);
-    model_.initialise(random);
-  }
-
-  py::tuple forward(const PackedTokens& tokens, const AskedLayers& asked_layers,
-                    bool with_pooled) const override {
-    std::map<Index, typename BertModel<T>::Asked> asked;
+  py::tuple call(const PackedTokens& tokens, const AskedLayers& asked_layers,
+                 bool with_pooled) const override {
+    std::map<Index, typename L::Asked> asked;
     for (const auto& [layer, heads, mean] : asked_layers) {
       asked[layer].heads = heads;
       asked[layer].mean = mean;
     }
+    const std::shared_ptr<const L> model = this->layer();
     Tensor<T> hidden, pooled;
-    {
-      const ReleaseGil released;
-      hidden = model_.forward(tokens, &asked);
-      if (with_pooled) pooled = model_.pool(hidden, tokens.starts);
-    }
+    this->run(tokens.ids.size(), [&] {
+      hidden = model->forward(tokens, &asked);
+      if (with_pooled) pooled = model->pool(hidden, tokens.starts);
+    });
     py::dict weights;
     for (const auto& [layer, of_layer] : asked) {
       py::list of_sequences;
@@ -80,48 +72,196 @@ class BertOf : public Bert {
         of_sequences.append(numpy_view(of_sequence, true));
       weights[py::int_(layer)] = of_sequences;
     }
-    py::object pooled_or_none = py::none();
-    if (with_pooled) pooled_or_none = numpy_view(pooled, true);
-    return py::make_tuple(numpy_view(hidden, true), pooled_or_none, weights);
+    return py::make_tuple(numpy_view(hidden, true), array_or_none(pooled), weights);
+  }
+
+  py::tuple forward(const PackedTokens& tokens, bool with_pooled, Seed seed) const override {
+    auto saved = this->new_saved();
+    const std::shared_ptr<const L> model = this->layer();
+    Tensor<T> hidden, pooled;
+    this->run(tokens.ids.size(), [&] {
+      hidden = model->forward(tokens, nullptr, seed, &*saved->values);
+      if (with_pooled) pooled = model->pool(hidden, tokens.starts, &*saved->values);
+    });
+    saved->output_shape = hidden.shape();
+    return py::make_tuple(numpy_view(hidden, true), array_or_none(pooled),
+                          std::unique_ptr<Saved>(std::move(saved)));
+  }
+
+  py::dict gradients(Saved& saved, const py::object& d_hidden, const py::object& d_pooled) override {
+    const Tensor<T> pooled_gradient =
+        d_pooled.is_none() ? Tensor<T>() : input<T>(d_pooled, "d_pooler_output", false);
+    const auto backward = [&](const L& model, const typename L::Saved& values, const Tensor<T>& d_y,
+                              L& gradients, Write write) {
+      require(pooled_gradient.empty() || pooled_gradient.shape() == values.pooled.shape(),
+              "d_pooler_output must have the shape of pooler_output, ", shape_text(values.pooled.shape()),
+              ", got ", shape_text(pooled_gradient.shape()));
+      model.backward(values, d_y, pooled_gradient, gradients, write);
+    };
+    return this->backward_by(saved, d_hidden, backward)[1];
+  }
+};
+
+class BertClassifierLayer : public Layer {
+ public:
+  virtual py::array call(const PackedTokens& tokens) const = 0;
+  virtual py::tuple forward(const PackedTokens& tokens, Seed seed) const = 0;
+  virtual double loss(const PackedTokens& tokens, const Tensor<std::int64_t>& targets,
+                      const LossArguments& arguments) const = 0;
+  virtual py::tuple loss_and_gradients(const PackedTokens& tokens, const Tensor<std::int64_t>& targets,
+                                       const LossArguments& arguments, Seed seed) const = 0;
+};
+
+template <class L>
+class BertClassifierOf : public Holding<BertClassifierLayer, L> {
+ public:
+  using T = typename L::Scalar;
+  using Holding<BertClassifierLayer, L>::Holding;
+
+  py::array call(const PackedTokens& tokens) const override {
+    const std::shared_ptr<const L> model = this->layer();
+    return numpy_view(this->run(tokens.ids.size(), [&] { return model->forward(tokens); }), true);
+  }
+
+  py::tuple forward(const PackedTokens& tokens, Seed seed) const override {
+    auto saved = this->new_saved();
+    const std::shared_ptr<const L> model = this->layer();
+    const Tensor<T> logits =
+        this->run(tokens.ids.size(), [&] { return model->forward(tokens, seed, &*saved->values); });
+    saved->output_shape = logits.shape();
+    return py::make_tuple(numpy_view(logits, true), std::unique_ptr<Saved>(std::move(saved)));
+  }
+
+  double loss(const PackedTokens& tokens, const Tensor<std::int64_t>& targets,
+              const LossArguments& arguments) const override {
+    return compute_loss(tokens, targets, arguments, std::nullopt, nullptr);
+  }
+
+  py::tuple loss_and_gradients(const PackedTokens& tokens, const Tensor<std::int64_t>& targets,
+                               const LossArguments& arguments, Seed seed) const override {
+    auto gradients = this->new_gradients();
+    const double loss = compute_loss(tokens, targets, arguments, seed, &gradients.values);
+    return py::make_tuple(loss, std::move(gradients.arrays));
   }
 
  private:
-  BertModel<T> model_;
+  double compute_loss(const PackedTokens& tokens, const Tensor<std::int64_t>& targets,
+                      const LossArguments& arguments, Seed seed, L* gradients) const {
+    const std::shared_ptr<const L> model = this->layer();
+    const auto options = arguments.options<T>();
+    const Index sequences = static_cast<Index>(tokens.starts.size()) - 1;
+    require(targets.size() == sequences, "labels must be as many as the ", sequences, " sequences, got ",
+            targets.size());
+    const double divisor =
+        arguments.divisor_or(target_weight(targets.data(), targets.size(), model->classes(), options));
+    const double sum = this->run(tokens.ids.size(), [&] {
+      typename L::Saved saved;
+      Tensor<T> logits = model->forward(tokens, seed, gradients != nullptr ? &saved : nullptr);
+      T* const d_logits = gradients != nullptr ? logits.data() : nullptr;  // in their place
+      const double total = cross_entropy(logits.data(), sequences, model->classes(), targets.data(), options,
+                                         divisor, d_logits);
+      if (gradients != nullptr) model->backward(saved, logits, *gradients, Write::replace);
+      return total;
+    });
+    return mean_loss(sum, divisor);
+  }
 };
 
-std::unique_ptr<Bert> make_bert(const std::string& dtype, Index vocab_size, Index hidden_size,
-                                Index num_hidden_layers, Index num_attention_heads, Index intermediate_size,
-                                Index max_position_embeddings, Index type_vocab_size,
-                                const std::string& activation, double layer_norm_eps, bool with_pooler) {
-  const BertSizes sizes{vocab_size,        hidden_size,
-                        num_hidden_layers, num_attention_heads,
-                        intermediate_size, max_position_embeddings,
-                        type_vocab_size,   activation_from_name(activation),
-                        layer_norm_eps,    with_pooler};
-  if (dtype == "float64") return std::make_unique<BertOf<double>>(sizes);
-  return std::make_unique<BertOf<float>>(sizes);
+BertSizes bert_sizes(const py::dict& sizes) {
+  const auto size = [&](const char* name) { return sizes[name].cast<Index>(); };
+  return {size("vocab_size"),
+          size("hidden_size"),
+          size("num_hidden_layers"),
+          size("num_attention_heads"),
+          size("intermediate_size"),
+          size("max_position_embeddings"),
+          size("type_vocab_size"),
+          activation_from_name(sizes["activation"].cast<std::string>()),
+          sizes["layer_norm_eps"].cast<double>(),
+          sizes["with_pooler"].cast<bool>(),
+          sizes["hidden_dropout"].cast<double>(),
+          sizes["attention_dropout"].cast<double>()};
 }
 
-py::tuple forward(const Bert& model, const py::object& ids, const py::object& positions,
-                  const py::object& types, const std::vector<Index>& starts, const AskedLayers& asked,
-                  bool with_pooled) {
-  const PackedTokens tokens{indices(ids, "ids"), indices(positions, "positions"), indices(types, "types"),
-                            starts};
-  return model.forward(tokens, asked, with_pooled);
+// Without a seed the weights are not initialised: they are loaded before anyone else has the model.
+template <template <class> class Held, class L>
+std::unique_ptr<Held<L>> made(L model, Seed seed) {
+  if (seed) return initialised<Held>(std::move(model), *seed);
+  return std::make_unique<Held<L>>(std::move(model));
+}
+
+std::unique_ptr<Bert> bert_model(const std::string& dtype, const py::dict& sizes, Seed seed) {
+  return for_dtype<Bert>(dtype,
+                         [&]<class T>(T) { return made<BertOf>(BertModel<T>(bert_sizes(sizes)), seed); });
+}
+
+std::unique_ptr<BertClassifierLayer> bert_classifier(const std::string& dtype, const py::dict& sizes,
+                                                     Index classes, bool mean, double dropout, Seed seed) {
+  const SequencePooling pooling = mean ? SequencePooling::mean : SequencePooling::pooler;
+  return for_dtype<BertClassifierLayer>(dtype, [&]<class T>(T) {
+    return made<BertClassifierOf>(BertClassifier<T>(bert_sizes(sizes), classes, pooling, dropout), seed);
+  });
 }
 
 }  // namespace
 
 void bind_models(py::module_& module) {
-  py::class_<Bert>(module, "BertModel")
-      .def(py::init(&make_bert), py::arg("dtype"), py::kw_only(), py::arg("vocab_size"),
-           py::arg("hidden_size"), py::arg("num_hidden_layers"), py::arg("num_attention_heads"),
-           py::arg("intermediate_size"), py::arg("max_position_embeddings"), py::arg("type_vocab_size"),
-           py::arg("activation"), py::arg("layer_norm_eps"), py::arg("with_pooler"))
-      .def("parameters", &Bert::parameters, py::arg("writeable"))
-      .def("initialise", &Bert::initialise, py::arg("seed"))
-      .def("forward", forward, py::arg("ids"), py::arg("positions"), py::arg("types"), py::arg("starts"),
-           py::arg("asked"), py::arg("with_pooled"));
+  using Object = const py::object&;
+  using Starts = const std::vector<Index>&;
+  py::class_<Bert, Layer>(module, "BertModel")
+      .def(
+          "call",
+          [](const Bert& model, Object ids, Object positions, Object types, Starts starts,
+             const AskedLayers& asked, bool with_pooled) {
+            return model.call(packed_tokens(ids, positions, types, starts), asked, with_pooled);
+          },
+          py::arg("ids"), py::arg("positions"), py::arg("types"), py::arg("starts"), py::arg("asked"),
+          py::arg("with_pooled"))
+      .def(
+          "forward",
+          [](const Bert& model, Object ids, Object positions, Object types, Starts starts, bool with_pooled,
+             Seed seed) {
+            return model.forward(packed_tokens(ids, positions, types, starts), with_pooled, seed);
+          },
+          py::arg("ids"), py::arg("positions"), py::arg("types"), py::arg("starts"), py::arg("with_pooled"),
+          py::arg("seed"))
+      .def("gradients", &Bert::gradients, py::arg("saved"), py::arg("d_hidden"), py::arg("d_pooled"));
+  using Classifier = BertClassifierLayer;
+  py::class_<Classifier, Layer>(module, "BertClassifier")
+      .def(
+          "call",
+          [](const Classifier& model, Object ids, Object positions, Object types, Starts starts) {
+            return model.call(packed_tokens(ids, positions, types, starts));
+          },
+          py::arg("ids"), py::arg("positions"), py::arg("types"), py::arg("starts"))
+      .def(
+          "forward",
+          [](const Classifier& model, Object ids, Object positions, Object types, Starts starts, Seed seed) {
+            return model.forward(packed_tokens(ids, positions, types, starts), seed);
+          },
+          py::arg("ids"), py::arg("positions"), py::arg("types"), py::arg("starts"), py::arg("seed"))
+      .def(
+          "loss",
+          [](const Classifier& model, Object ids, Object positions, Object types, Starts starts,
+             Object labels, Object divisor, double label_smoothing, std::int64_t ignore_index) {
+            return model.loss(packed_tokens(ids, positions, types, starts), indices(labels, "labels"),
+                              {label_smoothing, ignore_index, divisor});
+          },
+          py::arg("ids"), py::arg("positions"), py::arg("types"), py::arg("starts"), py::arg("labels"),
+          py::arg("divisor"), py::arg("label_smoothing"), py::arg("ignore_index"))
+      .def(
+          "loss_and_gradients",
+          [](const Classifier& model, Object ids, Object positions, Object types, Starts starts,
+             Object labels, Object divisor, double label_smoothing, std::int64_t ignore_index, Seed seed) {
+            return model.loss_and_gradients(packed_tokens(ids, positions, types, starts),
+                                            indices(labels, "labels"),
+                                            {label_smoothing, ignore_index, divisor}, seed);
+          },
+          py::arg("ids"), py::arg("positions"), py::arg("types"), py::arg("starts"), py::arg("labels"),
+          py::arg("divisor"), py::arg("label_smoothing"), py::arg("ignore_index"), py::arg("seed"));
+  module.def("bert_model", bert_model, py::arg("dtype"), py::arg("sizes"), py::arg("seed"));
+  module.def("bert_classifier", bert_classifier, py::arg("dtype"), py::arg("sizes"), py::arg("classes"),
+             py::arg("mean"), py::arg("dropout"), py::arg("seed"));
 }
 
 }  // namespace blasformer::bindings

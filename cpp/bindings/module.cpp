@@ -34,8 +34,8 @@ PYBIND11_MODULE(_core, module) {
   blasformer::bindings::bind_attention(module);
   blasformer::bindings::bind_functional(module);
   blasformer::bindings::bind_gradients(module);
-  blasformer::bindings::bind_models(module);
   blasformer::bindings::bind_nn(module);
+  blasformer::bindings::bind_models(module);
   blasformer::bindings::bind_nn_positions(module);
   blasformer::bindings::bind_language_model(module);
   blasformer::bindings::bind_optim(module);

@@ -9,6 +9,7 @@
 // Sequences are packed: their tokens follow one another without padding, so that nothing is computed for
 // padding and no sequence sees another.
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -34,6 +35,7 @@ struct BertSizes {
   Activation activation = Activation::gelu;
   double layer_norm_eps = 1e-12;
   bool with_pooler = true;
+  double hidden_dropout_p = 0, attention_dropout_p = 0;
 };
 
 // Tokens of several sequences, one after the other; all three (total,).
@@ -45,6 +47,7 @@ struct PackedTokens {
 // A tensor of that shape on the memory of another, beginning with one of its rows.
 template <class T>
 Tensor<T> shared_rows(const Tensor<T>& tensor, Index first_row, Shape shape) {
+  if (tensor.empty()) return {};
   T* const first = tensor.memory().get() + first_row * (tensor.size() / tensor.extent(0));
   return Tensor<T>(std::shared_ptr<T[]>(tensor.memory(), first), std::move(shape));
 }
@@ -56,6 +59,27 @@ struct BertModel {
   LayerNorm<T> embedding_norm;
   std::vector<PostNormEncoderLayer<T>> layers;
   std::optional<Linear<T>> pooler;
+  double dropout_p;  // of the embeddings; the layers have theirs
+
+  struct Saved {
+    PackedTokens tokens;
+    typename LayerNorm<T>::Saved embedding_norm;
+    std::vector<typename PostNormEncoderLayer<T>::Saved> layers;
+    typename Linear<T>::Saved pooler;
+    Tensor<T> pooled;  // empty where it was not asked for
+    std::optional<std::uint64_t> seed;
+
+    template <class Visit>
+    void each_tensor(Visit&& visit) const {
+      visit(tokens.ids);
+      visit(tokens.positions);
+      visit(tokens.types);
+      embedding_norm.each_tensor(visit);
+      for (const auto& layer : layers) layer.each_tensor(visit);
+      pooler.each_tensor(visit);
+      visit(pooled);
+    }
+  };
 
   explicit BertModel(const BertSizes& sizes);  // parameters are not initialised
 
@@ -70,10 +94,21 @@ struct BertModel {
     bool mean = false;
     std::vector<Tensor<T>> weights;
   };
-  // The last hidden states, (total, hidden_size). asked, if given, is by the index of the layer.
-  Tensor<T> forward(const PackedTokens& tokens, std::map<Index, Asked>* asked = nullptr) const;
+  // The last hidden states, (total, hidden_size). asked, if given, is by the index of the layer. Without a seed
+  // nothing is dropped.
+  Tensor<T> forward(const PackedTokens& tokens, std::map<Index, Asked>* asked = nullptr,
+                    std::optional<std::uint64_t> seed = std::nullopt, Saved* saved = nullptr) const;
   // tanh(dense(first row of each sequence)): (sequences, hidden_size); zeros for a sequence without tokens.
-  Tensor<T> pool(const Tensor<T>& hidden, const std::vector<Index>& starts) const;
+  Tensor<T> pool(const Tensor<T>& hidden, const std::vector<Index>& starts, Saved* saved = nullptr) const;
+  // The gradients of the parameters, given those of the last hidden states and, unless it is empty, of what
+  // pool returned. Layers below the lowest one that learns are not gone through.
+  void backward(const Saved& saved, Tensor<T> d_hidden, const Tensor<T>& d_pooled, BertModel& gradients,
+                Write write) const;
+  void backward(const Saved& saved, const Tensor<T>& d_hidden, BertModel& gradients, Write write) const {
+    backward(saved, d_hidden, {}, gradients, write);
+  }
+  // The number of seeds that one pass uses.
+  std::uint64_t dropout_places() const { return layers.size() * PostNormEncoderLayer<T>::kDropoutPlaces + 1; }
 
   template <class Self, class Visit>
   static void each_parameter(Self& self, Visit&& visit) {
@@ -84,7 +119,7 @@ struct BertModel {
     for (std::size_t i = 0; i < self.layers.size(); ++i) {
       auto& layer = self.layers[i];
       const std::string name = "encoder.layer." + std::to_string(i);
-      each_projection(name + ".attention.self", layer.self_attn, visit);
+      each_projection(name + ".attention.self.", layer.self_attn, visit);
       each_parameter_of(name + ".attention.output.dense", layer.self_attn.out_proj, visit);
       each_parameter_of(name + ".attention.output.LayerNorm", layer.norm1, visit);
       each_parameter_of(name + ".intermediate.dense", layer.feed_forward.linear1, visit);
@@ -94,24 +129,54 @@ struct BertModel {
     if (self.pooler) each_parameter_of("pooler.dense", *self.pooler, visit);
   }
 
+  template <class Self, class Visit>
+  static void each_storage(Self& self, Visit&& visit) {
+    const auto visit_named = [&](const std::string&, auto& tensor) { visit(tensor); };
+    Embedding<T>::each_parameter(self.word_embeddings, visit_named);
+    Embedding<T>::each_parameter(self.position_embeddings, visit_named);
+    Embedding<T>::each_parameter(self.token_type_embeddings, visit_named);
+    LayerNorm<T>::each_parameter(self.embedding_norm, visit_named);
+    for (auto& layer : self.layers) PostNormEncoderLayer<T>::each_parameter(layer, visit_named);
+    if (self.pooler) Linear<T>::each_parameter(*self.pooler, visit_named);
+  }
+  template <class Self, class Visit>
+  static void each_linear(Self& self, Visit&& visit) {
+    for (std::size_t i = 0; i < self.layers.size(); ++i) {
+      auto& layer = self.layers[i];
+      const std::string name = "encoder.layer." + std::to_string(i);
+      const auto visit_projection = [&](const std::string& part, const auto& weight, auto& adapter) {
+        visit(name + ".attention.self." + part, weight, adapter);
+      };
+      MultiheadAttention<T>::each_projection(layer.self_attn, kProjectionNames, visit_projection);
+      each_linear_of(name + ".attention.output.dense", layer.self_attn.out_proj, visit);
+      each_linear_of(name + ".intermediate.dense", layer.feed_forward.linear1, visit);
+      each_linear_of(name + ".output.dense", layer.feed_forward.linear2, visit);
+    }
+    if (self.pooler) each_linear_of("pooler.dense", *self.pooler, visit);
+  }
+
  private:
+  static constexpr std::array<const char*, 3> kProjectionNames = {"query", "key", "value"};
+
   // Checkpoints hold the three projections apart; here they are rows of one matrix, so that one product
   // computes them.
   template <class Attention, class Visit>
-  static void each_projection(const std::string& name, Attention& attention, Visit&& visit) {
+  static void each_projection(const std::string& prefix, Attention& attention, Visit&& visit) {
     const Index width = attention.embed_dim();
-    const char* const parts[] = {".query", ".key", ".value"};
-    for (Index i = 0; i < 3; ++i) {
-      Tensor<T> weight = shared_rows(attention.in_proj_weight, i * width, {width, width});
-      Tensor<T> bias = shared_rows(attention.in_proj_bias, i * width, {width});
-      visit(name + parts[i] + ".weight", weight);
-      visit(name + parts[i] + ".bias", bias);
+    for (std::size_t i = 0; i < 3; ++i) {
+      const std::string name = prefix + kProjectionNames[i];
+      const Index first = static_cast<Index>(i) * width;
+      Tensor<T> weight = shared_rows(attention.in_proj_weight, first, {width, width});
+      Tensor<T> bias = shared_rows(attention.in_proj_bias, first, {width});
+      visit(name + ".weight", weight);
+      visit(name + ".bias", bias);
+      if (attention.adapters[i]) each_parameter_of(name, *attention.adapters[i], visit);
     }
   }
   // Recomputes the weights from the layer's input, so that who does not ask for them pays nothing.
   static void weigh(const MultiheadAttention<T>& attention, const Tensor<T>& x,
                     const std::vector<Index>& starts, Asked& asked);
-  Tensor<T> embed(const PackedTokens& tokens) const;
+  Tensor<T> embed(const PackedTokens& tokens, std::optional<std::uint64_t> seed, Saved* saved) const;
 };
 
 }  // namespace blasformer

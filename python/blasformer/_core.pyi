@@ -266,25 +266,8 @@ def encoder(
     seed: SupportsInt | SupportsIndex | None,
 ) -> SelfAttendingLayer: ...
 
-class BertModel:
-    def __init__(
-        self,
-        dtype: str,
-        *,
-        vocab_size: SupportsInt | SupportsIndex,
-        hidden_size: SupportsInt | SupportsIndex,
-        num_hidden_layers: SupportsInt | SupportsIndex,
-        num_attention_heads: SupportsInt | SupportsIndex,
-        intermediate_size: SupportsInt | SupportsIndex,
-        max_position_embeddings: SupportsInt | SupportsIndex,
-        type_vocab_size: SupportsInt | SupportsIndex,
-        activation: str,
-        layer_norm_eps: SupportsFloat | SupportsIndex,
-        with_pooler: bool,
-    ) -> None: ...
-    def parameters(self, writeable: bool) -> dict[str, Array]: ...
-    def initialise(self, seed: SupportsInt | SupportsIndex) -> None: ...
-    def forward(
+class BertModel(Layer):
+    def call(
         self,
         ids: object,
         positions: object,
@@ -293,6 +276,66 @@ class BertModel:
         asked: Sequence[tuple[SupportsInt | SupportsIndex, Sequence[SupportsInt | SupportsIndex], bool]],
         with_pooled: bool,
     ) -> tuple[Array, Array | None, dict[int, list[Array]]]: ...
+    def forward(
+        self,
+        ids: object,
+        positions: object,
+        types: object,
+        starts: Sequence[SupportsInt | SupportsIndex],
+        with_pooled: bool,
+        seed: SupportsInt | SupportsIndex | None,
+    ) -> tuple[Array, Array | None, Saved]: ...
+    def gradients(self, saved: Saved, d_hidden: object, d_pooled: object) -> dict[str, Array]: ...
+
+class BertClassifier(Layer):
+    def call(
+        self,
+        ids: object,
+        positions: object,
+        types: object,
+        starts: Sequence[SupportsInt | SupportsIndex],
+    ) -> Array: ...
+    def forward(
+        self,
+        ids: object,
+        positions: object,
+        types: object,
+        starts: Sequence[SupportsInt | SupportsIndex],
+        seed: SupportsInt | SupportsIndex | None,
+    ) -> tuple[Array, Saved]: ...
+    def loss(
+        self,
+        ids: object,
+        positions: object,
+        types: object,
+        starts: Sequence[SupportsInt | SupportsIndex],
+        labels: object,
+        divisor: object,
+        label_smoothing: SupportsFloat | SupportsIndex,
+        ignore_index: SupportsInt | SupportsIndex,
+    ) -> float: ...
+    def loss_and_gradients(
+        self,
+        ids: object,
+        positions: object,
+        types: object,
+        starts: Sequence[SupportsInt | SupportsIndex],
+        labels: object,
+        divisor: object,
+        label_smoothing: SupportsFloat | SupportsIndex,
+        ignore_index: SupportsInt | SupportsIndex,
+        seed: SupportsInt | SupportsIndex | None,
+    ) -> tuple[float, dict[str, Array]]: ...
+
+def bert_model(dtype: str, sizes: dict[str, Any], seed: SupportsInt | SupportsIndex | None) -> BertModel: ...
+def bert_classifier(
+    dtype: str,
+    sizes: dict[str, Any],
+    classes: SupportsInt | SupportsIndex,
+    mean: bool,
+    dropout: SupportsFloat | SupportsIndex,
+    seed: SupportsInt | SupportsIndex | None,
+) -> BertClassifier: ...
 
 class LanguageModel(Layer):
     def call(

@@ -161,11 +161,7 @@ class Layer:
         if accumulate is not None:
             self._check_gradients(accumulate)
         d_input, grads = self._held.backward(saved, d_output)
-        if accumulate is None:
-            return d_input, grads
-        for name, gradient in grads.items():
-            np.add(accumulate[name], gradient, out=accumulate[name])
-        return d_input, dict(accumulate)
+        return d_input, grads if accumulate is None else add_gradients(accumulate, grads)
 
     def _check_gradients(self, gradients: Mapping[str, Array]) -> None:
         frozen = self._held.frozen()
@@ -228,6 +224,13 @@ class Layer:
     def __repr__(self) -> str:
         count = sum(array.size for array in self._held.parameters().values())
         return f"{self._described()}  # {count:,} parameters"
+
+
+def add_gradients(total: Mapping[str, Array], grads: Mapping[str, Array]) -> dict[str, Array]:
+    """Adds to arrays of the same names, in place, and returns them."""
+    for name, gradient in grads.items():
+        np.add(total[name], gradient, out=total[name])
+    return dict(total)
 
 
 def _restore(

@@ -1,0 +1,286 @@
+"""BERT for sequence classification: fine-tuned as a whole, in part, or by adapters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _core
+from ._attention import Array
+from ._bert import (
+    BertConfig,
+    _bert_names,
+    _integers,
+    _packed,
+    _read_parameters,
+    _sizes,
+)
+from ._random import Rng, draw_seed
+from .functional import softmax
+from .io import Checkpoint, PathLike, float_dtype, read_json, save_tensors, write_file
+from .nn import Layer, _integer, add_gradients
+
+POOLINGS = ("pooler", "mean")
+CLASSIFIER = frozenset({"classifier.weight", "classifier.bias"})
+
+
+class BertForSequenceClassification(Layer):
+    """A class for each sequence of tokens: BERT, and a linear layer on what it says of the sequence.
+
+        features = tanh(dense(x of the first token)), or the mean of x over the tokens
+        logits = dropout(features) @ classifier.weight.T + classifier.bias
+
+    Parameters
+    ----------
+    config : the BertConfig of the encoder
+    num_labels : how many classes there are, at least 2
+    pooling : "pooler", what BERT was pretrained with, as in transformers; or "mean", as sentence encoders
+        such as all-MiniLM-L6-v2 were
+    classifier_dropout : probability with which features are dropped in training; that of hidden states by
+        default
+    dtype : float32 or float64
+    rng : numpy.random.Generator or int that the initial weights are drawn from; a fresh one by default
+
+    State: bert.* as BertModel, classifier.weight (num_labels, hidden_size), classifier.bias: the names that
+    transformers gives them.
+
+    Calling it
+    ----------
+    input_ids, lengths, attention_mask, token_type_ids : as for BertModel
+
+    Returns the logits, (batch, num_labels), or (num_labels,) for one sequence without a batch axis.
+
+    References
+    ----------
+    Devlin et al. 2018, "BERT", section 4.1; Reimers and Gurevych 2019, "Sentence-BERT".
+
+    Examples
+    --------
+    >>> from blasformer import optim
+    >>> config = BertConfig(
+    ...     vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    ... )
+    >>> model = BertForSequenceClassification(config, num_labels=3, rng=0)
+    >>> optimizer = optim.AdamW(model, lr=1e-3)
+    >>> loss, grads = model.loss_and_gradients([[1, 2, 3], [4, 5, 0]], [0, 2], lengths=[3, 2], rng=1)
+    >>> norm = optimizer.step(grads)
+    >>> model([[1, 2, 3], [4, 5, 0]], lengths=[3, 2]).shape
+    (2, 3)
+    """
+
+    _held: _core.BertClassifier
+
+    def __init__(
+        self,
+        config: BertConfig,
+        num_labels: int,
+        pooling: str = "pooler",
+        classifier_dropout: float | None = None,
+        *,
+        dtype: npt.DTypeLike = np.float32,
+        rng: Rng | None = None,
+    ) -> None:
+        seed = draw_seed(np.random.default_rng() if rng is None else rng)
+        self._allocate(config, num_labels, pooling, classifier_dropout, float_dtype(dtype), seed)
+
+    def _allocate(
+        self,
+        config: BertConfig,
+        num_labels: int,
+        pooling: str,
+        classifier_dropout: float | None,
+        dtype: np.dtype[Any],
+        seed: int,
+    ) -> None:
+        if _integer("num_labels", num_labels) < 2:
+            raise ValueError(f"num_labels must be at least 2, got {num_labels}")
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
+        self._arguments = {
+            "config": config,
+            "num_labels": _integer("num_labels", num_labels),
+            "pooling": pooling,
+            "classifier_dropout": classifier_dropout,
+            "dtype": dtype.name,
+        }
+        dropout = config.hidden_dropout_prob if classifier_dropout is None else float(classifier_dropout)
+        sizes = _sizes(config, pooling == "pooler")
+        self._held = _core.bert_classifier(
+            dtype.name, sizes, self.num_labels, pooling == "mean", dropout, seed
+        )
+
+    @property
+    def config(self) -> BertConfig:
+        """The sizes and choices of the encoder."""
+        config: BertConfig = self._arguments["config"]
+        return config
+
+    @property
+    def num_labels(self) -> int:
+        """How many classes there are."""
+        return int(self._arguments["num_labels"])
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: PathLike,
+        num_labels: int | None = None,
+        pooling: str | None = None,
+        *,
+        dtype: npt.DTypeLike | None = None,
+        rng: Rng | None = None,
+    ) -> BertForSequenceClassification:
+        """The model in a folder that `save` or transformers wrote; or the encoder in a folder, with a new
+        classifier on top.
+
+        num_labels: how many classes; None: as many as the folder's classifier has. If it has none, or another
+            number, the classifier starts anew.
+        pooling: "pooler" or "mean"; None: what `save` noted, else "pooler"
+        dtype: float32 or float64; None computes in float64 if the weights are stored so, else in float32
+        rng: what a new classifier is drawn from
+
+        Raises what BertModel.from_pretrained raises, and ValueError for a folder without a classifier if
+        num_labels is None.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is not a folder")
+        config = BertConfig.from_file(folder / "config.json")
+        noted = read_json(folder / "config.json", dict)
+        chosen = str(noted.get("blasformer_pooling", "pooler")) if pooling is None else pooling
+        with Checkpoint(folder) as checkpoint:
+            head = {name: name for name in CLASSIFIER if name in checkpoint.shapes}
+            shape = checkpoint.shapes["classifier.weight"] if len(head) == 2 else ()
+            classes = shape[0] if shape else None
+            if num_labels is None:
+                if classes is None:
+                    raise ValueError(f"num_labels must be given: {folder} has no classifier")
+                num_labels = classes
+            stored_names = {f"bert.{name}": stored for name, stored in _bert_names(checkpoint).items()}
+            if chosen == "mean":  # where the pooler has nothing to say
+                stored_names = {n: s for n, s in stored_names.items() if not n.startswith("bert.pooler.")}
+            if dtype is None:
+                dtypes = {checkpoint.dtypes[stored] for stored in stored_names.values()}
+                dtype = np.float64 if "float64" in dtypes else np.float32
+            model = cls(config, num_labels, chosen, noted.get("classifier_dropout"), dtype=dtype, rng=rng)
+            if classes == num_labels:
+                stored_names |= head
+            new = frozenset() if classes == num_labels else CLASSIFIER
+            _read_parameters(model, checkpoint, stored_names, strict=True, new=new)
+        return model
+
+    def save(self, folder: PathLike) -> None:
+        """Write config.json and model.safetensors, which `from_pretrained` and transformers read.
+
+        Each file appears as a whole or not at all. Adapters are saved by blasformer.lora; merge them first if
+        they are to be part of the weights. Raises OSError if the folder cannot be written to.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_tensors(
+            folder / "model.safetensors",
+            {name: array for name, array in self.parameters().items() if ".lora_" not in name},
+        )
+        config = {
+            "architectures": ["BertForSequenceClassification"],
+            "model_type": "bert",
+            **vars(self.config),
+            "classifier_dropout": self._arguments["classifier_dropout"],
+            "id2label": {str(i): f"LABEL_{i}" for i in range(self.num_labels)},
+            "label2id": {f"LABEL_{i}": i for i in range(self.num_labels)},
+            "blasformer_pooling": self._arguments["pooling"],
+        }
+        write_file(folder / "config.json", json.dumps(config, indent=2).encode() + b"\n")
+
+    def __call__(
+        self,
+        input_ids: npt.ArrayLike,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        attention_mask: npt.ArrayLike | None = None,
+        token_type_ids: npt.ArrayLike | None = None,
+    ) -> Array:
+        tokens = _packed(self.config, input_ids, lengths, attention_mask, token_type_ids)
+        logits = self._held.call(*tokens.arguments)
+        return logits.reshape(*tokens.is_token.shape[:-1], self.num_labels)
+
+    def predict_proba(self, input_ids: npt.ArrayLike, **tokens: Any) -> Array:
+        """The probability of each class, (batch, num_labels). Arguments as for the call."""
+        return softmax(self(input_ids, **tokens))
+
+    def forward(
+        self,
+        input_ids: npt.ArrayLike,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        attention_mask: npt.ArrayLike | None = None,
+        token_type_ids: npt.ArrayLike | None = None,
+        rng: Rng | None = None,
+    ) -> tuple[Array, _core.Saved]:
+        """The logits, (batch, num_labels), and what their gradient needs. Dropout acts if there is an rng."""
+        tokens = _packed(self.config, input_ids, lengths, attention_mask, token_type_ids)
+        return self._held.forward(*tokens.arguments, None if rng is None else draw_seed(rng))
+
+    def loss(
+        self,
+        input_ids: npt.ArrayLike,
+        labels: npt.ArrayLike,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        attention_mask: npt.ArrayLike | None = None,
+        token_type_ids: npt.ArrayLike | None = None,
+        divisor: float | None = None,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+    ) -> float:
+        """The mean cross-entropy of the labels, without dropout. Arguments as for `loss_and_gradients`."""
+        tokens = _packed(self.config, input_ids, lengths, attention_mask, token_type_ids)
+        return self._held.loss(*tokens.arguments, _labels(labels), divisor, label_smoothing, ignore_index)
+
+    def loss_and_gradients(
+        self,
+        input_ids: npt.ArrayLike,
+        labels: npt.ArrayLike,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        attention_mask: npt.ArrayLike | None = None,
+        token_type_ids: npt.ArrayLike | None = None,
+        rng: Rng | None = None,
+        divisor: float | None = None,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        accumulate: Mapping[str, Array] | None = None,
+    ) -> tuple[float, dict[str, Array]]:
+        """The cross-entropy of the labels and its gradients: a training step's work in one call.
+
+        input_ids, lengths, attention_mask, token_type_ids: as for the call
+        labels: (batch,) integers in [0, num_labels), or ignore_index for sequences that do not count
+        rng: for dropout; None drops nothing
+        divisor: what the sum of the losses is divided by; by default the number of labels that count. A step
+            made of several batches divides each by the number of labels of all of them.
+        accumulate: gradients of an earlier batch, which those of this one are added to, in place
+
+        Returns (loss, {name: gradient}) for the parameters that are not frozen. Raises IndexError for labels
+        out of range, and what the call raises.
+        """
+        if accumulate is not None:
+            self._check_gradients(accumulate)
+        tokens = _packed(self.config, input_ids, lengths, attention_mask, token_type_ids)
+        loss, grads = self._held.loss_and_gradients(
+            *tokens.arguments,
+            _labels(labels),
+            divisor,
+            label_smoothing,
+            ignore_index,
+            None if rng is None else draw_seed(rng),
+        )
+        return loss, grads if accumulate is None else add_gradients(accumulate, grads)
+
+
+def _labels(labels: npt.ArrayLike) -> Array:
+    return np.atleast_1d(_integers("labels", labels))
