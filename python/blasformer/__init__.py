@@ -1,6 +1,6 @@
 """Exact attention and Transformer layers for NumPy arrays, on a CPU."""
 
-from . import io, models, nn, optim, testing, train
+from . import data, io, models, nn, optim, testing, train
 from ._attention import (
     AttentionGrads,
     AttentionPlan,
@@ -57,6 +57,7 @@ __all__ = [
     "attention_forward",
     "attention_plan",
     "cross_entropy",
+    "data",
     "embedding",
     "embedding_backward",
     "explain_mask",

@@ -1,0 +1,328 @@
+"""Batches of sequences of different lengths: padding, bucketing, packing; and bytes as tokens.
+
+Real tokenisation is left to the package `tokenizers`. Batches are anything that a loop can go through: none of
+this is needed, only convenient.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ._attention import Array
+from ._random import Rng, draw_seed
+
+__all__ = ["Batches", "ByteTokenizer", "Packed", "pack", "pad"]
+
+
+def _positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be >= 1, got {value}")
+    return int(value)
+
+
+def _alike(sequences: Sequence[ArrayLike]) -> list[Array]:
+    """The sequences as arrays (length, ...) of one dtype that differ in their lengths alone."""
+    arrays = [np.asarray(sequence) for sequence in sequences]
+    if not arrays:
+        raise ValueError("sequences must not be empty")
+    filled = [array for array in arrays if array.size] or arrays
+    dtype, features = filled[0].dtype, filled[0].shape[1:]
+    for index, array in enumerate(arrays):
+        if array.ndim == 1 and array.size == 0:  # an empty list has no dtype of its own
+            arrays[index] = array = np.empty((0, *features), dtype)
+        if array.ndim == 0 or array.dtype != dtype or array.shape[1:] != features:
+            wanted = f"(length, {', '.join(map(str, features))})" if features else "(length,)"
+            raise ValueError(
+                f"sequences must all be {dtype} {wanted}, got {array.dtype} {array.shape} at index {index}"
+            )
+    return arrays
+
+
+def pad(
+    sequences: Sequence[ArrayLike], *, value: float = 0, length: int | None = None, multiple_of: int = 1
+) -> tuple[Array, Array]:
+    """Sequences of different lengths as one array, and their lengths.
+
+    sequences: arrays or lists (length, ...) that differ in their lengths alone
+    value: what stands behind the end of a sequence
+    length: of the array; by default that of the longest sequence, rounded up to a multiple of `multiple_of`
+
+    Returns (array (n, length, ...), lengths (n,)). Raises ValueError for sequences that do not fit.
+
+    >>> array, lengths = pad([[1, 2, 3], [4], [5, 6]])
+    >>> array, lengths
+    (array([[1, 2, 3],
+           [4, 0, 0],
+           [5, 6, 0]]), array([3, 1, 2]))
+    """
+    arrays = _alike(sequences)
+    lengths = np.array([len(array) for array in arrays])
+    longest = int(lengths.max())
+    step = _positive("multiple_of", multiple_of)
+    size = -(-longest // step) * step if length is None else _positive("length", length)
+    if longest > size:
+        raise ValueError(
+            f"sequences must have at most {size} elements, got {longest} at index {int(lengths.argmax())}"
+        )
+    result = np.full((len(arrays), size, *arrays[0].shape[1:]), value, arrays[0].dtype)
+    for row, array in zip(result, arrays, strict=True):
+        row[: len(array)] = array
+    return result, lengths
+
+
+class Packed(NamedTuple):
+    """Several sequences in each row, which do not see each other if attention is given the segments.
+
+    array: (rows, length, ...), the sequences one behind the other, then padding
+    lengths: (rows,), where the padding begins
+    segments: (rows, length), the number of the sequence in its row, from 0; -1 in the padding
+    positions: (rows, length), from 0 in each sequence; 0 in the padding
+    rows, starts, sizes: (sequences,), where each sequence was put
+    """
+
+    array: Array
+    lengths: Array
+    segments: Array
+    positions: Array
+    rows: Array
+    starts: Array
+    sizes: Array
+
+    def unpack(self, array: Array) -> list[Array]:
+        """The parts of an array (rows, length, ...) that belong to each sequence, in its old order: views.
+
+        >>> packed = pack([[1, 2], [3, 4, 5], [6]], length=4)
+        >>> [part.tolist() for part in packed.unpack(packed.array)]
+        [[1, 2], [3, 4, 5], [6]]
+        """
+        places = zip(self.rows, self.starts, self.sizes, strict=True)
+        return [array[row, start : start + size] for row, start, size in places]
+
+
+def pack(sequences: Sequence[ArrayLike], length: int, *, value: float = 0) -> Packed:
+    """Put several sequences into each row of that length, with little padding (best fit, longest first).
+
+    sequences: arrays or lists (at most `length`, ...) that differ in their lengths alone
+    value: what stands in the padding
+
+    The result trains as the sequences by themselves would:
+    `model.loss_and_gradients(packed.array, lengths=packed.lengths, segments=packed.segments)`, or for layers
+    `query_segments=packed.segments`. Raises ValueError for sequences that do not fit.
+
+    >>> packed = pack([[1, 2], [3, 4, 5], [6]], length=4)
+    >>> packed.array, packed.segments.tolist(), packed.lengths
+    (array([[3, 4, 5, 6],
+           [1, 2, 0, 0]]), [[0, 0, 0, 1], [0, 0, -1, -1]], array([4, 2]))
+    """
+    arrays = _alike(sequences)
+    length = _positive("length", length)
+    sizes = np.array([len(array) for array in arrays])
+    if sizes.max() > length:
+        raise ValueError(
+            f"sequences must have at most {length} elements, got {sizes.max()} at index {int(sizes.argmax())}"
+        )
+    rows, starts = np.empty_like(sizes), np.empty_like(sizes)
+    lengths: list[int] = []
+    counts: list[int] = []  # sequences in each row
+    room: list[tuple[int, int]] = []  # (what is left, row), sorted
+    numbers = np.empty_like(sizes)
+    for index in np.argsort(-sizes, kind="stable"):
+        size = int(sizes[index])
+        place = bisect_left(room, (size, 0))
+        if place == len(room):
+            room.append((length, len(lengths)))
+            lengths.append(0)
+            counts.append(0)
+        left, row = room.pop(place)
+        rows[index], starts[index], numbers[index] = row, lengths[row], counts[row]
+        lengths[row] += size
+        counts[row] += 1
+        insort(room, (left - size, row))
+    array = np.full((len(lengths), length, *arrays[0].shape[1:]), value, arrays[0].dtype)
+    segments = np.full((len(lengths), length), -1)
+    positions = np.zeros((len(lengths), length), np.int64)
+    for sequence, row, start, number in zip(arrays, rows, starts, numbers, strict=True):
+        where = slice(start, start + len(sequence))
+        array[row, where], segments[row, where], positions[row, where] = (
+            sequence,
+            number,
+            range(len(sequence)),
+        )
+    return Packed(array, np.array(lengths), segments, positions, rows, starts, sizes)
+
+
+class Batches:
+    """Batches of examples, in a new order in every epoch, sequences of similar length together.
+
+    Parameters
+    ----------
+    columns : what an example consists of: arrays or sequences with one entry for each example
+    batch_size : examples in a batch; the last one may have fewer
+    max_tokens : examples in a batch times the length of the longest, at most; alone or with batch_size
+    lengths : (examples,) the length of each; by default that of its longest sequence, if a column holds
+        sequences of different lengths
+    collate : function that makes a batch of a part of each column; by default it is a tuple of arrays, one
+        for each column. Sequences of different lengths need one: see `pad` and `pack`.
+    rng : Generator or int that the order is drawn from; without it, it is that of the examples
+
+    The order of epoch n depends on rng and n alone: training that was stopped in an epoch goes on in the same
+    one. Examples are sorted by length, those of equal length at random, and cut into batches, which then come
+    at random: every epoch has the same number of batches.
+
+    Raises
+    ------
+    ValueError for columns of different sizes, and for an example longer than max_tokens.
+
+    Examples
+    --------
+    >>> def collate(ids, labels):
+    ...     ids, lengths = pad(ids)
+    ...     return {"ids": ids, "lengths": lengths, "targets": np.array(labels)}
+    >>> sentences, labels = [[1, 2, 3], [4], [5, 6], [7]], [0, 1, 1, 0]
+    >>> batches = Batches(sentences, labels, batch_size=2, collate=collate, rng=0)
+    >>> len(batches), sorted(batch["ids"].shape for batch in batches.epoch(0))
+    (2, [(2, 1), (2, 3)])
+    """
+
+    def __init__(
+        self,
+        *columns: Any,
+        batch_size: int | None = None,
+        max_tokens: int | None = None,
+        lengths: ArrayLike | None = None,
+        collate: Callable[..., Any] | None = None,
+        rng: Rng | None = None,
+    ) -> None:
+        if not columns:
+            raise ValueError("columns must be given, got none")
+        if batch_size is None and max_tokens is None:
+            raise ValueError("batch_size or max_tokens must be given, got neither")
+        sizes = [len(column) for column in columns]
+        if len(set(sizes)) != 1 or sizes[0] == 0:
+            raise ValueError(f"columns must have one number of examples, at least 1, got {sizes}")
+        self._columns, self._collate = columns, collate
+        self._seed = None if rng is None else draw_seed(rng)
+        given = _lengths_of(columns) if lengths is None else np.asarray(lengths)
+        if given is not None and (given.shape != (sizes[0],) or given.dtype.kind not in "iu"):
+            raise ValueError(f"lengths must be {sizes[0]} integers, got {given.dtype} {given.shape}")
+        if lengths is None and given is not None and collate is None:
+            raise ValueError("collate must be given for sequences of different lengths, got None")
+        if given is None and max_tokens is not None:
+            given = np.array([max(map(_length, example)) for example in zip(*columns, strict=True)])
+        self._lengths = given
+        # With rng the lengths come sorted, in every epoch alike, so that the cuts are always the same.
+        self._cuts = self._find_cuts(
+            None if batch_size is None else _positive("batch_size", batch_size),
+            None if max_tokens is None else _positive("max_tokens", max_tokens),
+        )
+
+    def _find_cuts(self, batch_size: int | None, max_tokens: int | None) -> list[int]:
+        """Where batches begin in the order of an epoch, and the end."""
+        count = len(self._columns[0])
+        if max_tokens is None:
+            return [*range(0, count, batch_size or count), count]
+        assert self._lengths is not None
+        if self._lengths.max() > max_tokens:
+            index = int(self._lengths.argmax())
+            raise ValueError(
+                f"max_tokens must be at least the length of every example, got {max_tokens}, and "
+                f"{self._lengths[index]} at index {index}"
+            )
+        cuts, longest = [0], 0
+        for i, length in enumerate(self._lengths if self._seed is None else np.sort(self._lengths)):
+            longest = max(longest, int(length))
+            size = i - cuts[-1]
+            if (size + 1) * longest > max_tokens or size == batch_size:
+                cuts.append(i)
+                longest = int(length)
+        return [*cuts, count]
+
+    def __len__(self) -> int:
+        return len(self._cuts) - 1
+
+    def __iter__(self) -> Iterator[Any]:
+        """The batches of epoch 0."""
+        return self.epoch(0)
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[Any]:
+        """The batches of an epoch, from the one with the index `first` on."""
+        order, turns = np.arange(len(self._columns[0])), np.arange(len(self))
+        if self._seed is not None:
+            random = np.random.default_rng([self._seed, number])
+            random.shuffle(order)
+            if self._lengths is not None:
+                order = order[np.argsort(self._lengths[order], kind="stable")]
+                random.shuffle(turns)
+        for turn in turns[first:]:
+            chosen = order[self._cuts[turn] : self._cuts[turn + 1]]
+            parts = [_taken(column, chosen) for column in self._columns]
+            yield tuple(map(np.asarray, parts)) if self._collate is None else self._collate(*parts)
+
+
+def _length(entry: Any) -> int:
+    return len(entry) if hasattr(entry, "__len__") and not isinstance(entry, str) and np.ndim(entry) else 1
+
+
+def _lengths_of(columns: Sequence[Any]) -> Array | None:
+    """The length of the longest sequence of each example, if those of a column have different lengths."""
+    found = []
+    for column in columns:
+        if not isinstance(column, np.ndarray) or column.dtype == object:
+            lengths = [_length(entry) for entry in column]
+            if len(set(lengths)) > 1:
+                found.append(lengths)
+    return np.max(found, axis=0) if found else None
+
+
+def _taken(column: Any, chosen: Array) -> Any:
+    return column[chosen] if isinstance(column, np.ndarray) else [column[i] for i in chosen]
+
+
+class ByteTokenizer:
+    """Texts as the bytes of their UTF-8 encoding: 256 ids, and three more that stand for themselves.
+
+    Any text can be encoded, and nothing needs to be trained: for experiments. Sequences are longer than those
+    of a real tokenizer.
+
+    Examples
+    --------
+    >>> tokenizer = ByteTokenizer()
+    >>> ids = tokenizer.encode("Käse", eos=True)
+    >>> ids, tokenizer.decode(ids)
+    (array([ 75, 195, 164, 115, 101, 258]), 'Käse')
+    """
+
+    pad_id, bos_id, eos_id = 256, 257, 258
+    vocab_size = 259
+
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> Array:
+        """(length,) int64: the bytes, between bos_id and eos_id if these are asked for."""
+        if not isinstance(text, str):
+            raise TypeError(f"text must be a string, got {type(text).__name__}")
+        content = np.frombuffer(text.encode(), np.uint8)
+        return np.concatenate([[self.bos_id] * bos, content, [self.eos_id] * eos]).astype(np.int64)
+
+    def decode(self, ids: ArrayLike) -> str:
+        """The text of (length,) ids, without pad_id, bos_id and eos_id; bytes that are no UTF-8 become U+FFFD.
+
+        Raises IndexError for ids outside [0, vocab_size), TypeError for what are no integers.
+        """
+        array = np.asarray(ids)
+        if array.size and array.dtype.kind not in "iu":
+            raise TypeError(f"ids must be integers, got {array.dtype}")
+        if array.ndim != 1:
+            raise ValueError(f"ids must have the shape (length,), got {array.shape}")
+        outside = (array < 0) | (array >= self.vocab_size)
+        if outside.any():
+            index = int(outside.argmax())
+            raise IndexError(
+                f"ids must lie between 0 and {self.vocab_size - 1}, got {array[index]} at index {index}"
+            )
+        return array[array < 256].astype(np.uint8).tobytes().decode(errors="replace")
