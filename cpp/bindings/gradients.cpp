@@ -111,8 +111,8 @@ py::tuple layer_norm_backward_arrays(py::object x_argument, py::object d_y_argum
     if (d_weight_view) of_weight.emplace(*d_weight_view);
     DenseResult<T> of_bias(d_bias_view);
     layer_norm_backward(Elements<T>(x), mean.data(), reciprocal_std.data(), Elements<T>(d_y), rows, features,
-                        data_of(dense_weight), target, of_weight ? of_weight->data() : nullptr, of_bias.data(),
-                        Write::replace);
+                        data_of(dense_weight), target, of_weight ? of_weight->data() : nullptr,
+                        of_bias.data(), Write::replace);
     if (of_weight) of_weight->finish();
     of_bias.finish();
   });

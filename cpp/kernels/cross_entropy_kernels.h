@@ -17,8 +17,8 @@ struct CrossEntropyTerms {
 
 template <class T>
 struct CrossEntropyKernels {
-  // losses[r] of logits (rows, classes) and, unless d_logits is null, its gradient times `scale`. d_logits may
-  // be logits. Targets are classes or ignore_index.
+  // losses[r] of logits (rows, classes) and, unless d_logits is null, its gradient times `scale`. d_logits
+  // may be logits. Targets are classes or ignore_index.
   void (*cross_entropy)(const T* logits, const std::int64_t* targets, Index rows, Index classes,
                         const CrossEntropyTerms<T>& terms, double scale, double* losses, T* d_logits);
 };

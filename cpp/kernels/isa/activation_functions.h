@@ -1,8 +1,8 @@
 #pragma once
 
 // The activation functions of layers/activations.h on whole vectors: value(x), and with it, in the same bits,
-// the derivative. Where x is infinite the derivative is its limit, and where x is NaN so is either but for the
-// slope of relu, which is 1.
+// the derivative. Where x is infinite the derivative is its limit, and where x is NaN so is either but for
+// the slope of relu, which is 1.
 
 #include "kernels/isa/normal_distribution.h"
 #include "kernels/isa/vector_math.h"

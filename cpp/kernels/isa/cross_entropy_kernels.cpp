@@ -21,7 +21,7 @@ double weighted_sum(const T* x, Index classes, const T* weight, Vector<T> m) {
   });
 }
 
-// With m the largest logit and Z = sum e^(x - m), -log softmax(x)[c] is log Z - (x[c] - m). The loss of a row is
+// With m the largest logit and Z = sum e^(x - m), -log softmax(x)[c] is log Z - (x[c] - m). The loss is
 //   hit (log Z - (x[target] - m)) + spread sum_c w[c] (log Z - (x[c] - m)),
 // with hit = (1 - smoothing) w[target] and spread = smoothing / classes; its gradient is
 //   (hit + spread sum(w)) softmax(x)[c] - spread w[c] - (hit, where c is the target).
