@@ -300,3 +300,14 @@ def test_frozen_parameters_need_no_gradient():
     model[0].freeze()
     assert model.frozen == {"0.weight", "0.bias"}
     assert list(check_gradients(model, X)) == ["input 0", "1.weight", "1.bias"]
+
+
+def test_attending_layers_pass_with_masks_and_dropout():
+    x = np.random.default_rng(6).standard_normal((2, 5, 6))
+    attention = nn.MultiheadAttention(6, 2, dropout=0.3, dtype=np.float64, rng=0)
+    check_gradients(attention, x, causal=True, rng=1)
+    check_gradients(attention, x, x[:, :3] + 1, key_lengths=np.array([3, 1]))
+    check_gradients(attention, x, x[:, :3] + 1, x[:, 2:])
+    encoder = nn.TransformerEncoderLayer(6, 2, 7, dropout=0.2, activation="gelu", dtype=np.float64, rng=0)
+    model = nn.Sequential(attention, encoder, attention)
+    check_gradients(model, x, rng=3, arguments={1: {"key_lengths": [5, 3]}}, elements=12)

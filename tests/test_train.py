@@ -230,6 +230,57 @@ def test_our_models_train_and_resume(tmp_path):
     assert_same_weights(resumed, whole)
 
 
+def test_fifty_steps_are_those_of_pytorch():
+    torch = pytest.importorskip("torch", reason="PyTorch is an optional cross-check")
+    ours = nn.Sequential(
+        nn.Linear(5, 16, dtype=np.float64, rng=0),
+        nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, activation="gelu", dtype=np.float64, rng=1),
+        nn.Linear(16, 3, dtype=np.float64, rng=2),
+    )
+    layer = torch.nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, activation="gelu", batch_first=True)
+    theirs = torch.nn.Sequential(torch.nn.Linear(5, 16), layer, torch.nn.Linear(16, 3)).double()
+    theirs.load_state_dict({name: torch.tensor(array) for name, array in ours.state_dict().items()})
+    random = np.random.default_rng(0)
+    x, targets = random.standard_normal((6, 7, 5)), random.integers(0, 3, (6, 7))
+    targets[0, 3:] = -100
+    optimizer = torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=0.1)
+    losses = []
+    for _ in range(50):
+        optimizer.zero_grad()
+        logits = theirs(torch.tensor(x)).reshape(-1, 3)
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(targets).reshape(-1))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    adamw = optim.AdamW(ours, lr=0.01, weight_decay=0.1)
+    history = train.fit(ours, [(x, targets)], loss=cross_entropy, optimizer=adamw, epochs=50)
+    np.testing.assert_allclose(history.loss, losses, rtol=1e-8)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_parameters_of_any_shape_and_strides_come_back_from_checkpoints(tmp_path):
+    class Scale:
+        def __init__(self):
+            self.scale, self.weight = np.array(3.0), np.arange(10.0).reshape(5, 2).T[:, ::2]
+
+        def parameters(self):
+            return {"scale": self.scale, "weight": self.weight}
+
+        def forward(self, x, *, rng=None):
+            return self.scale * x, x
+
+        def backward(self, saved, d_y):
+            return self.scale * d_y, {"scale": (saved * d_y).sum(), "weight": np.ones((2, 3))}
+
+    model, other = Scale(), Scale()
+    optimizer = optim.Adam(model, lr=0.1)
+    train.fit(model, [(X, X)], loss=squared_error, optimizer=optimizer, checkpoint=tmp_path)
+    train.load_checkpoint(tmp_path, other)
+    assert other.scale == model.scale != 3
+    np.testing.assert_array_equal(other.weight, model.weight)
+    np.testing.assert_allclose(model.weight, np.arange(10.0).reshape(5, 2).T[:, ::2] - 0.1)
+
+
 def test_without_a_loss_or_a_count_there_is_a_clear_error():
     class Uncounted(LineModel):
         target_count = property()
@@ -252,6 +303,7 @@ def test_without_a_loss_or_a_count_there_is_a_clear_error():
         ({"batches": []}, ValueError, "batches must have a batch in every epoch, got none in epoch 0"),
         ({"batches": [X]}, TypeError, r"a batch must be \(inputs..., targets\) or a dict"),
         ({"batches": [{"x": X}]}, ValueError, "a batch must have the key 'targets', got x"),
+        ({"evaluate": []}, ValueError, "evaluate must have a batch in every evaluation, got none"),
         ({"evaluate": lambda model: 3}, TypeError, "evaluate must return {name: number}, got int"),
         (
             {"evaluate": BATCHES, "early_stopping": train.EarlyStopping(metric="accuracy")},

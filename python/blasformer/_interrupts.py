@@ -15,11 +15,12 @@ class DeferredInterrupt:
     Elsewhere than in the main thread, which alone receives it, nothing happens.
     """
 
-    _noted: FrameType | None
+    _noted: bool
+    _frame: FrameType | None  # where Ctrl-C came
     _previous: Callable[[int, FrameType | None], Any] | None
 
     def __enter__(self) -> DeferredInterrupt:
-        self._noted = self._previous = None
+        self._noted, self._frame, self._previous = False, None, None
         if threading.current_thread() is threading.main_thread():
             previous = signal.getsignal(signal.SIGINT)
             if callable(previous):
@@ -28,15 +29,15 @@ class DeferredInterrupt:
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._noted = frame
+        self._noted, self._frame = True, frame
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
-            if self._noted is not None:
-                self._previous(signal.SIGINT, self._noted)
+            if self._noted:
+                self._previous(signal.SIGINT, self._frame)
 
 
 class StopRequest:

@@ -141,11 +141,12 @@ class Sequential:
         return x, saved
 
     def backward(self, saved: list[Any], d_y: Any) -> tuple[Any, dict[str, Array]]:
-        """(d_x, grads), grads by the names of parameters()."""
+        """(d_x, grads), grads by the names of parameters(). What was given as `arguments` is constant."""
         grads: dict[str, Array] = {}
         owners = self._owners()
         for index in reversed(range(len(self.layers))):
-            d_y, of_layer = self.layers[index].backward(saved[index], d_y)
+            d_x, of_layer = self.layers[index].backward(saved[index], d_y)
+            d_y = d_x[0] if isinstance(d_x, tuple) else d_x
             add_gradients(grads, {f"{owners[index]}.{name}": array for name, array in of_layer.items()})
         return d_y, {name: grads[name] for name in self.parameters() if name in grads}
 

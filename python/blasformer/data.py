@@ -1,7 +1,7 @@
 """Batches of sequences of different lengths: padding, bucketing, packing; and bytes as tokens.
 
-Real tokenisation is left to the package `tokenizers`. Batches are anything that a loop can go through: none of
-this is needed, only convenient.
+Real tokenisation is left to the package `tokenizers`. Batches are anything that a loop can go through: none
+of this is needed, only convenient.
 """
 
 from __future__ import annotations
@@ -310,7 +310,7 @@ class ByteTokenizer:
         return np.concatenate([[self.bos_id] * bos, content, [self.eos_id] * eos]).astype(np.int64)
 
     def decode(self, ids: ArrayLike) -> str:
-        """The text of (length,) ids, without pad_id, bos_id and eos_id; bytes that are no UTF-8 become U+FFFD.
+        """The text of (length,) ids, without pad_id, bos_id and eos_id; what is no UTF-8 becomes U+FFFD.
 
         Raises IndexError for ids outside [0, vocab_size), TypeError for what are no integers.
         """

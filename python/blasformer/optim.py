@@ -294,7 +294,7 @@ class Optimizer(ABC):
             )
         ):
             self._require_fitting(given, active)
-        return [_dense(_sum_of_uses(arrays)) for arrays in found]
+        return [_dense(arrays[0] if len(arrays) == 1 else _sum_of_uses(arrays)) for arrays in found]
 
     def _require_fitting(self, given: Sequence[Mapping[str, Array]], active: Sequence[_Parameter]) -> None:
         wanted = {

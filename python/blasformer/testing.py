@@ -119,7 +119,9 @@ class _Losses:
         d_inputs, grads = self.layer.backward(self.saved, self.d_y.copy())
         repeated = np.array_equal(self.forward()[0], self.y, equal_nan=True)
         self.require(repeated, "cannot be judged: forward gives something else every time")
-        d_inputs = d_inputs if isinstance(d_inputs, tuple) else (d_inputs,)
+        d_inputs = list(d_inputs) if isinstance(d_inputs, tuple) else [d_inputs]
+        while len(d_inputs) > len(self.inputs) and d_inputs[-1] is None:  # of inputs that were not given
+            d_inputs.pop()
         self.require(
             len(d_inputs) == len(self.inputs),
             f"must return a gradient for each of {len(self.inputs)} inputs, got {len(d_inputs)}",

@@ -23,6 +23,7 @@ import itertools
 import math
 import sys
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
@@ -90,26 +91,26 @@ class History:
 
     def __init__(self) -> None:
         self.stopped = ""
-        self._steps: list[tuple[float, float, float]] = []  # loss, lr, gradient norm
+        self._numbers = array("d")  # loss, learning rate and gradient norm of each step
         self._evaluations: list[tuple[int, dict[str, float]]] = []
 
-    def _column(self, index: int) -> Array:
-        return np.array([step[index] for step in self._steps], np.float64)
+    def _table(self) -> Array:
+        return np.array(self._numbers, np.float64).reshape(-1, 3)
 
     @property
     def loss(self) -> Array:
         """(steps,): the mean loss over the targets of each step."""
-        return self._column(0)
+        return self._table()[:, 0]
 
     @property
     def lr(self) -> Array:
         """(steps,): the learning rate of each step."""
-        return self._column(1)
+        return self._table()[:, 1]
 
     @property
     def gradient_norm(self) -> Array:
         """(steps,): the norm of all gradients of each step, before clipping; not finite if it was skipped."""
-        return self._column(2)
+        return self._table()[:, 2]
 
     @property
     def metrics(self) -> dict[str, Array]:
@@ -126,12 +127,12 @@ class History:
         return np.array([step for step, _ in self._evaluations], np.int64)
 
     def __len__(self) -> int:
-        return len(self._steps)
+        return len(self._numbers) // 3
 
     def __repr__(self) -> str:
         parts = [f"{len(self)} steps"]
-        if self._steps:
-            parts.append(f"loss {self._steps[-1][0]:.4g}")
+        if self._numbers:
+            parts.append(f"loss {self._numbers[-3]:.4g}")
         if self._evaluations:
             parts += [f"evaluated {name} {value:.4g}" for name, value in self._evaluations[-1][1].items()]
         return f"History({', '.join([*parts, self.stopped] if self.stopped else parts)})"
@@ -513,7 +514,7 @@ class _Run:
         told = Step(self.step + 1, self.epoch, loss, self.optimizer.lr, norm, {})
         self.step += 1
         self.epoch, self.batch = (self.epoch + 1, 0) if is_last else (self.epoch, self.batch + len(group))
-        self.history._steps.append((told.loss, told.lr, told.gradient_norm))
+        self.history._numbers.extend((told.loss, told.lr, told.gradient_norm))
         if self.evaluation is not None and self.is_due(self.evaluate_every, is_last):
             told = told._replace(metrics=self.evaluate(request))
         return told
@@ -552,12 +553,14 @@ class _Run:
             if not isinstance(given, Mapping) or not given:
                 raise TypeError(f"evaluate must return {{name: number}}, got {type(given).__name__}")
             return {str(name): float(value) for name, value in given.items()}
-        total, count = 0.0, 0.0
+        total, count, batches = 0.0, 0.0, 0
         for batch in _batches_of(self.evaluation, 0, 0):
             targets = self.objective.count(batch)
-            total, count = total + targets * self.objective.loss(batch), count + targets
+            total, count, batches = total + targets * self.objective.loss(batch), count + targets, batches + 1
             if request.made:
                 return {}
+        if batches == 0:
+            raise ValueError("evaluate must have a batch in every evaluation, got none")
         return {"loss": total / (count or 1.0)}
 
     def judge(self, metrics: dict[str, float]) -> None:
@@ -588,7 +591,7 @@ class _Run:
         if self.best is not None:
             arrays |= {f"best.{name}": array for name, array in self.best.arrays.items()}
         arrays |= {f"optimizer.{name}": x for name, x in optimizer.items() if isinstance(x, np.ndarray)}
-        arrays["history"] = np.array(self.history._steps, np.float64).reshape(-1, 3)
+        arrays["history"] = self.history._table()
         values = {
             "step": self.step,
             "epoch": self.epoch,
@@ -613,7 +616,7 @@ class _Run:
             if values["best"] is not None:
                 value, waited = values["best"]
                 best = _Best(float(value), int(waited), part(arrays, "best."))
-            history = [(loss, lr, norm) for loss, lr, norm in arrays["history"].tolist()]
+            history = array("d", arrays["history"].reshape(-1).tolist())
             due, random, optimizer = values["evaluation_is_due"], values["random"], dict(values["optimizer"])
             generator = None
             if random is not None:
@@ -630,7 +633,7 @@ class _Run:
         _load_weights(self.model, part(arrays, "model."))
         self.step, self.epoch, self.batch, self.evaluation_is_due = step, epoch, batch, bool(due)
         self.generator, self.best = generator, best
-        self.history._steps, self.history._evaluations = history, evaluations
+        self.history._numbers, self.history._evaluations = history, evaluations
 
 
 def load_checkpoint(path: PathLike, model: Any, *, best: bool = False) -> int:
