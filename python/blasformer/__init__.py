@@ -1,6 +1,6 @@
 """Exact attention and Transformer layers for NumPy arrays, on a CPU."""
 
-from . import data, io, models, nn, optim, testing, train
+from . import data, io, lora, models, nn, optim, testing, train
 from ._attention import (
     AttentionGrads,
     AttentionPlan,
@@ -71,6 +71,7 @@ __all__ = [
     "linear_backward",
     "log_softmax",
     "log_softmax_backward",
+    "lora",
     "models",
     "nn",
     "num_threads",

@@ -52,6 +52,7 @@ class Layer:
 
     _held: _core.Layer  # the layer in C++
     _arguments: dict[str, Any]  # of the constructor, but for rng
+    _lora: dict[str, Any] | None = None  # what blasformer.lora has added
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -211,7 +212,7 @@ class Layer:
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), self._arguments, self.state_dict(), self.frozen)
+        return _restore, (type(self), self._arguments, self.state_dict(), self.frozen, self._lora)
 
     def _described(self) -> str:
         shown = {name: value for name, value in self._arguments.items() if value is not None}
@@ -234,9 +235,19 @@ def add_gradients(total: Mapping[str, Array], grads: Mapping[str, Array]) -> dic
 
 
 def _restore(
-    cls: type[Layer], arguments: dict[str, Any], arrays: dict[str, Array], frozen: frozenset[str]
+    cls: type[Layer],
+    arguments: dict[str, Any],
+    arrays: dict[str, Array],
+    frozen: frozenset[str],
+    adapters: dict[str, Any] | None,
 ) -> Layer:
     layer = cls(**arguments)
+    if adapters is not None:
+        scale = adapters["alpha"] / adapters["rank"]
+        layer._held.adapt(set(adapters["names"]), adapters["rank"], scale, adapters["dropout"], 0)
+        if adapters["merged"]:  # what is new adds nothing, and what is loaded has it in it
+            layer._held.merge_adapters(True)
+        layer._lora = dict(adapters)
     layer.load_state_dict(arrays)
     layer._held.set_frozen(set(frozen))
     return layer
