@@ -957,6 +957,50 @@ def language_model(
     return linear(x, parameters.get("lm_head.weight", parameters["wte.weight"]), dtype=dtype)
 
 
+def classifier(
+    parameters,
+    x,
+    *,
+    num_layers,
+    num_heads,
+    norm_first=True,
+    present=None,
+    activation="gelu",
+    dtype=np.float64,
+):
+    """The logits of an encoder with a head, for ids (batch, length) or vectors (batch, length, features).
+
+    present: bool (batch, length), which positions are there. With a class token that is pooled, else the
+        mean.
+    """
+    x = np.asarray(x)
+    present = np.ones(x.shape[:2], bool) if present is None else present
+    if "embedding.bias" in parameters:
+        x = np.where(present[..., None], x, 0)
+        x = linear(x, parameters["embedding.weight"], parameters["embedding.bias"], dtype=dtype)
+    else:
+        x = embedding(np.where(present, x, 0), parameters["embedding.weight"], dtype=dtype)
+    x = x + np.asarray(parameters["position_embedding.weight"], dtype)[: x.shape[1]]
+    pooled_first = "class_token" in parameters
+    if pooled_first:
+        token = np.broadcast_to(np.asarray(parameters["class_token"], dtype), (len(x), 1, x.shape[-1]))
+        x = np.concatenate([token, x], axis=1)
+        present = np.concatenate([np.ones((len(x), 1), bool), present], axis=1)
+    x = transformer_encoder(
+        within(parameters, "encoder."),
+        x,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        norm_first=norm_first,
+        activation=activation,
+        mask=present[:, None, None, :],
+        dtype=dtype,
+    )
+    counts = np.maximum(present.sum(1, keepdims=True), 1).astype(dtype)
+    pooled = x[:, 0] if pooled_first else np.where(present[..., None], x, 0).sum(1) / counts
+    return linear(pooled, parameters["head.weight"], parameters["head.bias"], dtype=dtype)
+
+
 def mean_pool(hidden, lengths, *, dtype=np.float64):
     """Mean over the valid prefix of each sequence: (batch, length, d) -> (batch, d)."""
     hidden = np.asarray(hidden, dtype)

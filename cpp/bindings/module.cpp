@@ -9,6 +9,7 @@ namespace py = pybind11;
 
 namespace blasformer::bindings {
 void bind_attention(py::module_& module);
+void bind_classifier(py::module_& module);
 void bind_functional(py::module_& module);
 void bind_gradients(py::module_& module);
 void bind_language_model(py::module_& module);
@@ -37,6 +38,7 @@ PYBIND11_MODULE(_core, module) {
   blasformer::bindings::bind_nn(module);
   blasformer::bindings::bind_models(module);
   blasformer::bindings::bind_nn_positions(module);
+  blasformer::bindings::bind_classifier(module);
   blasformer::bindings::bind_language_model(module);
   blasformer::bindings::bind_optim(module);
   blasformer::bindings::bind_runtime(module);

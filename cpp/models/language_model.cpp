@@ -5,6 +5,7 @@
 
 #include "core/require.h"
 #include "layers/residual.h"
+#include "models/layer_stack.h"
 
 namespace blasformer {
 
@@ -59,21 +60,14 @@ Tensor<T> LanguageModel<T>::hidden_states(const TokenSequences& sequences, std::
   const Index length = sequences.ids.extent(1);
   require(length <= max_length(), "ids must have at most max_length = ", max_length(), " columns, got ",
           length);
-  if (saved) {
-    saved->sequences = sequences;
-    saved->h.resize(h.size());
-  }
+  if (saved) saved->sequences = sequences;
   const TokenSequences& kept = saved ? saved->sequences : sequences;
   const Tensor<std::int64_t> positions =
       kept.positions.empty() ? consecutive_positions(length) : kept.positions;
-  AttentionArguments arguments = attention_among(kept.lengths, kept.segments, Causal::yes);
-  Tensor<T> x = wpe.forward(wte.forward(kept.ids), positions, seed, saved ? &saved->wpe : nullptr);
-  for (std::size_t i = 0; i < h.size(); ++i) {
-    const auto index = static_cast<Index>(i);
-    arguments.seed = dropout_seed(seed, 1 + i * Block::kDropoutPlaces);
-    AskedWeights<T>* const asked_here = asked && asked->contains(index) ? &asked->at(index) : nullptr;
-    x = h[i].forward(x, arguments, saved && index >= first_saved ? &saved->h[i] : nullptr, asked_here);
-  }
+  const Tensor<T> x =
+      forward_layers(h, wpe.forward(wte.forward(kept.ids), positions, seed, saved ? &saved->wpe : nullptr),
+                     attention_among(kept.lengths, kept.segments, Causal::yes), dropout_seed(seed, 1),
+                     saved ? &saved->h : nullptr, first_saved, asked);
   return ln_f.forward(x, saved ? &saved->ln_f : nullptr);
 }
 
@@ -91,12 +85,8 @@ Tensor<T> LanguageModel<T>::forward(const TokenSequences& sequences, std::option
 template <class T>
 Index LanguageModel<T>::lowest_trained() const {
   if (!wte.weight.empty() || !wpe.embedding.weight.empty()) return -1;
-  Index index = 0;
-  for (const Block& block : h) {
-    if (wants_gradients(block)) return index;
-    ++index;
-  }
-  return wants_gradients(ln_f) ? index : index + 1;
+  const Index lowest = blasformer::lowest_trained(h);
+  return lowest < static_cast<Index>(h.size()) || wants_gradients(ln_f) ? lowest : lowest + 1;
 }
 
 template <class T>
@@ -104,11 +94,9 @@ void LanguageModel<T>::backward_below(const Saved& saved, const Tensor<T>& d_hid
                                       Write write) const {
   const Index lowest = gradients.lowest_trained(), blocks = static_cast<Index>(h.size());
   if (lowest > blocks) return;
-  Tensor<T> d_x = ln_f.backward(saved.ln_f, d_hidden, gradients.ln_f, write);
-  for (Index index = blocks; index-- > std::max<Index>(lowest, 0);) {
-    const auto i = static_cast<std::size_t>(index);
-    d_x = h[i].backward(saved.h[i], d_x, gradients.h[i], write);
-  }
+  const Tensor<T> d_x =
+      backward_layers(h, saved.h, ln_f.backward(saved.ln_f, d_hidden, gradients.ln_f, write), gradients.h,
+                      std::max<Index>(lowest, 0), write);
   if (lowest >= 0) return;
   const Tensor<T> d_tokens = wpe.backward(saved.wpe, d_x, gradients.wpe, write);
   const Write rest = lm_head ? write : Write::add;  // a tied output has written its share already

@@ -337,6 +337,64 @@ def bert_classifier(
     seed: SupportsInt | SupportsIndex | None,
 ) -> BertClassifier: ...
 
+class Classifier(Layer):
+    def call(
+        self,
+        x: object,
+        lengths: object,
+        mask: object,
+        selections: Sequence[tuple[SupportsInt | SupportsIndex, object]],
+    ) -> tuple[Array, dict[int, Array]]: ...
+    def forward(
+        self, x: object, lengths: object, mask: object, seed: SupportsInt | SupportsIndex | None
+    ) -> tuple[Array, Saved]: ...
+    def target_weight(
+        self, targets: object, class_weight: object, ignore_index: SupportsInt | SupportsIndex
+    ) -> float: ...
+    def loss(
+        self,
+        x: object,
+        targets: object,
+        lengths: object,
+        mask: object,
+        divisor: object,
+        label_smoothing: SupportsFloat | SupportsIndex,
+        class_weight: object,
+        ignore_index: SupportsInt | SupportsIndex,
+    ) -> float: ...
+    def loss_and_gradients(
+        self,
+        x: object,
+        targets: object,
+        lengths: object,
+        mask: object,
+        divisor: object,
+        label_smoothing: SupportsFloat | SupportsIndex,
+        class_weight: object,
+        ignore_index: SupportsInt | SupportsIndex,
+        seed: SupportsInt | SupportsIndex | None,
+        accumulate: object,
+    ) -> tuple[float, dict[str, Array]]: ...
+
+def classifier(
+    dtype: str,
+    reads_ids: bool,
+    inputs: SupportsInt | SupportsIndex,
+    num_classes: SupportsInt | SupportsIndex,
+    max_length: SupportsInt | SupportsIndex,
+    d_model: SupportsInt | SupportsIndex,
+    nhead: SupportsInt | SupportsIndex,
+    num_layers: SupportsInt | SupportsIndex,
+    dim_feedforward: SupportsInt | SupportsIndex,
+    dropout: SupportsFloat | SupportsIndex,
+    activation: str,
+    layer_norm_eps: SupportsFloat | SupportsIndex,
+    norm_first: bool,
+    pooling: str,
+    recompute: bool,
+    seed: SupportsInt | SupportsIndex | None,
+) -> Classifier: ...
+
 class LanguageModel(Layer):
     def call(
         self,

@@ -8,6 +8,7 @@ sentence-transformers folder names. Models that are trained here are layers (see
 
 from ._bert import BertConfig, BertModel, BertOutput
 from ._bert_classifier import BertForSequenceClassification
+from ._classifier import Classifier, image_patches
 from ._language_model import LanguageModel
 from ._sentences import SentenceEncoder
 
@@ -16,6 +17,8 @@ __all__ = [
     "BertForSequenceClassification",
     "BertModel",
     "BertOutput",
+    "Classifier",
     "LanguageModel",
     "SentenceEncoder",
+    "image_patches",
 ]
