@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from . import _core
 from ._attention import Array, ChosenWeights, LayerWeights, choose_layers
+from ._module import add_gradients
 from ._random import Rng, draw_seed
 from .io import (
     FLOATING,
@@ -22,7 +23,7 @@ from .io import (
     read_json,
     some_names,
 )
-from .nn import Layer, add_gradients
+from .nn import Layer
 
 # What config.json calls an activation, and what it is called here.
 BERT_ACTIVATIONS = {

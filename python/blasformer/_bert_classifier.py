@@ -20,10 +20,11 @@ from ._bert import (
     _read_parameters,
     _sizes,
 )
+from ._module import add_gradients
 from ._random import Rng, draw_seed
 from .functional import softmax
 from .io import Checkpoint, PathLike, float_dtype, read_json, save_tensors, write_file
-from .nn import Layer, _integer, add_gradients
+from .nn import Layer, _integer
 
 POOLINGS = ("pooler", "mean")
 CLASSIFIER = frozenset({"classifier.weight", "classifier.bias"})

@@ -82,10 +82,12 @@ def write_parameters(module: Any, arrays: Mapping[str, Array]) -> None:
             live[name][...] = array
 
 
-def add_gradients(total: dict[str, Array], grads: Mapping[str, Array]) -> None:
-    """Adds into the arrays of `total`, which takes over what it does not have yet."""
+def add_gradients(total: Mapping[str, Array], grads: Mapping[str, Array]) -> dict[str, Array]:
+    """The sum, which lies in the arrays of `total`, and in those of `grads` that it lacks."""
+    result = dict(total)
     for name, gradient in grads.items():
-        if name in total:
-            total[name] += gradient
+        if name in result:
+            result[name] += gradient
         else:
-            total[name] = gradient
+            result[name] = gradient
+    return result

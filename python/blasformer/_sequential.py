@@ -11,7 +11,7 @@ import numpy as np
 from ._attention import Array
 from ._module import add_gradients, frozen_parameters, infer, leaves, write_parameters
 from ._random import Rng
-from ._state_dicts import IncompatibleKeys, Wanted, require_fitting
+from ._state_dicts import IncompatibleKeys, Wanted, select_fitting
 
 Arguments = Mapping[int, Mapping[str, Any]]
 
@@ -97,19 +97,15 @@ class Sequential:
 
         strict, and what is raised and returned: as for `Linear.load_state_dict`.
         """
-        live = self.parameters()
-        wanted = {name: Wanted(array.shape, array.dtype) for name, array in live.items()}
-        missing = [name for name in wanted if name not in arrays]
-        unexpected = [name for name in arrays if name not in wanted]
-        given = arrays if strict else {name: arrays[name] for name in wanted if name in arrays}
-        expected = wanted if strict else {name: wanted[name] for name in given}
-        require_fitting("arrays must be a state dict of this Sequential", given, expected)
+        wanted = {name: Wanted(array.shape, array.dtype) for name, array in self.parameters().items()}
+        subject = "arrays must be a state dict of this Sequential"
+        given, incompatible = select_fitting(subject, arrays, wanted, strict)
         for prefix, leaf in self._leaves():
             own = {
                 name.removeprefix(prefix): array for name, array in given.items() if name.startswith(prefix)
             }
             write_parameters(leaf, own)
-        return IncompatibleKeys(missing, unexpected)
+        return incompatible
 
     @contextmanager
     def edit(self) -> Iterator[dict[str, Array]]:
@@ -147,7 +143,8 @@ class Sequential:
         for index in reversed(range(len(self.layers))):
             d_x, of_layer = self.layers[index].backward(saved[index], d_y)
             d_y = d_x[0] if isinstance(d_x, tuple) else d_x
-            add_gradients(grads, {f"{owners[index]}.{name}": array for name, array in of_layer.items()})
+            named = {f"{owners[index]}.{name}": array for name, array in of_layer.items()}
+            grads = add_gradients(grads, named)
         return d_y, {name: grads[name] for name in self.parameters() if name in grads}
 
     def _arguments(self, arguments: Arguments | None) -> list[Mapping[str, Any]]:

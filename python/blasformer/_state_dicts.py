@@ -54,3 +54,19 @@ def require_fitting(
     if found:
         error = TypeError if wrong_type and len(found) == 1 else ValueError
         raise error(f"{subject}; {'; '.join(found)}")
+
+
+def select_fitting(
+    subject: str, arrays: Mapping[str, Any], wanted: Mapping[str, Wanted], strict: bool
+) -> tuple[dict[str, Any], IncompatibleKeys]:
+    """The arrays that are wanted, and which names are missing or unexpected, which strict refuses.
+
+    Raises what require_fitting raises.
+    """
+    given = {name: arrays[name] for name in wanted if name in arrays}
+    if strict:
+        require_fitting(subject, arrays, wanted)
+    else:
+        require_fitting(subject, given, {name: wanted[name] for name in given})
+    missing = [name for name in wanted if name not in arrays]
+    return given, IncompatibleKeys(missing, [name for name in arrays if name not in wanted])

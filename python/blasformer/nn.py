@@ -24,10 +24,10 @@ from numpy.typing import DTypeLike
 
 from . import _core
 from ._attention import Array, Causal, LayerWeights, WeightSelection, choose_layers, choose_weights
-from ._module import Module
+from ._module import Module, add_gradients
 from ._random import Rng, draw_seed
 from ._sequential import Sequential
-from ._state_dicts import IncompatibleKeys
+from ._state_dicts import IncompatibleKeys, Wanted, select_fitting
 
 __all__ = [
     "Dropout",
@@ -87,29 +87,11 @@ class Layer:
     def _load(
         self, arrays: Mapping[str, Array], strict: bool, expected_version: int | None
     ) -> IncompatibleKeys:
-        live = self.parameters()
-        missing = [name for name in live if name not in arrays]
-        unexpected = [name for name in arrays if name not in live]
-        given = {name: arrays[name] for name in live if name in arrays}
-        wrong_type, wrong_shape = [], []
-        for name, array in given.items():
-            if not isinstance(array, np.ndarray) or array.dtype != self.dtype:
-                got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-                wrong_type.append(f"{name} must be a NumPy array of {self.dtype}, got {got}")
-            elif array.shape != live[name].shape:
-                wrong_shape.append(f"{name} must have the shape {live[name].shape}, got {array.shape}")
-        problems = {
-            "missing": missing if strict else [],
-            "unexpected": unexpected if strict else [],
-            "wrong shape": wrong_shape,
-            "wrong type": wrong_type,
-        }
-        found = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
-        if found:
-            error = TypeError if problems["wrong type"] and len(found) == 1 else ValueError
-            raise error(f"arrays must be a state dict of {type(self).__name__}; {'; '.join(found)}")
+        wanted = {name: Wanted(array.shape, self.dtype) for name, array in self.parameters().items()}
+        subject = f"arrays must be a state dict of {type(self).__name__}"
+        given, incompatible = select_fitting(subject, arrays, wanted, strict)
         self._held.load(given, expected_version)
-        return IncompatibleKeys(missing, unexpected)
+        return incompatible
 
     @contextmanager
     def edit(self) -> Iterator[dict[str, Array]]:
@@ -225,13 +207,6 @@ class Layer:
     def __repr__(self) -> str:
         count = sum(array.size for array in self._held.parameters().values())
         return f"{self._described()}  # {count:,} parameters"
-
-
-def add_gradients(total: Mapping[str, Array], grads: Mapping[str, Array]) -> dict[str, Array]:
-    """Adds to arrays of the same names, in place, and returns them."""
-    for name, gradient in grads.items():
-        np.add(total[name], gradient, out=total[name])
-    return dict(total)
 
 
 def _restore(

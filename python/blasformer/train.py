@@ -198,10 +198,7 @@ class _LayerObjective(_Objective):
             share = self._count(targets) / divisor
             loss, d_y = loss * share, d_y * d_y.dtype.type(share)
         grads = self._layer.backward(saved, d_y)[1]
-        if total is None:
-            return float(loss), dict(grads)
-        add_gradients(total, grads)
-        return float(loss), total
+        return float(loss), dict(grads) if total is None else add_gradients(total, grads)
 
     def loss(self, batch: Batch) -> float:
         inputs, arguments, targets = _taken_apart(batch)
