@@ -106,6 +106,28 @@ ATTENDING = {
         (2, 7, 36),
         _encoder_layer(num_heads=6, activation="silu", num_kv_heads=3),
     ),
+    "RMS-norm gated encoder layer": Case(
+        _make(
+            nn.TransformerEncoderLayer,
+            36,
+            3,
+            33,
+            activation="silu",
+            norm_first=True,
+            norm="rms",
+            gated=True,
+            layer_norm_eps=1e-6,
+        ),
+        (2, 19, 36),
+        _encoder_layer(
+            num_heads=3, activation="silu", norm_first=True, norm="rms", gated=True, layer_norm_eps=1e-6
+        ),
+    ),
+    "post-norm RMS encoder layer": Case(
+        _make(nn.TransformerEncoderLayer, 24, 3, 17, norm="rms"),
+        (2, 9, 24),
+        _encoder_layer(num_heads=3, norm="rms"),
+    ),
     "post-norm encoder": Case(
         make_encoder(2, False, d_model=24, nhead=4, dim_feedforward=33),
         (2, 11, 24),
@@ -179,6 +201,101 @@ def normal(shape, dtype=np.float32, seed=0):
 
 def same_bits(a, b):
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+class DecodingCase(NamedTuple):
+    """A layer, the shapes of its two inputs, and its formula of (parameters, first, second)."""
+
+    make: Callable[..., Any]
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    formula: Callable[..., Any]
+
+
+def _decoder_layer(**arguments):
+    return lambda p, target, memory, *, dtype, **masks: reference.transformer_decoder_layer(
+        p, target, memory, **arguments, **masks, dtype=dtype
+    )
+
+
+def make_decoder(num_layers, last_norm, /, **arguments):
+    def make(*, dtype, rng):
+        layer = nn.TransformerDecoderLayer(dtype=dtype, **arguments)
+        last = last_norm(arguments["d_model"], 1e-5, dtype=dtype) if last_norm else None
+        return nn.TransformerDecoder(layer, num_layers, last, rng=rng)
+
+    return make
+
+
+def _decoder(**arguments):
+    return lambda p, target, memory, *, dtype, **masks: reference.transformer_decoder(
+        p, target, memory, **arguments, **masks, dtype=dtype
+    )
+
+
+DECODING = {
+    "post-norm decoder layer": DecodingCase(
+        _make(nn.TransformerDecoderLayer, 40, 5, 91, activation="gelu", layer_norm_eps=1e-12),
+        ((2, 33, 40), (2, 21, 40)),
+        _decoder_layer(num_heads=5, activation="gelu", layer_norm_eps=1e-12),
+    ),
+    "pre-norm decoder layer": DecodingCase(
+        _make(nn.TransformerDecoderLayer, 36, 6, 65, norm_first=True, activation="silu", num_kv_heads=3),
+        ((2, 11, 36), (2, 35, 36)),
+        _decoder_layer(num_heads=6, norm_first=True, activation="silu", num_kv_heads=3),
+    ),
+    "decoder layer, no bias": DecodingCase(
+        _make(nn.TransformerDecoderLayer, 24, 3, 20, activation="gelu_tanh", bias=False),
+        ((2, 7, 24), (2, 5, 24)),
+        _decoder_layer(num_heads=3, activation="gelu_tanh"),
+    ),
+    "RMS-norm gated decoder layer": DecodingCase(
+        _make(
+            nn.TransformerDecoderLayer, 24, 3, 20, activation="silu", norm="rms", gated=True, norm_first=True
+        ),
+        ((2, 7, 24), (2, 5, 24)),
+        _decoder_layer(num_heads=3, activation="silu", norm="rms", gated=True, norm_first=True),
+    ),
+    "post-norm decoder": DecodingCase(
+        make_decoder(2, None, d_model=24, nhead=4, dim_feedforward=33, activation="gelu"),
+        ((2, 11, 24), (2, 9, 24)),
+        _decoder(num_layers=2, num_heads=4, activation="gelu"),
+    ),
+    "pre-norm decoder": DecodingCase(
+        make_decoder(
+            3, nn.LayerNorm, d_model=24, nhead=2, dim_feedforward=40, norm_first=True, activation="silu"
+        ),
+        ((2, 9, 24), (2, 12, 24)),
+        _decoder(num_layers=3, num_heads=2, norm_first=True, activation="silu"),
+    ),
+    "RMS-norm decoder": DecodingCase(
+        make_decoder(2, nn.RMSNorm, d_model=24, nhead=2, dim_feedforward=40, norm="rms", activation="silu"),
+        ((2, 9, 24), (2, 12, 24)),
+        _decoder(num_layers=2, num_heads=2, norm="rms", activation="silu"),
+    ),
+}
+
+DECODER_MASKS = {
+    "nothing": lambda target, memory, random: {},
+    "causal": lambda target, memory, random: {"causal": True},
+    "masks": lambda target, memory, random: {
+        "mask": random.random((target[1],) * 2) < 0.6,
+        "memory_mask": random.random((target[1], memory[1])) < 0.6,
+    },
+    "lengths": lambda target, memory, random: {
+        "causal": True,
+        "key_lengths": random.integers(0, target[1] + 1, target[0]),
+        "memory_key_lengths": random.integers(0, memory[1] + 1, memory[0]),
+    },
+    "window and bias": lambda target, memory, random: {
+        "window": (3, 1),
+        "bias": random.standard_normal((target[1],) * 2),
+        "memory_mask": random.random((memory[0], 1, 1, memory[1])) < 0.6,
+    },
+    "segments": lambda target, memory, random: {
+        "query_segments": np.sort(random.integers(0, 3, target[:2]), axis=-1),
+        "memory_key_segments": np.sort(random.integers(0, 3, memory[:2]), axis=-1),
+    },
+}
 
 
 MASKS = {

@@ -776,6 +776,22 @@ def positional_encoding(parameters, x, *, kind="interleaved", scale=1.0, first=0
     return dtype(scale) * x + encoding
 
 
+def _block(parameters, *, activation, norm, gated, layer_norm_eps, dtype):
+    """The norm(name, x) and feed(x) of a Transformer layer."""
+
+    def apply_norm(name, x):
+        weight, bias = parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
+        if norm == "rms":
+            return rms_norm(x, weight, eps=layer_norm_eps, dtype=dtype)
+        return layer_norm(x, weight, bias, eps=layer_norm_eps, dtype=dtype)
+
+    def feed(x):
+        network = gated_feed_forward if gated else feed_forward
+        return network(parameters, x, activation=activation, dtype=dtype)
+
+    return apply_norm, feed
+
+
 def transformer_encoder_layer(
     parameters,
     x,
@@ -783,50 +799,159 @@ def transformer_encoder_layer(
     num_heads,
     activation="relu",
     norm_first=False,
+    norm="layer",
+    gated=False,
     layer_norm_eps=1e-5,
     dtype=np.float64,
     **attention_arguments,
 ):
     """Post-norm: x = norm(x + sublayer(x)), as in 2017; pre-norm: x = x + sublayer(norm(x))."""
     x = np.asarray(x, dtype)
+    apply_norm, feed = _block(
+        parameters, activation=activation, norm=norm, gated=gated, layer_norm_eps=layer_norm_eps, dtype=dtype
+    )
 
     def attend(y):
         return multi_head_attention(
             within(parameters, "self_attn."), y, num_heads=num_heads, dtype=dtype, **attention_arguments
         )
 
-    def feed(y):
-        return feed_forward(parameters, y, activation=activation, dtype=dtype)
+    if norm_first:
+        x = x + attend(apply_norm("norm1", x))
+        return x + feed(apply_norm("norm2", x))
+    x = apply_norm("norm1", x + attend(x))
+    return apply_norm("norm2", x + feed(x))
 
-    def norm(name, y):
-        return layer_norm(
-            y, parameters[f"{name}.weight"], parameters.get(f"{name}.bias"), eps=layer_norm_eps, dtype=dtype
-        )
+
+def transformer_decoder_layer(
+    parameters,
+    target,
+    memory,
+    *,
+    num_heads,
+    num_kv_heads=None,
+    activation="relu",
+    norm_first=False,
+    norm="layer",
+    gated=False,
+    layer_norm_eps=1e-5,
+    rotary=None,
+    memory_mask=None,
+    memory_key_lengths=None,
+    memory_key_segments=None,
+    dtype=np.float64,
+    **attention_arguments,
+):
+    """An encoder layer with attention to the memory between its two parts; rotary is for self-attention."""
+    x = np.asarray(target, dtype)
+    memory = np.asarray(memory, dtype)
+    apply_norm, feed = _block(
+        parameters, activation=activation, norm=norm, gated=gated, layer_norm_eps=layer_norm_eps, dtype=dtype
+    )
+    heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "dtype": dtype}
+
+    def attend(y):
+        own = within(parameters, "self_attn.")
+        return multi_head_attention(own, y, rotary=rotary, **heads, **attention_arguments)
+
+    def look_up(y):
+        masks = {"mask": memory_mask, "key_lengths": memory_key_lengths}
+        if memory_key_segments is not None:
+            masks["query_segments"] = attention_arguments["query_segments"]
+            masks["key_segments"] = memory_key_segments
+        return multi_head_attention(within(parameters, "multihead_attn."), y, memory, **heads, **masks)
 
     if norm_first:
-        x = x + attend(norm("norm1", x))
-        return x + feed(norm("norm2", x))
-    x = norm("norm1", x + attend(x))
-    return norm("norm2", x + feed(x))
+        x = x + attend(apply_norm("norm1", x))
+        x = x + look_up(apply_norm("norm2", x))
+        return x + feed(apply_norm("norm3", x))
+    x = apply_norm("norm1", x + attend(x))
+    x = apply_norm("norm2", x + look_up(x))
+    return apply_norm("norm3", x + feed(x))
+
+
+def _stack(parameters, x, layer, num_layers, **arguments):
+    """Layers "layers.0." ... in turn, then "norm." if there is one."""
+    dtype = arguments["dtype"]
+    for index in range(num_layers):
+        x = layer(within(parameters, f"layers.{index}."), x, **arguments)
+    if "norm.weight" in parameters:
+        last, _ = _block(
+            parameters,
+            activation=None,
+            norm=arguments.get("norm", "layer"),
+            gated=None,
+            layer_norm_eps=arguments["layer_norm_eps"],
+            dtype=dtype,
+        )
+        x = last("norm", x)
+    return x
 
 
 def transformer_encoder(
     parameters, x, *, num_layers, layer_norm_eps=1e-5, dtype=np.float64, **layer_arguments
 ):
-    """Layers "layers.0." ... in turn, then "norm." if there is one."""
-    for index in range(num_layers):
-        x = transformer_encoder_layer(
-            within(parameters, f"layers.{index}."),
-            x,
-            layer_norm_eps=layer_norm_eps,
-            dtype=dtype,
-            **layer_arguments,
-        )
-    if "norm.weight" in parameters:
-        x = layer_norm(
-            x, parameters["norm.weight"], parameters.get("norm.bias"), eps=layer_norm_eps, dtype=dtype
-        )
-    return x
+    return _stack(
+        parameters,
+        x,
+        transformer_encoder_layer,
+        num_layers,
+        layer_norm_eps=layer_norm_eps,
+        dtype=dtype,
+        **layer_arguments,
+    )
+
+
+def transformer_decoder(
+    parameters, target, memory, *, num_layers, layer_norm_eps=1e-5, dtype=np.float64, **layer_arguments
+):
+    def layer(own, x, **arguments):
+        return transformer_decoder_layer(own, x, memory, **arguments)
+
+    return _stack(
+        parameters, target, layer, num_layers, layer_norm_eps=layer_norm_eps, dtype=dtype, **layer_arguments
+    )
+
+
+def transformer(
+    parameters,
+    source,
+    target,
+    *,
+    num_encoder_layers,
+    num_decoder_layers,
+    source_lengths=None,
+    target_lengths=None,
+    causal=False,
+    source_mask=None,
+    target_mask=None,
+    memory_mask=None,
+    dtype=np.float64,
+    **layer_arguments,
+):
+    """decoder(target, encoder(source))."""
+    memory = transformer_encoder(
+        within(parameters, "encoder."),
+        source,
+        num_layers=num_encoder_layers,
+        mask=source_mask,
+        key_lengths=source_lengths,
+        dtype=dtype,
+        **layer_arguments,
+    )
+    return transformer_decoder(
+        within(parameters, "decoder."),
+        target,
+        memory,
+        num_layers=num_decoder_layers,
+        mask=target_mask,
+        causal=causal,
+        key_lengths=target_lengths,
+        memory_mask=memory_mask,
+        memory_key_lengths=source_lengths,
+        dtype=dtype,
+        **layer_arguments,
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------

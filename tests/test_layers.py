@@ -716,7 +716,8 @@ def test_repr_shows_arguments_and_the_number_of_parameters():
     assert repr(encoder) == (
         "TransformerEncoder(encoder_layer=TransformerEncoderLayer(d_model=8, nhead=2, dim_feedforward=12, "
         "dropout=0.1, activation='relu', layer_norm_eps=1e-05, norm_first=False, bias=True, "
-        "recompute=False, dtype='float32'), num_layers=1, norm=LayerNorm(normalized_shape=(8,), eps=1e-05, "
+        "norm='layer', gated=False, recompute=False, dtype='float32'), num_layers=1, "
+        "norm=LayerNorm(normalized_shape=(8,), eps=1e-05, "
         "elementwise_affine=True, bias=True, dtype='float32'))  # 548 parameters"
     )
 

@@ -85,6 +85,17 @@ void parse_masks(const MaskArguments& masks, AttentionCall& call) {
   call.keep(arguments.key_segments, masks.key_segments, int64_view, "key_segments");
 }
 
+AttentionCall layer_call(const py::tuple& arguments, std::optional<std::uint64_t> seed) {
+  AttentionCall call;
+  parse_masks({arguments[0], arguments[2], arguments[3], arguments[4], arguments[5], arguments[6],
+               arguments[7], arguments[8]},
+              call);
+  call.keep(call.arguments.bias, arguments[1], float_view, "bias");
+  call.keep(call.arguments.alibi_slopes, arguments[9], float_view, "alibi_slopes");
+  call.arguments.seed = seed;
+  return call;
+}
+
 std::optional<WeightSelection> selection_of(const py::object& argument) {
   if (argument.is_none()) return std::nullopt;
   const auto parts = argument.cast<py::tuple>();

@@ -2,6 +2,7 @@
 
 // The arguments that attention and the layers that attend have in common.
 
+#include <cstdint>
 #include <optional>
 #include <vector>
 
@@ -28,6 +29,10 @@ struct MaskArguments {
 };
 
 void parse_masks(const MaskArguments& masks, AttentionCall& call);
+
+// What every layer that attends takes: (mask, bias, causal, query_offset, window, query_lengths, key_lengths,
+// query_segments, key_segments, alibi_slopes).
+AttentionCall layer_call(const py::tuple& arguments, std::optional<std::uint64_t> seed);
 
 // The weights to return: None, or (heads, rows, mean) with lists of indices.
 std::optional<WeightSelection> selection_of(const py::object& argument);

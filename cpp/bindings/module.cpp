@@ -15,6 +15,7 @@ void bind_gradients(py::module_& module);
 void bind_language_model(py::module_& module);
 void bind_models(py::module_& module);
 void bind_nn(py::module_& module);
+void bind_nn_decoder(py::module_& module);
 void bind_nn_positions(py::module_& module);
 void bind_optim(py::module_& module);
 void bind_runtime(py::module_& module);
@@ -37,6 +38,7 @@ PYBIND11_MODULE(_core, module) {
   blasformer::bindings::bind_gradients(module);
   blasformer::bindings::bind_nn(module);
   blasformer::bindings::bind_models(module);
+  blasformer::bindings::bind_nn_decoder(module);
   blasformer::bindings::bind_nn_positions(module);
   blasformer::bindings::bind_classifier(module);
   blasformer::bindings::bind_language_model(module);

@@ -7,11 +7,13 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "bindings/arrays.h"
 #include "bindings/attention_call.h"
+#include "bindings/block_types.h"
 #include "bindings/layer.h"
 #include "bindings/plain_layer.h"
 #include "layers/dropout.h"
@@ -38,6 +40,10 @@ class SelfAttendingLayer : public Layer {
  public:
   virtual py::tuple call(const py::object& x, AttentionCall call, const Selections& selections) const = 0;
   virtual py::tuple forward(const py::object& x, AttentionCall call) const = 0;
+  // An encoder of copies of this layer and of a last norm, if any; with initial weights of its own if there is
+  // a seed.
+  virtual std::unique_ptr<SelfAttendingLayer> stack(Index num_layers, const PlainLayer* norm,
+                                                    Seed seed) const = 0;
 };
 
 class MultiheadAttentionLayer : public Layer {
@@ -80,6 +86,17 @@ class SelfAttendingLayerOf : public Holding<SelfAttendingLayer, L> {
     saved->output_shape = y.shape();
     saved->arrays = std::move(call.arrays);
     return py::make_tuple(numpy_view(y, true), std::unique_ptr<Saved>(std::move(saved)));
+  }
+
+  std::unique_ptr<SelfAttendingLayer> stack(Index num_layers, const PlainLayer* norm,
+                                            Seed seed) const override {
+    if constexpr (requires(L layer) { layer.layers; }) {
+      fail<TypeMismatch>("encoder_layer must be a single layer");
+    } else {
+      TransformerEncoder<L> encoder(*this->layer(), num_layers, last_norm<typename L::LastNorm>(norm));
+      if (seed) return initialised<SelfAttendingLayerOf>(std::move(encoder), *seed);
+      return std::make_unique<SelfAttendingLayerOf<TransformerEncoder<L>>>(std::move(encoder));
+    }
   }
 
  private:
@@ -213,57 +230,21 @@ std::unique_ptr<MultiheadAttentionLayer> multihead_attention_layer(const std::st
 std::unique_ptr<SelfAttendingLayer> encoder_layer(const std::string& dtype, Index d_model, Index nhead,
                                                   Index num_kv_heads, Index dim_feedforward, double dropout,
                                                   const std::string& activation, double layer_norm_eps,
-                                                  bool norm_first, bool bias, bool recompute,
-                                                  std::uint64_t seed) {
-  const EncoderLayerSizes sizes{
+                                                  bool norm_first, bool bias, const std::string& norm,
+                                                  bool gated, bool recompute, std::uint64_t seed) {
+  const TransformerLayerSizes sizes{
       d_model, nhead,          num_kv_heads, dim_feedforward, activation_from_name(activation),
       dropout, layer_norm_eps, bias,         recompute};
-  return for_dtype<SelfAttendingLayer>(dtype, [&]<class T>(T) -> std::unique_ptr<SelfAttendingLayer> {
-    if (norm_first) return initialised<SelfAttendingLayerOf>(PreNormEncoderLayer<T>(sizes), seed);
-    return initialised<SelfAttendingLayerOf>(PostNormEncoderLayer<T>(sizes), seed);
+  return for_dtype<SelfAttendingLayer>(dtype, [&]<class T>(T) {
+    return with_block_types<T>(
+        norm, gated,
+        [&]<class Norm, class Feed>(std::type_identity<Norm>,
+                                    std::type_identity<Feed>) -> std::unique_ptr<SelfAttendingLayer> {
+          if (norm_first)
+            return initialised<SelfAttendingLayerOf>(PreNormEncoderLayer<T, Norm, Feed>(sizes), seed);
+          return initialised<SelfAttendingLayerOf>(PostNormEncoderLayer<T, Norm, Feed>(sizes), seed);
+        });
   });
-}
-
-// An encoder of copies of `layer` if that holds an L, nothing otherwise.
-template <class L>
-std::unique_ptr<SelfAttendingLayer> encoder_of(const SelfAttendingLayer& layer, Index num_layers,
-                                               const PlainLayer* norm, Seed seed) {
-  const auto* const block = dynamic_cast<const SelfAttendingLayerOf<L>*>(&layer);
-  if (block == nullptr) return nullptr;
-  using Norm = LayerNorm<typename L::Scalar>;
-  std::optional<Norm> last;
-  if (norm != nullptr) {
-    const auto* const held = dynamic_cast<const PlainLayerOf<Norm>*>(norm);
-    if (held == nullptr) fail<TypeMismatch>("norm must be a LayerNorm of the encoder layer's dtype");
-    last = *held->layer();
-  }
-  TransformerEncoder<L> encoder(*block->layer(), num_layers, last);
-  if (seed) return initialised<SelfAttendingLayerOf>(std::move(encoder), *seed);
-  return std::make_unique<SelfAttendingLayerOf<TransformerEncoder<L>>>(std::move(encoder));
-}
-
-std::unique_ptr<SelfAttendingLayer> encoder(const SelfAttendingLayer& layer, Index num_layers,
-                                            const py::object& norm_or_none, Seed seed) {
-  const auto* const norm = norm_or_none.is_none() ? nullptr : norm_or_none.cast<const PlainLayer*>();
-  for (const auto& make :
-       {encoder_of<PostNormEncoderLayer<float>>, encoder_of<PreNormEncoderLayer<float>>,
-        encoder_of<PostNormEncoderLayer<double>>, encoder_of<PreNormEncoderLayer<double>>}) {
-    if (auto result = make(layer, num_layers, norm, seed)) return result;
-  }
-  fail<TypeMismatch>("encoder_layer must be a TransformerEncoderLayer");
-}
-
-// (mask, bias, causal, query_offset, window, query_lengths, key_lengths, query_segments, key_segments,
-// alibi_slopes)
-AttentionCall parse_call(const py::tuple& arguments, Seed seed) {
-  AttentionCall call;
-  parse_masks({arguments[0], arguments[2], arguments[3], arguments[4], arguments[5], arguments[6],
-               arguments[7], arguments[8]},
-              call);
-  call.keep(call.arguments.bias, arguments[1], float_view, "bias");
-  call.keep(call.arguments.alibi_slopes, arguments[9], float_view, "alibi_slopes");
-  call.arguments.seed = seed;
-  return call;
 }
 
 }  // namespace
@@ -292,28 +273,29 @@ void bind_nn(py::module_& module) {
           "call",
           [](const SelfAttendingLayer& layer, const py::object& x, const py::tuple& arguments,
              const Selections& selections) {
-            return layer.call(x, parse_call(arguments, std::nullopt), selections);
+            return layer.call(x, layer_call(arguments, std::nullopt), selections);
           },
           py::arg("x"), py::arg("arguments"), py::arg("selections"))
       .def(
           "forward",
           [](const SelfAttendingLayer& layer, const py::object& x, const py::tuple& arguments, Seed seed) {
-            return layer.forward(x, parse_call(arguments, seed));
+            return layer.forward(x, layer_call(arguments, seed));
           },
-          py::arg("x"), py::arg("arguments"), py::arg("seed"));
+          py::arg("x"), py::arg("arguments"), py::arg("seed"))
+      .def("stack", &SelfAttendingLayer::stack, py::arg("num_layers"), py::arg("norm"), py::arg("seed"));
   py::class_<MultiheadAttentionLayer, Layer>(module, "MultiheadAttentionLayer")
       .def(
           "call",
           [](const MultiheadAttentionLayer& layer, const py::object& query, const py::object& key,
              const py::object& value, const py::tuple& arguments, const py::object& selection) {
-            return layer.call(query, key, value, parse_call(arguments, std::nullopt), selection);
+            return layer.call(query, key, value, layer_call(arguments, std::nullopt), selection);
           },
           py::arg("query"), py::arg("key"), py::arg("value"), py::arg("arguments"), py::arg("selection"))
       .def(
           "forward",
           [](const MultiheadAttentionLayer& layer, const py::object& query, const py::object& key,
              const py::object& value, const py::tuple& arguments,
-             Seed seed) { return layer.forward(query, key, value, parse_call(arguments, seed)); },
+             Seed seed) { return layer.forward(query, key, value, layer_call(arguments, seed)); },
           py::arg("query"), py::arg("key"), py::arg("value"), py::arg("arguments"), py::arg("seed"));
 
   module.def("linear_layer", linear_layer, py::arg("dtype"), py::arg("in_features"), py::arg("out_features"),
@@ -336,9 +318,8 @@ void bind_nn(py::module_& module) {
              py::arg("dropout"), py::arg("bias"), py::arg("seed"));
   module.def("encoder_layer", encoder_layer, py::arg("dtype"), py::arg("d_model"), py::arg("nhead"),
              py::arg("num_kv_heads"), py::arg("dim_feedforward"), py::arg("dropout"), py::arg("activation"),
-             py::arg("layer_norm_eps"), py::arg("norm_first"), py::arg("bias"), py::arg("recompute"),
-             py::arg("seed"));
-  module.def("encoder", encoder, py::arg("layer"), py::arg("num_layers"), py::arg("norm"), py::arg("seed"));
+             py::arg("layer_norm_eps"), py::arg("norm_first"), py::arg("bias"), py::arg("norm"),
+             py::arg("gated"), py::arg("recompute"), py::arg("seed"));
 }
 
 }  // namespace blasformer::bindings

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "bindings/layer.h"
@@ -54,5 +55,14 @@ class PlainLayerOf : public Holding<PlainLayer, L> {
     });
   }
 };
+
+// The norm at the end of a stack of layers, which is of the type of theirs; null: none.
+template <class Norm>
+std::optional<Norm> last_norm(const PlainLayer* norm) {
+  if (norm == nullptr) return std::nullopt;
+  const auto* const held = dynamic_cast<const PlainLayerOf<Norm>*>(norm);
+  if (held == nullptr) fail<TypeMismatch>("norm must be of the type and dtype of the norms in the layer");
+  return *held->layer();
+}
 
 }  // namespace blasformer::bindings

@@ -2,13 +2,15 @@
 
 #include "core/describe.h"
 #include "core/require.h"
+#include "layers/gated_feed_forward.h"
 #include "layers/residual.h"
+#include "layers/rms_norm.h"
 
 namespace blasformer {
 
 template <class Layer>
 TransformerEncoder<Layer>::TransformerEncoder(const Layer& layer, Index num_layers,
-                                              const std::optional<LayerNorm<T>>& norm_) {
+                                              const std::optional<Norm>& norm_) {
   require(num_layers > 0, "num_layers must be positive, got ", num_layers);
   for (Index i = 0; i < num_layers; ++i) layers.push_back(copy_of(layer));
   if (norm_) {
@@ -50,9 +52,9 @@ auto TransformerEncoder<Layer>::backward(const Saved& saved, const Tensor<T>& d_
   return d_x;
 }
 
-template struct TransformerEncoder<PostNormEncoderLayer<float>>;
-template struct TransformerEncoder<PostNormEncoderLayer<double>>;
-template struct TransformerEncoder<PreNormEncoderLayer<float>>;
-template struct TransformerEncoder<PreNormEncoderLayer<double>>;
+#define BLASFORMER_ENCODERS(T, Norm, Feed)                                       \
+  template struct TransformerEncoder<PostNormEncoderLayer<T, Norm<T>, Feed<T>>>; \
+  template struct TransformerEncoder<PreNormEncoderLayer<T, Norm<T>, Feed<T>>>;
+BLASFORMER_EACH_BLOCK(BLASFORMER_ENCODERS)
 
 }  // namespace blasformer

@@ -8,7 +8,6 @@
 #include "core/tensor.h"
 #include "layers/encoder_layer.h"
 #include "layers/initialiser.h"
-#include "layers/layer_norm.h"
 #include "layers/parameters.h"
 
 namespace blasformer {
@@ -19,12 +18,13 @@ template <class Layer>
 struct TransformerEncoder {
   using Scalar = typename Layer::Scalar;
   using T = Scalar;
+  using Norm = typename Layer::LastNorm;
   std::vector<Layer> layers;
-  std::optional<LayerNorm<T>> norm;
+  std::optional<Norm> norm;
 
   struct Saved {
     std::vector<typename Layer::Saved> layers;
-    typename LayerNorm<T>::Saved norm;
+    typename Norm::Saved norm;
 
     template <class Visit>
     void each_tensor(Visit&& visit) const {
@@ -34,7 +34,7 @@ struct TransformerEncoder {
   };
 
   // num_layers copies of `layer`, and a copy of `norm`.
-  TransformerEncoder(const Layer& layer, Index num_layers, const std::optional<LayerNorm<T>>& norm);
+  TransformerEncoder(const Layer& layer, Index num_layers, const std::optional<Norm>& norm);
 
   void initialise(Initialiser& random);
   // asked: the attention weights to return, by the index of their layer.

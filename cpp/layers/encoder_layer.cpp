@@ -4,22 +4,13 @@
 
 #include "core/describe.h"
 #include "core/require.h"
+#include "layers/gated_feed_forward.h"
 #include "layers/residual.h"
+#include "layers/rms_norm.h"
 
 namespace blasformer {
 
 namespace {
-
-// In the words of the encoder layer, before its parts say the same in theirs.
-const EncoderLayerSizes& checked(const EncoderLayerSizes& sizes) {
-  require(sizes.d_model > 0, "d_model must be positive, got ", sizes.d_model);
-  require(sizes.num_heads > 0, "nhead must be positive, got ", sizes.num_heads);
-  require(sizes.d_model % sizes.num_heads == 0, "d_model must be a multiple of nhead = ", sizes.num_heads,
-          ", got ", sizes.d_model);
-  require(sizes.dim_feedforward > 0, "dim_feedforward must be positive, got ", sizes.dim_feedforward);
-  require(sizes.layer_norm_eps >= 0, "layer_norm_eps must be at least 0, got ", sizes.layer_norm_eps);
-  return sizes;
-}
 
 template <class T>
 void check_input(const Tensor<T>& x, Index d_model) {
@@ -53,44 +44,46 @@ typename Layer::Saved saved_again(Layer layer, const typename Layer::Saved& save
 
 }  // namespace
 
-template <class T>
-EncoderSublayers<T>::EncoderSublayers(const EncoderLayerSizes& sizes)
-    : self_attn(checked(sizes).d_model, sizes.num_heads, sizes.num_kv_heads, sizes.d_model, sizes.d_model,
-                sizes.dropout_p, sizes.with_bias),
+template <class T, class Norm, class Feed>
+EncoderSublayers<T, Norm, Feed>::EncoderSublayers(const TransformerLayerSizes& sizes)
+    : self_attn(attention_of<T>(checked(sizes))),
       feed_forward(sizes.d_model, sizes.dim_feedforward, sizes.activation, sizes.dropout_p, sizes.with_bias),
-      norm1({sizes.d_model}, sizes.layer_norm_eps, true, sizes.with_bias),
-      norm2({sizes.d_model}, sizes.layer_norm_eps, true, sizes.with_bias),
+      norm1(norm_of<Norm>(sizes)),
+      norm2(norm_of<Norm>(sizes)),
       dropout_p(sizes.dropout_p),
       recompute(sizes.recompute) {}
 
-template <class T>
-void EncoderSublayers<T>::initialise(Initialiser& random) {
+template <class T, class Norm, class Feed>
+void EncoderSublayers<T, Norm, Feed>::initialise(Initialiser& random) {
   self_attn.initialise(random);
   feed_forward.initialise(random);
   norm1.initialise(random);
   norm2.initialise(random);
 }
 
-template <class T>
-Tensor<T> PostNormEncoderLayer<T>::forward(const Tensor<T>& x, const AttentionArguments& arguments,
-                                           Saved* saved, AskedWeights<T>* asked) const {
+template <class T, class Norm, class Feed>
+Tensor<T> PostNormEncoderLayer<T, Norm, Feed>::forward(const Tensor<T>& x,
+                                                       const AttentionArguments& arguments, Saved* saved,
+                                                       AskedWeights<T>* asked) const {
   check_input(x, this->d_model());
   if (saved && this->recompute) saved = keep_input(x, {}, arguments, saved);
   return join(x, this->self_attn.forward(x, arguments, saved ? &saved->self_attn : nullptr, asked),
               arguments.seed, saved);
 }
 
-template <class T>
-Tensor<T> PostNormEncoderLayer<T>::forward_packed(const Tensor<T>& x, const std::vector<Index>& starts,
-                                                  const AttentionArguments& arguments, Saved* saved) const {
+template <class T, class Norm, class Feed>
+Tensor<T> PostNormEncoderLayer<T, Norm, Feed>::forward_packed(const Tensor<T>& x,
+                                                              const std::vector<Index>& starts,
+                                                              const AttentionArguments& arguments,
+                                                              Saved* saved) const {
   if (saved && this->recompute) saved = keep_input(x, starts, arguments, saved);
   return join(x, this->self_attn.forward_packed(x, starts, arguments, saved ? &saved->self_attn : nullptr),
               arguments.seed, saved);
 }
 
-template <class T>
-Tensor<T> PostNormEncoderLayer<T>::join(const Tensor<T>& x, Tensor<T> attended,
-                                        std::optional<std::uint64_t> seed, Saved* saved) const {
+template <class T, class Norm, class Feed>
+Tensor<T> PostNormEncoderLayer<T, Norm, Feed>::join(const Tensor<T>& x, Tensor<T> attended,
+                                                    std::optional<std::uint64_t> seed, Saved* saved) const {
   add_residual(x, this->dropout_p, dropout_seed(seed, 1), attended);
   const Tensor<T> y = this->norm1.forward(attended, saved ? &saved->norm1 : nullptr);
   Tensor<T> fed =
@@ -100,9 +93,9 @@ Tensor<T> PostNormEncoderLayer<T>::join(const Tensor<T>& x, Tensor<T> attended,
   return this->norm2.forward(fed, saved ? &saved->norm2 : nullptr);
 }
 
-template <class T>
-Tensor<T> PostNormEncoderLayer<T>::backward(const Saved& saved, const Tensor<T>& d_y,
-                                            PostNormEncoderLayer& gradients, Write write) const {
+template <class T, class Norm, class Feed>
+Tensor<T> PostNormEncoderLayer<T, Norm, Feed>::backward(const Saved& saved, const Tensor<T>& d_y,
+                                                        PostNormEncoderLayer& gradients, Write write) const {
   if (!saved.input.empty()) return backward(saved_again(*this, saved), d_y, gradients, write);
   const double p = this->dropout_p;
   const Tensor<T> d_fed = this->norm2.backward(saved.norm2, d_y, gradients.norm2, write);
@@ -120,9 +113,9 @@ Tensor<T> PostNormEncoderLayer<T>::backward(const Saved& saved, const Tensor<T>&
   return d_x;
 }
 
-template <class T>
-Tensor<T> PreNormEncoderLayer<T>::forward(const Tensor<T>& x, const AttentionArguments& arguments,
-                                          Saved* saved, AskedWeights<T>* asked) const {
+template <class T, class Norm, class Feed>
+Tensor<T> PreNormEncoderLayer<T, Norm, Feed>::forward(const Tensor<T>& x, const AttentionArguments& arguments,
+                                                      Saved* saved, AskedWeights<T>* asked) const {
   check_input(x, this->d_model());
   if (saved && this->recompute) saved = keep_input(x, {}, arguments, saved);
   const Tensor<T> normed = this->norm1.forward(x, saved ? &saved->norm1 : nullptr);
@@ -130,9 +123,11 @@ Tensor<T> PreNormEncoderLayer<T>::forward(const Tensor<T>& x, const AttentionArg
               arguments.seed, saved);
 }
 
-template <class T>
-Tensor<T> PreNormEncoderLayer<T>::forward_packed(const Tensor<T>& x, const std::vector<Index>& starts,
-                                                 const AttentionArguments& arguments, Saved* saved) const {
+template <class T, class Norm, class Feed>
+Tensor<T> PreNormEncoderLayer<T, Norm, Feed>::forward_packed(const Tensor<T>& x,
+                                                             const std::vector<Index>& starts,
+                                                             const AttentionArguments& arguments,
+                                                             Saved* saved) const {
   if (saved && this->recompute) saved = keep_input(x, starts, arguments, saved);
   const Tensor<T> normed = this->norm1.forward(x, saved ? &saved->norm1 : nullptr);
   return join(x,
@@ -140,9 +135,9 @@ Tensor<T> PreNormEncoderLayer<T>::forward_packed(const Tensor<T>& x, const std::
               arguments.seed, saved);
 }
 
-template <class T>
-Tensor<T> PreNormEncoderLayer<T>::join(const Tensor<T>& x, Tensor<T> attended,
-                                       std::optional<std::uint64_t> seed, Saved* saved) const {
+template <class T, class Norm, class Feed>
+Tensor<T> PreNormEncoderLayer<T, Norm, Feed>::join(const Tensor<T>& x, Tensor<T> attended,
+                                                   std::optional<std::uint64_t> seed, Saved* saved) const {
   add_residual(x, this->dropout_p, dropout_seed(seed, 1), attended);
   const Tensor<T> normed = this->norm2.forward(attended, saved ? &saved->norm2 : nullptr);
   Tensor<T> fed =
@@ -152,9 +147,9 @@ Tensor<T> PreNormEncoderLayer<T>::join(const Tensor<T>& x, Tensor<T> attended,
   return fed;
 }
 
-template <class T>
-Tensor<T> PreNormEncoderLayer<T>::backward(const Saved& saved, const Tensor<T>& d_y,
-                                           PreNormEncoderLayer& gradients, Write write) const {
+template <class T, class Norm, class Feed>
+Tensor<T> PreNormEncoderLayer<T, Norm, Feed>::backward(const Saved& saved, const Tensor<T>& d_y,
+                                                       PreNormEncoderLayer& gradients, Write write) const {
   if (!saved.input.empty()) return backward(saved_again(*this, saved), d_y, gradients, write);
   const double p = this->dropout_p;
   const Tensor<T> d_normed =
@@ -169,11 +164,10 @@ Tensor<T> PreNormEncoderLayer<T>::backward(const Saved& saved, const Tensor<T>& 
   return this->norm1.backward(saved.norm1, d_attended, gradients.norm1, write, &d_middle);
 }
 
-template struct EncoderSublayers<float>;
-template struct EncoderSublayers<double>;
-template struct PostNormEncoderLayer<float>;
-template struct PostNormEncoderLayer<double>;
-template struct PreNormEncoderLayer<float>;
-template struct PreNormEncoderLayer<double>;
+#define BLASFORMER_ENCODER_LAYERS(T, Norm, Feed)             \
+  template struct EncoderSublayers<T, Norm<T>, Feed<T>>;     \
+  template struct PostNormEncoderLayer<T, Norm<T>, Feed<T>>; \
+  template struct PreNormEncoderLayer<T, Norm<T>, Feed<T>>;
+BLASFORMER_EACH_BLOCK(BLASFORMER_ENCODER_LAYERS)
 
 }  // namespace blasformer

@@ -11,32 +11,27 @@
 #include "layers/layer_norm.h"
 #include "layers/multihead_attention.h"
 #include "layers/parameters.h"
+#include "layers/transformer_layer.h"
+#include "layers/write.h"
 
 namespace blasformer {
 
 // What the two kinds of encoder layer are built from. Parameters are named and ordered as PyTorch does.
-struct EncoderLayerSizes {
-  Index d_model, num_heads, num_kv_heads, dim_feedforward;
-  Activation activation = Activation::relu;
-  double dropout_p = 0, layer_norm_eps = 1e-5;
-  bool with_bias = true;  // of the linear and of the norm layers
-  bool recompute = false;
-};
-
-template <class T>
+template <class T, class Norm, class Feed>
 struct EncoderSublayers {
   using Scalar = T;
+  using LastNorm = Norm;  // at the end of a stack of such layers
   MultiheadAttention<T> self_attn;
-  FeedForward<T> feed_forward;
-  LayerNorm<T> norm1, norm2;
+  Feed feed_forward;
+  Norm norm1, norm2;
   double dropout_p;  // of what joins the residual stream
   bool recompute;    // whether backward computes again, from the input alone, what it needs
 
   // With recompute only what is from `input` on.
   struct Saved {
     typename MultiheadAttention<T>::Saved self_attn;
-    typename FeedForward<T>::Saved feed_forward;
-    typename LayerNorm<T>::Saved norm1, norm2;
+    typename Feed::Saved feed_forward;
+    typename Norm::Saved norm1, norm2;
     std::optional<std::uint64_t>
         seed;         // of the pass: attention uses it, the three other places those that follow
     Tensor<T> input;  // with recompute
@@ -54,7 +49,7 @@ struct EncoderSublayers {
   };
   static constexpr std::uint64_t kDropoutPlaces = 4;
 
-  explicit EncoderSublayers(const EncoderLayerSizes& sizes);
+  explicit EncoderSublayers(const TransformerLayerSizes& sizes);
 
   Index d_model() const { return self_attn.embed_dim(); }
   void initialise(Initialiser& random);
@@ -62,23 +57,23 @@ struct EncoderSublayers {
   template <class Self, class Visit>
   static void each_parameter(Self& self, Visit&& visit) {
     each_parameter_of("self_attn", self.self_attn, visit);
-    FeedForward<T>::each_parameter(self.feed_forward, visit);
+    Feed::each_parameter(self.feed_forward, visit);
     each_parameter_of("norm1", self.norm1, visit);
     each_parameter_of("norm2", self.norm2, visit);
   }
   template <class Self, class Visit>
   static void each_linear(Self& self, Visit&& visit) {
     each_linear_of("self_attn", self.self_attn, visit);
-    FeedForward<T>::each_linear(self.feed_forward, visit);
+    Feed::each_linear(self.feed_forward, visit);
   }
 };
 
 // x = norm1(x + self_attn(x)), then norm2(x + feed_forward(x)) (Vaswani et al. 2017; BERT).
 // x is (batch, length, d_model) or (length, d_model); `arguments` as for MultiheadAttention.
-template <class T>
-struct PostNormEncoderLayer : EncoderSublayers<T> {
-  using typename EncoderSublayers<T>::Saved;
-  using EncoderSublayers<T>::EncoderSublayers;
+template <class T, class Norm = LayerNorm<T>, class Feed = FeedForward<T>>
+struct PostNormEncoderLayer : EncoderSublayers<T, Norm, Feed> {
+  using typename EncoderSublayers<T, Norm, Feed>::Saved;
+  using EncoderSublayers<T, Norm, Feed>::EncoderSublayers;
   Tensor<T> forward(const Tensor<T>& x, const AttentionArguments& arguments = {}, Saved* saved = nullptr,
                     AskedWeights<T>* asked = nullptr) const;
   Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, PostNormEncoderLayer& gradients,
@@ -93,10 +88,10 @@ struct PostNormEncoderLayer : EncoderSublayers<T> {
 };
 
 // x = x + self_attn(norm1(x)), then x + feed_forward(norm2(x)) (Xiong et al. 2020; GPT-2, ViT).
-template <class T>
-struct PreNormEncoderLayer : EncoderSublayers<T> {
-  using typename EncoderSublayers<T>::Saved;
-  using EncoderSublayers<T>::EncoderSublayers;
+template <class T, class Norm = LayerNorm<T>, class Feed = FeedForward<T>>
+struct PreNormEncoderLayer : EncoderSublayers<T, Norm, Feed> {
+  using typename EncoderSublayers<T, Norm, Feed>::Saved;
+  using EncoderSublayers<T, Norm, Feed>::EncoderSublayers;
   Tensor<T> forward(const Tensor<T>& x, const AttentionArguments& arguments = {}, Saved* saved = nullptr,
                     AskedWeights<T>* asked = nullptr) const;
   Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, PreNormEncoderLayer& gradients,

@@ -53,7 +53,7 @@ void Initialiser::uniform(Tensor<T>& parameter, double bound) {
 
 template <class T>
 void Initialiser::normal(Tensor<T>& parameter, double deviation) {
-  fill_pairs(parameter, seed_++, 60, [deviation](UniformPair u) {  // Box and Muller 1958; 1 - first is never 0
+  fill_pairs(parameter, seed_++, 60, [deviation](UniformPair u) {  // Box and Muller 1958; first < 1
     const double radius = deviation * std::sqrt(-2 * std::log(1 - u.first));
     const double angle = 2 * std::numbers::pi * u.second;
     return UniformPair{radius * std::cos(angle), radius * std::sin(angle)};

@@ -16,8 +16,8 @@ namespace blasformer {
 //
 //   y = dropout(scale * x + encoding(positions))
 //
-// positions (length,) or (batch, length). Two types by what the encoding is: sines and cosines, or rows that are
-// learned.
+// positions (length,) or (batch, length). Two types by what the encoding is: sines and cosines, or rows that
+// are learned.
 
 // first, first + 1, ..: (length,).
 Tensor<std::int64_t> consecutive_positions(Index length, std::int64_t first = 0);

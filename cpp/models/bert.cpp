@@ -20,7 +20,7 @@ BertModel<T>::BertModel(const BertSizes& sizes)
       dropout_p(sizes.hidden_dropout_p) {
   require_probability("hidden_dropout_prob", sizes.hidden_dropout_p);
   require_probability("attention_probs_dropout_prob", sizes.attention_dropout_p);
-  EncoderLayerSizes layer;
+  TransformerLayerSizes layer;
   layer.d_model = sizes.hidden_size;
   layer.num_heads = layer.num_kv_heads = sizes.num_attention_heads;
   layer.dim_feedforward = sizes.intermediate_size;

@@ -11,8 +11,8 @@ namespace blasformer {
 
 namespace {
 
-EncoderLayerSizes block_sizes(const LanguageModelSizes& sizes) {
-  EncoderLayerSizes block;
+TransformerLayerSizes block_sizes(const LanguageModelSizes& sizes) {
+  TransformerLayerSizes block;
   block.d_model = sizes.d_model;
   block.num_heads = block.num_kv_heads = sizes.num_heads;
   block.dim_feedforward = sizes.dim_feedforward;

@@ -165,6 +165,36 @@ class SelfAttendingLayer(Layer):
     def forward(
         self, x: object, arguments: tuple[Any, ...], seed: SupportsInt | SupportsIndex | None
     ) -> tuple[Array, Saved]: ...
+    def stack(
+        self,
+        num_layers: SupportsInt | SupportsIndex,
+        norm: PlainLayer | None,
+        seed: SupportsInt | SupportsIndex | None,
+    ) -> SelfAttendingLayer: ...
+
+class DecodingLayer(Layer):
+    def call(
+        self,
+        target: object,
+        memory: object,
+        masks: tuple[Any, ...],
+        memory_masks: tuple[Any, ...],
+        selections: Sequence[tuple[SupportsInt | SupportsIndex, object]],
+    ) -> tuple[Array, dict[int, tuple[Array, Array]]]: ...
+    def forward(
+        self,
+        target: object,
+        memory: object,
+        masks: tuple[Any, ...],
+        memory_masks: tuple[Any, ...],
+        seed: SupportsInt | SupportsIndex | None,
+    ) -> tuple[Array, Saved]: ...
+    def stack(
+        self,
+        num_layers: SupportsInt | SupportsIndex,
+        norm: PlainLayer | None,
+        seed: SupportsInt | SupportsIndex | None,
+    ) -> DecodingLayer: ...
 
 class MultiheadAttentionLayer(Layer):
     def call(
@@ -256,15 +286,27 @@ def encoder_layer(
     layer_norm_eps: SupportsFloat | SupportsIndex,
     norm_first: bool,
     bias: bool,
+    norm: str,
+    gated: bool,
     recompute: bool,
     seed: SupportsInt | SupportsIndex,
 ) -> SelfAttendingLayer: ...
-def encoder(
-    layer: SelfAttendingLayer,
-    num_layers: SupportsInt | SupportsIndex,
-    norm: object,
-    seed: SupportsInt | SupportsIndex | None,
-) -> SelfAttendingLayer: ...
+def decoder_layer(
+    dtype: str,
+    d_model: SupportsInt | SupportsIndex,
+    nhead: SupportsInt | SupportsIndex,
+    num_kv_heads: SupportsInt | SupportsIndex,
+    dim_feedforward: SupportsInt | SupportsIndex,
+    dropout: SupportsFloat | SupportsIndex,
+    activation: str,
+    layer_norm_eps: SupportsFloat | SupportsIndex,
+    norm_first: bool,
+    bias: bool,
+    norm: str,
+    gated: bool,
+    recompute: bool,
+    seed: SupportsInt | SupportsIndex,
+) -> DecodingLayer: ...
 
 class BertModel(Layer):
     def call(

@@ -17,7 +17,7 @@ import fnmatch
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -30,6 +30,7 @@ from ._sequential import Sequential
 from ._state_dicts import IncompatibleKeys, Wanted, select_fitting
 
 __all__ = [
+    "DecoderWeights",
     "Dropout",
     "Embedding",
     "FeedForward",
@@ -42,6 +43,8 @@ __all__ = [
     "PositionalEncoding",
     "RMSNorm",
     "Sequential",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
     "TransformerEncoder",
     "TransformerEncoderLayer",
 ]
@@ -891,8 +894,60 @@ class _SelfAttendingLayer(Layer):
         return self._held.forward(x, masks, _seed(rng))
 
 
+def _layer_arguments(
+    *,
+    d_model: int,
+    nhead: int,
+    dim_feedforward: int,
+    dropout: float,
+    activation: str,
+    layer_norm_eps: float,
+    norm_first: bool,
+    bias: bool,
+    num_kv_heads: int | None,
+    norm: str,
+    gated: bool,
+    recompute: bool,
+    dtype: DTypeLike,
+) -> dict[str, Any]:
+    """What encoder and decoder layers are made from, checked."""
+    return {
+        "d_model": _integer("d_model", d_model),
+        "nhead": _integer("nhead", nhead),
+        "dim_feedforward": _integer("dim_feedforward", dim_feedforward),
+        "dropout": _number("dropout", dropout),
+        "activation": _name("activation", activation),
+        "layer_norm_eps": _number("layer_norm_eps", layer_norm_eps),
+        "norm_first": bool(norm_first),
+        "bias": bool(bias),
+        "num_kv_heads": None if num_kv_heads is None else _integer("num_kv_heads", num_kv_heads),
+        "norm": _name("norm", norm),
+        "gated": bool(gated),
+        "recompute": bool(recompute),
+        "dtype": _dtype(dtype),
+    }
+
+
+def _layer_sizes(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same for the core: with what None stands for."""
+    given = {name: value for name, value in arguments.items() if value is not None}
+    return {"num_kv_heads": arguments["nhead"]} | given
+
+
+def _last_norm(layer: Layer, norm: LayerNorm | RMSNorm | None, name: str) -> _core.PlainLayer | None:
+    """The norm at the end of a stack of layers, which is of their kind and dtype."""
+    if norm is None:
+        return None
+    kind = {"layer": LayerNorm, "rms": RMSNorm}[layer._arguments["norm"]]
+    if not isinstance(norm, kind):
+        raise TypeError(f"norm must be a {kind.__name__} or None, got {type(norm).__name__}")
+    if norm.dtype != layer.dtype:
+        raise TypeError(f"norm must have the dtype of {name}, {layer.dtype}, got {norm.dtype}")
+    return norm._held
+
+
 class TransformerEncoderLayer(_SelfAttendingLayer):
-    """Self-attention, then a feed-forward network, each with a residual connection and a layer norm.
+    """Self-attention, then a feed-forward network, each with a residual connection and a norm.
 
     x = norm1(x + self_attn(x)); x = norm2(x + feed_forward(x)), or with norm_first
     x = x + self_attn(norm1(x)); x = x + feed_forward(norm2(x)).
@@ -905,19 +960,21 @@ class TransformerEncoderLayer(_SelfAttendingLayer):
     dropout : probability with which attention weights, hidden elements and what joins the residual stream are
         dropped in `forward` with an rng
     activation : "relu", "gelu", "gelu_tanh", "gelu_sigmoid" or "silu"
-    layer_norm_eps : added to the variance by the layer norms
+    layer_norm_eps : added to the variance by the norms, or to the mean square
     norm_first : whether the norms come before the sublayers (pre-norm) or after the residual connections
         (post-norm)
     bias : whether linear layers and layer norms have one
     num_kv_heads : heads of keys and values, a divisor of nhead; nhead by default
+    norm : "layer" for LayerNorm, or "rms" for RMSNorm, which has no bias
+    gated : whether the feed-forward network is a GatedFeedForward, SwiGLU with activation="silu"
     recompute : whether `forward` keeps the input alone and `backward` computes the rest again: a fraction of
         the memory for about a third more time
     dtype : float32 or float64
     rng : numpy.random.Generator or int that the initial weights are drawn from, as in PyTorch; a fresh one by
         default
 
-    State: self_attn.* as MultiheadAttention, linear1.*, linear2.* as FeedForward, norm1.*, norm2.* as
-    LayerNorm.
+    State: self_attn.* as MultiheadAttention, linear1.*, linear2.* as FeedForward (or gate_proj.*, up_proj.*,
+    down_proj.* as GatedFeedForward), norm1.*, norm2.* as LayerNorm or RMSNorm.
 
     Calling it
     ----------
@@ -957,26 +1014,28 @@ class TransformerEncoderLayer(_SelfAttendingLayer):
         norm_first: bool = False,
         bias: bool = True,
         num_kv_heads: int | None = None,
+        norm: str = "layer",
+        gated: bool = False,
         recompute: bool = False,
         dtype: DTypeLike = np.float32,
         rng: Rng | None = None,
     ) -> None:
-        arguments = self._arguments = {
-            "d_model": _integer("d_model", d_model),
-            "nhead": _integer("nhead", nhead),
-            "dim_feedforward": _integer("dim_feedforward", dim_feedforward),
-            "dropout": _number("dropout", dropout),
-            "activation": _name("activation", activation),
-            "layer_norm_eps": _number("layer_norm_eps", layer_norm_eps),
-            "norm_first": bool(norm_first),
-            "bias": bool(bias),
-            "num_kv_heads": None if num_kv_heads is None else _integer("num_kv_heads", num_kv_heads),
-            "recompute": bool(recompute),
-            "dtype": _dtype(dtype),
-        }
-        given = {name: value for name, value in arguments.items() if value is not None}
-        kv_heads = {"num_kv_heads": arguments["nhead"]}
-        self._held = _core.encoder_layer(**kv_heads | given, seed=_initial_seed(rng))
+        self._arguments = _layer_arguments(
+            d_model=d_model,
+            nhead=nhead,
+            dim_feedforward=dim_feedforward,
+            dropout=dropout,
+            activation=activation,
+            layer_norm_eps=layer_norm_eps,
+            norm_first=norm_first,
+            bias=bias,
+            num_kv_heads=num_kv_heads,
+            norm=norm,
+            gated=gated,
+            recompute=recompute,
+            dtype=dtype,
+        )
+        self._held = _core.encoder_layer(**_layer_sizes(self._arguments), seed=_initial_seed(rng))
 
     def __call__(
         self,
@@ -1006,7 +1065,8 @@ class TransformerEncoder(_SelfAttendingLayer):
     ----------
     encoder_layer : the TransformerEncoderLayer that each layer is a copy of
     num_layers : positive int
-    norm : the LayerNorm that the last one is a copy of, over d_model features; pre-norm encoders need one
+    norm : the LayerNorm that the last one is a copy of, over d_model features (an RMSNorm if that is the norm
+        of encoder_layer); pre-norm encoders need one
     rng : numpy.random.Generator or int that the initial weights of all layers are drawn from; without it
         every layer starts with the weights of encoder_layer, as in PyTorch
 
@@ -1041,7 +1101,7 @@ class TransformerEncoder(_SelfAttendingLayer):
         self,
         encoder_layer: TransformerEncoderLayer,
         num_layers: int,
-        norm: LayerNorm | None = None,
+        norm: LayerNorm | RMSNorm | None = None,
         *,
         rng: Rng | None = None,
     ) -> None:
@@ -1049,22 +1109,13 @@ class TransformerEncoder(_SelfAttendingLayer):
             raise TypeError(
                 f"encoder_layer must be a TransformerEncoderLayer, got {type(encoder_layer).__name__}"
             )
-        if norm is not None and not isinstance(norm, LayerNorm):
-            raise TypeError(f"norm must be a LayerNorm or None, got {type(norm).__name__}")
-        if norm is not None and norm.dtype != encoder_layer.dtype:
-            raise TypeError(
-                f"norm must have the dtype of encoder_layer, {encoder_layer.dtype}, got {norm.dtype}"
-            )
         self._arguments = {
             "encoder_layer": encoder_layer,
             "num_layers": _integer("num_layers", num_layers),
             "norm": norm,
         }
-        self._held = _core.encoder(
-            encoder_layer._held,
-            self._arguments["num_layers"],
-            None if norm is None else norm._held,
-            _seed(rng),
+        self._held = encoder_layer._held.stack(
+            self._arguments["num_layers"], _last_norm(encoder_layer, norm, "encoder_layer"), _seed(rng)
         )
 
     @property
@@ -1093,3 +1144,259 @@ class TransformerEncoder(_SelfAttendingLayer):
         asked = choose_layers(return_weights, self._arguments["num_layers"], heads, _length(x))
         output, weights = self._held.call(x, masks, [(index, chosen) for index, chosen in asked.values()])
         return output, {name: weights[index] for name, (index, _) in asked.items()}
+
+
+class DecoderWeights(NamedTuple):
+    """The attention weights of a decoder layer: of the target to itself, and of the target to the memory."""
+
+    self_attn: Array
+    multihead_attn: Array
+
+
+class _DecodingLayer(Layer):
+    """Attends to its own input and to a memory."""
+
+    _held: _core.DecodingLayer
+
+    def forward(
+        self,
+        target: Array,
+        memory: Array,
+        *,
+        mask: Array | None = None,
+        bias: Array | None = None,
+        causal: Causal = False,
+        window: tuple[int | None, int | None] | None = None,
+        key_lengths: Array | Sequence[int] | None = None,
+        query_segments: Array | None = None,
+        alibi_slopes: Array | None = None,
+        memory_mask: Array | None = None,
+        memory_key_lengths: Array | Sequence[int] | None = None,
+        memory_key_segments: Array | None = None,
+        rng: Rng | None = None,
+    ) -> tuple[Array, _core.Saved]:
+        """The output and what its gradient needs. Dropout acts if there is an rng.
+
+        The saved value holds copies of target and memory, and refers to masks and bias, which must not change
+        before its use. `backward` returns ((d_target, d_memory), grads).
+        """
+        masks = (mask, bias, causal, None, window, None, key_lengths, query_segments, None, alibi_slopes)
+        memory_masks = (memory_mask, memory_key_lengths, memory_key_segments)
+        return self._held.forward(target, memory, masks, memory_masks, _seed(rng))
+
+
+class TransformerDecoderLayer(_DecodingLayer):
+    """Self-attention, attention to a memory, a feed-forward network, each with a residual path and a norm.
+
+    x = norm1(target + self_attn(target)); x = norm2(x + multihead_attn(x, memory));
+    x = norm3(x + feed_forward(x)), or with norm_first x = target + self_attn(norm1(target));
+    x = x + multihead_attn(norm2(x), memory); x = x + feed_forward(norm3(x)).
+
+    Parameters
+    ----------
+    d_model : features, a multiple of nhead
+    nhead : number of heads
+    dim_feedforward : width of the hidden layer
+    dropout : probability with which attention weights, hidden elements and what joins the residual stream are
+        dropped in `forward` with an rng
+    activation : "relu", "gelu", "gelu_tanh", "gelu_sigmoid" or "silu"
+    layer_norm_eps : added to the variance by the norms, or to the mean square
+    norm_first : whether the norms come before the sublayers (pre-norm) or after the residual connections
+        (post-norm)
+    bias : whether linear layers and layer norms have one
+    num_kv_heads : heads of keys and values, a divisor of nhead; nhead by default
+    norm : "layer" for LayerNorm, or "rms" for RMSNorm, which has no bias
+    gated : whether the feed-forward network is a GatedFeedForward, SwiGLU with activation="silu"
+    recompute : whether `forward` keeps the inputs alone and `backward` computes the rest again: a fraction of
+        the memory for about a third more time
+    dtype : float32 or float64
+    rng : numpy.random.Generator or int that the initial weights are drawn from, as in PyTorch; a fresh one by
+        default
+
+    State: self_attn.* and multihead_attn.* as MultiheadAttention, linear1.*, linear2.* as FeedForward (or
+    gate_proj.*, up_proj.*, down_proj.* as GatedFeedForward), norm1.*, norm2.*, norm3.* as LayerNorm or
+    RMSNorm.
+
+    Calling it
+    ----------
+    target : (batch, length, d_model) or (length, d_model)
+    memory : (batch, memory_length, d_model), such as the output of an encoder
+    mask, bias, causal, window, key_lengths, query_segments, alibi_slopes : of self-attention, as in
+        scaled_dot_product_attention, where keys are the positions of target themselves; mask: True = may
+        attend
+    memory_mask, memory_key_lengths, memory_key_segments : likewise, where keys are the positions of memory;
+        with query_segments, a position sees the memory whose segment is equal to its own
+    return_weights : True, or a WeightSelection: also return the attention weights of each head
+
+    Returns an array of target's shape, or (output, DecoderWeights(self_attn, multihead_attn)) with weights
+    (batch, nhead, length, length) and (batch, nhead, length, memory_length).
+
+    Raises
+    ------
+    TypeError for arrays of another dtype, ValueError for shapes that do not fit.
+
+    References
+    ----------
+    Vaswani et al. 2017, "Attention Is All You Need", section 3.1; Xiong et al. 2020, "On Layer Normalization
+    in the Transformer Architecture".
+
+    Examples
+    --------
+    >>> layer = TransformerDecoderLayer(8, 2, dim_feedforward=32, rng=0)
+    >>> target, memory = np.ones((2, 5, 8), np.float32), np.ones((2, 7, 8), np.float32)
+    >>> y, weights = layer(target, memory, causal=True, memory_key_lengths=[7, 3], return_weights=True)
+    >>> y.shape, weights.multihead_attn.shape
+    ((2, 5, 8), (2, 2, 5, 7))
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str = "relu",
+        layer_norm_eps: float = 1e-5,
+        *,
+        norm_first: bool = False,
+        bias: bool = True,
+        num_kv_heads: int | None = None,
+        norm: str = "layer",
+        gated: bool = False,
+        recompute: bool = False,
+        dtype: DTypeLike = np.float32,
+        rng: Rng | None = None,
+    ) -> None:
+        self._arguments = _layer_arguments(
+            d_model=d_model,
+            nhead=nhead,
+            dim_feedforward=dim_feedforward,
+            dropout=dropout,
+            activation=activation,
+            layer_norm_eps=layer_norm_eps,
+            norm_first=norm_first,
+            bias=bias,
+            num_kv_heads=num_kv_heads,
+            norm=norm,
+            gated=gated,
+            recompute=recompute,
+            dtype=dtype,
+        )
+        self._held = _core.decoder_layer(**_layer_sizes(self._arguments), seed=_initial_seed(rng))
+
+    def __call__(
+        self,
+        target: Array,
+        memory: Array,
+        *,
+        mask: Array | None = None,
+        bias: Array | None = None,
+        causal: Causal = False,
+        window: tuple[int | None, int | None] | None = None,
+        key_lengths: Array | Sequence[int] | None = None,
+        query_segments: Array | None = None,
+        alibi_slopes: Array | None = None,
+        memory_mask: Array | None = None,
+        memory_key_lengths: Array | Sequence[int] | None = None,
+        memory_key_segments: Array | None = None,
+        return_weights: bool | WeightSelection = False,
+    ) -> Any:
+        chosen = None
+        if return_weights is not False:
+            chosen = choose_weights(return_weights, self._arguments["nhead"], _length(target))
+        masks = (mask, bias, causal, None, window, None, key_lengths, query_segments, None, alibi_slopes)
+        memory_masks = (memory_mask, memory_key_lengths, memory_key_segments)
+        selections = [] if chosen is None else [(0, chosen)]
+        output, weights = self._held.call(target, memory, masks, memory_masks, selections)
+        return output if chosen is None else (output, DecoderWeights(*weights[0]))
+
+
+class TransformerDecoder(_DecodingLayer):
+    """num_layers decoder layers in turn, all attending to the same memory, then a norm if one is given.
+
+    Parameters
+    ----------
+    decoder_layer : the TransformerDecoderLayer that each layer is a copy of
+    num_layers : positive int
+    norm : the LayerNorm that the last one is a copy of, over d_model features (an RMSNorm if that is the norm
+        of decoder_layer); pre-norm decoders need one
+    rng : numpy.random.Generator or int that the initial weights of all layers are drawn from; without it
+        every layer starts with the weights of decoder_layer, as in PyTorch
+
+    State: layers.0.*, layers.1.*, ... as TransformerDecoderLayer, and norm.* as the norm.
+
+    Calling it
+    ----------
+    target, memory, mask, bias, causal, window, key_lengths, query_segments, alibi_slopes, memory_mask,
+        memory_key_lengths, memory_key_segments : as for TransformerDecoderLayer, the same for every layer
+    return_weights : which attention weights to return: True for those of all layers, the indices of layers,
+        as (0, -1), or a WeightSelection for each, as {0: WeightSelection(heads=[3]), -1: True}
+
+    Returns an array of target's shape, or (output, weights) with weights a dict from the index of a layer, as
+    it was given, to its DecoderWeights.
+
+    Raises
+    ------
+    TypeError for arrays of another dtype, ValueError for shapes that do not fit, IndexError for layers that
+    do not exist.
+
+    Examples
+    --------
+    >>> layer = TransformerDecoderLayer(8, 2, dim_feedforward=32, norm_first=True)
+    >>> decoder = TransformerDecoder(layer, num_layers=3, norm=LayerNorm(8), rng=0)
+    >>> decoder(np.ones((2, 5, 8), np.float32), np.ones((2, 7, 8), np.float32), causal=True).shape
+    (2, 5, 8)
+    """
+
+    def __init__(
+        self,
+        decoder_layer: TransformerDecoderLayer,
+        num_layers: int,
+        norm: LayerNorm | RMSNorm | None = None,
+        *,
+        rng: Rng | None = None,
+    ) -> None:
+        if not isinstance(decoder_layer, TransformerDecoderLayer):
+            raise TypeError(
+                f"decoder_layer must be a TransformerDecoderLayer, got {type(decoder_layer).__name__}"
+            )
+        self._arguments = {
+            "decoder_layer": decoder_layer,
+            "num_layers": _integer("num_layers", num_layers),
+            "norm": norm,
+        }
+        self._held = decoder_layer._held.stack(
+            self._arguments["num_layers"], _last_norm(decoder_layer, norm, "decoder_layer"), _seed(rng)
+        )
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64: what the layers compute in, and what they take."""
+        layer: TransformerDecoderLayer = self._arguments["decoder_layer"]
+        return layer.dtype
+
+    def __call__(
+        self,
+        target: Array,
+        memory: Array,
+        *,
+        mask: Array | None = None,
+        bias: Array | None = None,
+        causal: Causal = False,
+        window: tuple[int | None, int | None] | None = None,
+        key_lengths: Array | Sequence[int] | None = None,
+        query_segments: Array | None = None,
+        alibi_slopes: Array | None = None,
+        memory_mask: Array | None = None,
+        memory_key_lengths: Array | Sequence[int] | None = None,
+        memory_key_segments: Array | None = None,
+        return_weights: LayerWeights = False,
+    ) -> Any:
+        masks = (mask, bias, causal, None, window, None, key_lengths, query_segments, None, alibi_slopes)
+        memory_masks = (memory_mask, memory_key_lengths, memory_key_segments)
+        if return_weights is False:
+            return self._held.call(target, memory, masks, memory_masks, [])[0]
+        heads = self._arguments["decoder_layer"]._arguments["nhead"]
+        asked = choose_layers(return_weights, self._arguments["num_layers"], heads, _length(target))
+        output, weights = self._held.call(target, memory, masks, memory_masks, list(asked.values()))
+        return output, {name: DecoderWeights(*weights[index]) for name, (index, _) in asked.items()}

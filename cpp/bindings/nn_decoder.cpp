@@ -1,0 +1,168 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <iterator>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "bindings/attention_call.h"
+#include "bindings/block_types.h"
+#include "bindings/layer.h"
+#include "bindings/plain_layer.h"
+#include "layers/decoder.h"
+#include "layers/decoder_layer.h"
+
+namespace blasformer::bindings {
+
+namespace {
+
+// What the masks of a decoder look into, and its arguments.
+struct DecoderCall {
+  DecoderArguments arguments;
+  std::vector<py::object> arrays;
+};
+
+// masks: see layer_call. memory_masks: (memory_mask, memory_key_lengths, memory_key_segments).
+DecoderCall decoder_call(const py::tuple& masks, const py::tuple& memory_masks, Seed seed) {
+  AttentionCall own = layer_call(masks, seed), memory;
+  memory.keep(memory.arguments.mask, memory_masks[0], bool_view, "memory_mask");
+  memory.keep(memory.arguments.key_lengths, memory_masks[1], int64_view, "memory_key_lengths");
+  memory.keep(memory.arguments.key_segments, memory_masks[2], int64_view, "memory_key_segments");
+  if (memory.arguments.key_segments) {
+    if (!own.arguments.query_segments)
+      fail("memory_key_segments must be given together with query_segments, got only memory_key_segments");
+    memory.arguments.query_segments = own.arguments.query_segments;
+  }
+  DecoderCall call{{own.arguments, memory.arguments}, std::move(own.arrays)};
+  std::move(memory.arrays.begin(), memory.arrays.end(), std::back_inserter(call.arrays));
+  return call;
+}
+
+using Selections = std::vector<std::pair<Index, py::object>>;  // layer index, and what selection_of takes
+
+// Attends to its own input and to a memory. Weights are asked for by the index of the layer (0 if there is
+// but one) and come as a dictionary of pairs.
+class DecodingLayer : public Layer {
+ public:
+  virtual py::tuple call(const py::object& target, const py::object& memory, const DecoderCall& call,
+                         const Selections& selections) const = 0;
+  virtual py::tuple forward(const py::object& target, const py::object& memory, DecoderCall call) const = 0;
+  // A decoder of copies of this layer and of a last norm, if any; with initial weights of its own if there is
+  // a seed.
+  virtual std::unique_ptr<DecodingLayer> stack(Index num_layers, const PlainLayer* norm, Seed seed) const = 0;
+};
+
+template <class L>
+class DecodingLayerOf : public Holding<DecodingLayer, L> {
+ public:
+  using T = typename L::Scalar;
+  using Asked = std::map<Index, AskedDecoderWeights<T>>;
+  using Holding<DecodingLayer, L>::Holding;
+
+  py::tuple call(const py::object& target, const py::object& memory, const DecoderCall& call,
+                 const Selections& selections) const override {
+    const std::shared_ptr<const L> layer = this->layer();
+    Asked asked;
+    for (const auto& [index, selection] : selections) {
+      asked[index].self_attn.selection = *selection_of(selection);
+      asked[index].multihead_attn.selection = asked[index].self_attn.selection;
+    }
+    py::array y = numpy_view(compute(*layer, input<T>(target, "target", false),
+                                     input<T>(memory, "memory", false), call.arguments, nullptr, asked),
+                             true);
+    py::dict weights;
+    for (const auto& [index, of_layer] : asked) {
+      weights[py::int_(index)] = py::make_tuple(numpy_view(of_layer.self_attn.weights, true),
+                                                numpy_view(of_layer.multihead_attn.weights, true));
+    }
+    return py::make_tuple(std::move(y), std::move(weights));
+  }
+
+  py::tuple forward(const py::object& target, const py::object& memory, DecoderCall call) const override {
+    auto saved = this->new_saved();
+    const std::shared_ptr<const L> layer = this->layer();
+    Asked none;
+    const Tensor<T> y = compute(*layer, input<T>(target, "target", true), input<T>(memory, "memory", true),
+                                call.arguments, &*saved->values, none);
+    saved->output_shape = y.shape();
+    saved->arrays = std::move(call.arrays);
+    return py::make_tuple(numpy_view(y, true), std::unique_ptr<Saved>(std::move(saved)));
+  }
+
+  std::unique_ptr<DecodingLayer> stack(Index num_layers, const PlainLayer* norm, Seed seed) const override {
+    if constexpr (requires(L layer) { layer.layers; }) {
+      fail<TypeMismatch>("decoder_layer must be a single layer");
+    } else {
+      TransformerDecoder<L> decoder(*this->layer(), num_layers, last_norm<typename L::LastNorm>(norm));
+      if (seed) return initialised<DecodingLayerOf>(std::move(decoder), *seed);
+      return std::make_unique<DecodingLayerOf<TransformerDecoder<L>>>(std::move(decoder));
+    }
+  }
+
+ private:
+  Tensor<T> compute(const L& layer, const Tensor<T>& target, const Tensor<T>& memory,
+                    const DecoderArguments& arguments, typename L::Saved* saved, Asked& asked) const {
+    return this->run(target.size() + memory.size(), [&] {
+      if constexpr (requires { layer.layers; }) {
+        return layer.forward(target, memory, arguments, saved, &asked);
+      } else {
+        return layer.forward(target, memory, arguments, saved,
+                             asked.empty() ? nullptr : &asked.begin()->second);
+      }
+    });
+  }
+};
+
+std::unique_ptr<DecodingLayer> decoder_layer(const std::string& dtype, Index d_model, Index nhead,
+                                             Index num_kv_heads, Index dim_feedforward, double dropout,
+                                             const std::string& activation, double layer_norm_eps,
+                                             bool norm_first, bool bias, const std::string& norm, bool gated,
+                                             bool recompute, std::uint64_t seed) {
+  const TransformerLayerSizes sizes{
+      d_model, nhead,          num_kv_heads, dim_feedforward, activation_from_name(activation),
+      dropout, layer_norm_eps, bias,         recompute};
+  return for_dtype<DecodingLayer>(dtype, [&]<class T>(T) {
+    return with_block_types<T>(
+        norm, gated,
+        [&]<class Norm, class Feed>(std::type_identity<Norm>,
+                                    std::type_identity<Feed>) -> std::unique_ptr<DecodingLayer> {
+          if (norm_first)
+            return initialised<DecodingLayerOf>(PreNormDecoderLayer<T, Norm, Feed>(sizes), seed);
+          return initialised<DecodingLayerOf>(PostNormDecoderLayer<T, Norm, Feed>(sizes), seed);
+        });
+  });
+}
+
+}  // namespace
+
+void bind_nn_decoder(py::module_& module) {
+  py::class_<DecodingLayer, Layer>(module, "DecodingLayer")
+      .def(
+          "call",
+          [](const DecodingLayer& layer, const py::object& target, const py::object& memory,
+             const py::tuple& masks, const py::tuple& memory_masks, const Selections& selections) {
+            return layer.call(target, memory, decoder_call(masks, memory_masks, std::nullopt), selections);
+          },
+          py::arg("target"), py::arg("memory"), py::arg("masks"), py::arg("memory_masks"),
+          py::arg("selections"))
+      .def(
+          "forward",
+          [](const DecodingLayer& layer, const py::object& target, const py::object& memory,
+             const py::tuple& masks, const py::tuple& memory_masks,
+             Seed seed) { return layer.forward(target, memory, decoder_call(masks, memory_masks, seed)); },
+          py::arg("target"), py::arg("memory"), py::arg("masks"), py::arg("memory_masks"), py::arg("seed"))
+      .def("stack", &DecodingLayer::stack, py::arg("num_layers"), py::arg("norm"), py::arg("seed"));
+  module.def("decoder_layer", decoder_layer, py::arg("dtype"), py::arg("d_model"), py::arg("nhead"),
+             py::arg("num_kv_heads"), py::arg("dim_feedforward"), py::arg("dropout"), py::arg("activation"),
+             py::arg("layer_norm_eps"), py::arg("norm_first"), py::arg("bias"), py::arg("norm"),
+             py::arg("gated"), py::arg("recompute"), py::arg("seed"));
+}
+
+}  // namespace blasformer::bindings
