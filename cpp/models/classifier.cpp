@@ -14,7 +14,7 @@ namespace {
 
 template <class Layer>
 TransformerEncoder<Layer> encoder_of(const ClassifierSizes& sizes) {
-  EncoderLayerSizes layer;
+  TransformerLayerSizes layer;
   layer.d_model = sizes.d_model;
   layer.num_heads = layer.num_kv_heads = sizes.num_heads;
   layer.dim_feedforward = sizes.dim_feedforward;
