@@ -14,7 +14,7 @@ from pathlib import Path
 import fresh_python
 import numpy as np
 import pytest
-from blasformer import cross_entropy, models, nn, optim, train
+from blasformer import cross_entropy, lora, models, nn, optim, train
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -228,6 +228,30 @@ def test_our_models_train_and_resume(tmp_path):
         )
     assert_same_run(history, expected)
     assert_same_weights(resumed, whole)
+
+
+def test_a_classifier_is_fine_tuned_with_what_is_frozen_left_alone(tmp_path):
+    config = models.BertConfig(13, 12, 2, 3, 16, max_position_embeddings=8)
+    model = models.BertForSequenceClassification(config, 2, rng=0)
+    lora.add(model, ["query", "value"], rank=2, also="classifier.*", rng=1)
+    before = model.state_dict()
+    random = np.random.default_rng(0)
+    ids, labels = random.integers(0, 13, (6, 8)), np.array([0, 1, 1, 0, -100, 1])
+    batches = [{"input_ids": ids[:2], "labels": labels[:2]}, (ids[2:], labels[2:])]
+    history = train.fit(
+        model,
+        batches,
+        optimizer=optim.AdamW(model, lr=0.05),
+        epochs=30,
+        accumulate=2,
+        evaluate=batches,
+        early_stopping=train.EarlyStopping(patience=30),
+        checkpoint=tmp_path,
+    )
+    assert history.metrics["loss"][-1] < 0.5 * history.metrics["loss"][0]
+    assert history.metrics["loss"].min() == pytest.approx(model.loss(ids, labels), rel=1e-5)
+    for name, array in model.parameters().items():
+        assert np.array_equal(array, before[name]) == (name in model.frozen), name
 
 
 def test_fifty_steps_are_those_of_pytorch():

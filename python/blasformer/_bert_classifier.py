@@ -282,6 +282,12 @@ class BertForSequenceClassification(Layer):
         )
         return loss, grads if accumulate is None else add_gradients(accumulate, grads)
 
+    def target_count(
+        self, input_ids: npt.ArrayLike, labels: npt.ArrayLike, *, ignore_index: int = -100, **tokens: Any
+    ) -> int:
+        """How many labels count: what `loss` divides by. Arguments as for `loss_and_gradients`."""
+        return int(np.count_nonzero(_labels(labels) != ignore_index))
+
 
 def _labels(labels: npt.ArrayLike) -> Array:
     return np.atleast_1d(_integers("labels", labels))

@@ -9,6 +9,9 @@ x and to every parameter, where d_y is that with respect to y. A layer computes 
 float64, and refuses arrays of another. Weights change only through `edit`, `load_state_dict` and optimisers;
 calls that are running in other threads then finish with the weights they began with, so one layer may be
 used from many threads at once.
+
+Layers that you write yourself need three methods, which `Module` describes; `Sequential` composes them with
+these, `blasformer.optim` and `blasformer.train` train them, `blasformer.testing` checks their gradients.
 """
 
 from __future__ import annotations
