@@ -9,8 +9,10 @@ LENGTHS = [1, 5, 31, 33, 95, 96, 97, 130, 197, 257]
 HEAD_DIMS = [1, 3, 8, 40, 59, 64, 80, 111, 128, 256]
 
 
-# So few queries of two heads that share their keys are attended to by a kernel of their own.
+# So few queries of two heads that share their keys are attended to by a kernel of their own, and so many keys
+# in several parts.
 FEW = 2
+MANY = 4200
 
 
 class Sizes(NamedTuple):
@@ -45,13 +47,14 @@ class Sizes(NamedTuple):
         return (*self.batch, self.heads, self.query_length, self.key_length)
 
 
-# Both sides of a tile, few queries that share their keys, and several leading axes.
+# Both sides of a tile, few queries that share their keys, many such keys, and several leading axes.
 SIZES = [
     Sizes(),
     Sizes(130, 33, 40, 59, 3, 1),
     Sizes(5, 257, 64, 64, 2, 2, (1, 2)),
     Sizes(1, 257, 64, 64, 8, 2),
     Sizes(3, 97, 17, 40, 6, 1, (3,)),
+    Sizes(1, MANY, 17, 11, 4, 2, (2,)),
 ]
 
 

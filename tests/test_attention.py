@@ -5,7 +5,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import reference
-from attention_cases import ARGUMENTS, FEW, HEAD_DIMS, LAYOUTS, LENGTHS, SIZES, Sizes, normal, operands
+from attention_cases import ARGUMENTS, FEW, HEAD_DIMS, LAYOUTS, LENGTHS, MANY, SIZES, Sizes, normal, operands
 from reference import assert_as_accurate_as_numpy, assert_rounded_once
 
 attend = blasformer.scaled_dot_product_attention
@@ -33,10 +33,10 @@ def test_attention_is_as_accurate_as_numpy_for_all_arguments(kind, sizes, isa):
 
 
 @pytest.mark.parametrize("kind", ARGUMENTS)
-@pytest.mark.parametrize("query_length", [35, FEW])
-def test_float64_stays_float64_for_all_arguments(query_length, kind, isa):
+@pytest.mark.parametrize("lengths", [(35, 99), (FEW, 99), (FEW, MANY)])
+def test_float64_stays_float64_for_all_arguments(lengths, kind, isa):
     random = np.random.default_rng(len(kind))
-    sizes = Sizes(query_length, 99, 11, 6)
+    sizes = Sizes(*lengths, 11, 6)
     inputs = operands(random, sizes, np.float64)
     arguments = ARGUMENTS[kind](random, sizes, np.float64)
     result = attend(*inputs, **arguments, **EVERYTHING)
@@ -199,9 +199,9 @@ def test_out_may_overlap_the_inputs_partly():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("kind", ["none", "causal lower right", "dropout", "everything"])
-@pytest.mark.parametrize("query_length", [197, FEW])
-def test_the_number_of_threads_changes_no_bit(query_length, kind, dtype, isa):
-    sizes = Sizes(query_length, 257, 40, 24)
+@pytest.mark.parametrize("lengths", [(197, 257), (FEW, 257), (FEW, MANY)])
+def test_the_number_of_threads_changes_no_bit(lengths, kind, dtype, isa):
+    sizes = Sizes(*lengths, 40, 24)
     random = np.random.default_rng(8)
     inputs = operands(random, sizes, dtype)
     arguments = ARGUMENTS[kind](random, sizes, dtype)

@@ -7,7 +7,7 @@ import blasformer
 import numpy as np
 import pytest
 import reference
-from attention_cases import ARGUMENTS, FEW, Sizes, normal, operands
+from attention_cases import ARGUMENTS, FEW, MANY, Sizes, normal, operands
 from reference import assert_as_accurate_as_numpy
 
 attend = blasformer.scaled_dot_product_attention
@@ -173,16 +173,16 @@ def test_masking_everything_gives_zeros(arguments, isa):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("kind", ARGUMENTS)
-@pytest.mark.parametrize("query_length", [67, FEW])
-def test_garbage_reaches_only_the_rows_that_may_attend_to_it(query_length, kind, dtype, isa):
+@pytest.mark.parametrize("lengths", [(67, 199), (FEW, 199), (FEW, MANY)])
+def test_garbage_reaches_only_the_rows_that_may_attend_to_it(lengths, kind, dtype, isa):
     """The other rows keep their bits, whatever is in the keys and values they may not see."""
-    sizes = Sizes(query_length, 199, 24, 16)
+    sizes = Sizes(*lengths, 24, 16)
     random = np.random.default_rng(5)
     query, key, value = operands(random, sizes, dtype)
     arguments = ARGUMENTS[kind](random, sizes, dtype)
     may_attend = reference.allowed(sizes.query, sizes.key, **masks_only(arguments))
 
-    bad = np.arange(sizes.key_length) == random.integers(130, 199, (*sizes.key[:-2], 1))
+    bad = np.arange(sizes.key_length) == random.integers(130, lengths[1], (*sizes.key[:-2], 1))
     bad |= ~may_attend.reshape(*sizes.key[:-2], -1, *sizes.scores[-2:]).any(
         (-3, -2)
     )  # and all that nobody sees
@@ -200,14 +200,14 @@ def test_garbage_reaches_only_the_rows_that_may_attend_to_it(query_length, kind,
 
 @pytest.mark.parametrize("poisoned", ["key", "value"])
 @pytest.mark.parametrize("kind", ARGUMENTS)
-@pytest.mark.parametrize("query_length", [67, FEW])
-def test_a_nan_reaches_all_the_rows_that_may_attend_to_it(query_length, kind, poisoned, isa):
+@pytest.mark.parametrize("lengths", [(67, 199), (FEW, 199), (FEW, MANY)])
+def test_a_nan_reaches_all_the_rows_that_may_attend_to_it(lengths, kind, poisoned, isa):
     """Also where its weight is 0 or dropped, for 0 * NaN is NaN. A value does not touch the weights."""
-    sizes = Sizes(query_length, 199, 24, 16)
+    sizes = Sizes(*lengths, 24, 16)
     random = np.random.default_rng(5)
     query, key, value = operands(random, sizes, np.float32)
     arguments = ARGUMENTS[kind](random, sizes, np.float32)
-    bad = np.arange(sizes.key_length) == random.integers(0, 199, (*sizes.key[:-2], 1))
+    bad = np.arange(sizes.key_length) == random.integers(0, lengths[1], (*sizes.key[:-2], 1))
     may_attend = reference.allowed(sizes.query, sizes.key, **masks_only(arguments))
     reached = (may_attend & np.repeat(bad, sizes.heads // sizes.kv_heads, axis=-2)[..., None, :]).any(-1)
     clean = attend(query, key, value, **arguments, **EVERYTHING)
@@ -429,3 +429,11 @@ def test_the_plan_names_kernel_tiles_and_threads(isa):
     assert plan.key_block > 0
     assert plan.queries_per_task % plan.query_tile == 0
     assert plan.tasks == 2 * 8 * -(-512 // plan.queries_per_task)
+
+
+def test_the_keys_of_a_single_query_are_work_for_many_threads(isa):
+    with blasformer.num_threads(4):
+        plan = blasformer.attention_plan((1, 1, 64), (1, 32768, 64))
+    assert plan.threads == 4
+    assert plan.queries_per_task == 1
+    assert plan.tasks == -(-32768 // plan.keys_per_task) >= 8

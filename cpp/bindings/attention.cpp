@@ -288,9 +288,11 @@ py::dict plan(const std::vector<Index>& query_shape, const std::vector<Index>& k
   result["query_tile"] = plan.query_tile;
   result["key_block"] = plan.key_block;
   result["queries_per_task"] = plan.queries_per_task;
+  result["keys_per_task"] = plan.keys_per_task;
   result["tasks"] = plan.tasks;
   result["threads"] = plan.threads;
   result["workspace_bytes"] = plan.workspace_bytes;
+  result["shared_bytes"] = plan.shared_bytes;
   return result;
 }
 

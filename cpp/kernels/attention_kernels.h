@@ -12,6 +12,14 @@ struct HeadRows {
   Index batch, head, first, count;
 };
 
+// What a part of the keys gives to a run of few queries. Nothing but `seen` is set if that is 0.
+template <class T>
+struct AttentionPart {
+  std::uint32_t seen;  // queries that have attended to something in it
+  T *maximum, *sum;    // (queries,)
+  T* output;           // (queries, value_dim), before it is divided by the sum
+};
+
 // What forward left, each (batch, query_heads, query_length), and the gradient of its output.
 template <class T>
 struct BackwardInputs {
@@ -44,6 +52,12 @@ struct AttentionKernels {
   // null. A run must not cross the end of a head unless p.shares_tiles(query_tile).
   void (*forward)(const AttentionProblem&, const QueryRun&, void* workspace,
                   const MutableAttentionOperand& output, T* maximum, T* reciprocal_sum);
+  // The same in two steps, where p.few_queries(): the keys [first, last) of each part, and then their results
+  // in the order of the parts. The workspace is that of forward.
+  void (*forward_part)(const AttentionProblem&, const QueryRun&, Index first, Index last, void* workspace,
+                       AttentionPart<T>& part);
+  void (*join_parts)(const AttentionProblem&, const QueryRun&, const AttentionPart<T>* parts, Index count,
+                     void* workspace, const MutableAttentionOperand& output, T* maximum, T* reciprocal_sum);
 
   // out (count, key_length) (+)= the weights of the queries `rows` of one head; count <= query_tile.
   Index (*weights_workspace)(const AttentionProblem&);

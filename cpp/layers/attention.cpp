@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <vector>
 
 #include "core/cpu.h"
 #include "core/denormals.h"
@@ -49,6 +50,47 @@ struct QueryCut {
   }
 };
 
+// How forward cuts the keys where queries are few: one head or two, and a cache of tens of thousands of keys,
+// are work for many threads. By shape alone, again.
+struct KeyCut {
+  Index parts = 1, per_part;
+
+  KeyCut(const AttentionProblem& p, Index key_block) : per_part(p.key_length) {
+    constexpr Index kMost = 2048;  // some 20 us, as much as is worth waking a thread for
+    if (!p.few_queries() || p.key_length <= kMost) return;
+    parts = ceil_div(p.key_length, kMost);
+    per_part = round_up(ceil_div(p.key_length, parts), key_block);
+  }
+
+  // Numbers that one part leaves behind.
+  Index result_size(const AttentionProblem& p) const {
+    return AttentionProblem::kFewQueries * (2 + p.value_dim);
+  }
+};
+
+template <class T>
+void forward_in_parts(const AttentionProblem& p, const QueryCut& cut, const KeyCut& keys, Index workspace,
+                      const MutableAttentionOperand& output, T* maximum, T* reciprocal_sum) {
+  const AttentionKernels<T>& kernels = attention_kernels<T>();
+  const Index runs = cut.tasks(p), queries = AttentionProblem::kFewQueries;
+  Tensor<T> results({runs * keys.parts, keys.result_size(p)});
+  std::vector<AttentionPart<T>> parts(static_cast<std::size_t>(runs * keys.parts));
+  parallel_for(runs * keys.parts, attention_work(p), [&](Index task, int) {
+    const FlushDenormals flush;
+    T* const row = results.data() + task * results.extent(1);
+    AttentionPart<T>& part = parts[static_cast<std::size_t>(task)];
+    part = {0, row, row + queries, row + 2 * queries};
+    const Index first = task % keys.parts * keys.per_part;
+    kernels.forward_part(p, cut.run(p, task / keys.parts), first,
+                         std::min(first + keys.per_part, p.key_length), thread_workspace(workspace), part);
+  });
+  parallel_for(runs, 0.2 * static_cast<double>(results.size()), [&](Index task, int) {
+    const FlushDenormals flush;
+    kernels.join_parts(p, cut.run(p, task), parts.data() + task * keys.parts, keys.parts,
+                       thread_workspace(workspace), output, maximum, reciprocal_sum);
+  });
+}
+
 }  // namespace
 
 Shape attention_output_shape(const AttentionArguments& arguments) {
@@ -71,6 +113,8 @@ void attention_forward(const AttentionArguments& arguments, const MutableArrayVi
   const Index workspace = kernels.forward_workspace(p, cut.per_run);
   T* const maximum = statistics != nullptr ? statistics->maximum.data() : nullptr;
   T* const reciprocal_sum = statistics != nullptr ? statistics->reciprocal_sum.data() : nullptr;
+  const KeyCut keys(p, kernels.key_block);
+  if (keys.parts > 1) return forward_in_parts(p, cut, keys, workspace, target, maximum, reciprocal_sum);
   parallel_for(cut.tasks(p), attention_work(p), [&](Index task, int) {
     const FlushDenormals flush;
     kernels.forward(p, cut.run(p, task), thread_workspace(workspace), target, maximum, reciprocal_sum);
@@ -141,14 +185,19 @@ AttentionPlan attention_plan(const AttentionArguments& arguments) {
   const AttentionProblem& p = checked.problem();
   const auto plan = [&](const auto& kernels) {
     const QueryCut cut(p, kernels.query_tile);
-    const Index tasks = cut.tasks(p);
-    return AttentionPlan{isa_name(active_isa()),
-                         kernels.query_tile,
-                         kernels.key_block,
-                         cut.per_run,
-                         tasks,
-                         planned_threads(tasks, attention_work(p)),
-                         kernels.forward_workspace(p, cut.per_run)};
+    const KeyCut keys(p, kernels.key_block);
+    const Index tasks = cut.tasks(p) * keys.parts;
+    const Index results = keys.parts > 1 ? tasks * keys.result_size(p) : 0;
+    return AttentionPlan{
+        isa_name(active_isa()),
+        kernels.query_tile,
+        kernels.key_block,
+        cut.per_run,
+        keys.per_part,
+        tasks,
+        planned_threads(tasks, attention_work(p)),
+        kernels.forward_workspace(p, cut.per_run),
+        results * item_size(arguments.query.dtype == DType::float64 ? DType::float64 : DType::float32)};
   };
   return arguments.query.dtype == DType::float64 ? plan(attention_kernels<double>())
                                                  : plan(attention_kernels<float>());

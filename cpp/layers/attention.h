@@ -99,9 +99,10 @@ void explain_mask(const AttentionArguments& arguments, bool* allowed);
 // What attention_forward would do.
 struct AttentionPlan {
   std::string isa;
-  Index query_tile, key_block, queries_per_task, tasks;
+  Index query_tile, key_block, queries_per_task, keys_per_task, tasks;
   int threads;
   Index workspace_bytes;  // per thread
+  Index shared_bytes;     // for all
 };
 AttentionPlan attention_plan(const AttentionArguments& arguments);
 

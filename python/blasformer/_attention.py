@@ -395,6 +395,7 @@ class AttentionPlan(NamedTuple):
     query_tile: int
     key_block: int
     queries_per_task: int
+    keys_per_task: int
     tasks: int
     threads: int
     peak_bytes: int
@@ -415,8 +416,9 @@ def attention_plan(
 
     kernel: the instruction set
     query_tile, key_block: queries computed side by side, and keys per step of the online softmax
-    queries_per_task, tasks, threads: how the work is cut, and how many threads would share it now
-    peak_bytes: memory of the call: its output and the scratch memory of every thread; linear in the lengths
+    queries_per_task, keys_per_task, tasks, threads: how the work is cut, and how many threads would share it
+        now; keys are cut where there are few queries
+    peak_bytes: memory of the call: its output and all scratch memory; linear in the lengths
 
     >>> attention_plan((1, 8, 1024, 64), (1, 8, 1024, 64)).peak_bytes < 16e6
     True
@@ -431,7 +433,8 @@ def attention_plan(
         query_tile=plan["query_tile"],
         key_block=plan["key_block"],
         queries_per_task=plan["queries_per_task"],
+        keys_per_task=plan["keys_per_task"],
         tasks=plan["tasks"],
         threads=plan["threads"],
-        peak_bytes=output_bytes + plan["threads"] * plan["workspace_bytes"],
+        peak_bytes=output_bytes + plan["shared_bytes"] + plan["threads"] * plan["workspace_bytes"],
     )

@@ -11,6 +11,13 @@
 //   output[query]      = output[query] * a + sum over keys of weights[key][query] * value row
 //
 // Masks, softmax and everything else are those of the tile.
+//
+// Where there are many keys they are cut into parts, which other threads attend to; what is left of a part is
+// its maximum m, its sum of weights l and its output before the division. One after the other they join a
+// running total, as blocks do within a part:
+//
+//   m' = max(m, m_part);  a = exp(scale (m - m'));  b = exp(scale (m_part - m'))
+//   l  = l * a + l_part * b;  output = output * a + output_part * b
 
 #include <type_traits>
 
@@ -145,25 +152,27 @@ void attend_few(const AttentionProblem& p, Index first, Index count, FewWorkspac
   }
 }
 
+// Adds what the keys [first, last) give.
 template <class T>
-void forward_few(const AttentionProblem& p, const QueryRun& run, void* memory,
-                 const MutableAttentionOperand& output, T* maximum, T* reciprocal_sum) {
-  Carver carver(memory);
-  FewWorkspace<T> work(p, carver);
-  ForwardTile<T>& tile = work.tile;
-  place_run(p, run, 0, tile.queries);
-  const QueryTile<T>& place = tile.queries;
-  pack_scores_operand(p, place, static_cast<T*>(nullptr), tile.query);
-  start_statistics(p, tile);
+void attend_few_to(const AttentionProblem& p, Index first, Index last, FewWorkspace<T>& work) {
+  pack_scores_operand(p, work.tile.queries, static_cast<T*>(nullptr), work.tile.query);
   using Attend = void (*)(const AttentionProblem&, Index, Index, FewWorkspace<T>&);
   constexpr Attend attend[kFewQueries] = {attend_few<T, 1>, attend_few<T, 2>, attend_few<T, 3>,
                                           attend_few<T, 4>};
-  for (Index block = place.lowest_first / kKeyBlock * kKeyBlock; block < place.highest_last;
-       block += kKeyBlock) {
-    const Index begin = larger(block, place.lowest_first),
-                end = smaller(block + kKeyBlock, place.highest_last);
+  const QueryTile<T>& place = work.tile.queries;
+  first = larger(first, place.lowest_first);
+  last = smaller(last, place.highest_last);
+  for (Index block = first / kKeyBlock * kKeyBlock; block < last; block += kKeyBlock) {
+    const Index begin = larger(block, first), end = smaller(block + kKeyBlock, last);
     attend[place.count - 1](p, begin, end - begin, work);
   }
+}
+
+template <class T>
+void finish_few(const AttentionProblem& p, FewWorkspace<T>& work, const MutableAttentionOperand& output,
+                T* maximum, T* reciprocal_sum) {
+  const ForwardTile<T>& tile = work.tile;
+  const QueryTile<T>& place = tile.queries;
   finish_statistics(p, tile, work.factor, maximum, reciprocal_sum);
   for (Index q = 0; q < place.count; ++q) {
     const Index target = place.offset(output, q);
@@ -172,6 +181,73 @@ void forward_few(const AttentionProblem& p, const QueryRun& run, void* memory,
       write_element<T>(output.data, output.dtype, target + c * output.column_stride, x);
     }
   }
+}
+
+template <class T>
+void forward_few(const AttentionProblem& p, const QueryRun& run, void* memory,
+                 const MutableAttentionOperand& output, T* maximum, T* reciprocal_sum) {
+  Carver carver(memory);
+  FewWorkspace<T> work(p, carver);
+  place_run(p, run, 0, work.tile.queries);
+  start_statistics(p, work.tile);
+  attend_few_to(p, 0, p.key_length, work);
+  finish_few(p, work, output, maximum, reciprocal_sum);
+}
+
+// The keys [first, last) alone.
+template <class T>
+void forward_part(const AttentionProblem& p, const QueryRun& run, Index first, Index last, void* memory,
+                  AttentionPart<T>& part) {
+  Carver carver(memory);
+  FewWorkspace<T> work(p, carver);
+  ForwardTile<T>& tile = work.tile;
+  place_run(p, run, 0, tile.queries);
+  start_without_sinks(tile);
+  attend_few_to(p, first, last, work);
+  part.seen = tile.seen;
+  if (!tile.started) return;
+  for (Index q = 0; q < tile.queries.count; ++q) {
+    part.maximum[q] = tile.maximum[q];
+    part.sum[q] = tile.sum[q];
+  }
+  for (Index i = 0; i < tile.queries.count * p.value_dim; ++i) part.output[i] = tile.output[i];
+}
+
+// output = output * a + part * b; a, b and what they stand for as above.
+template <class T>
+void join(const AttentionProblem& p, const AttentionPart<T>& part, ForwardTile<T>& tile) {
+  using S = Simd<T>;
+  const auto unit = S::broadcast(static_cast<T>(p.exponent_factor()));
+  for (Index q = 0; q < tile.queries.count; ++q) {
+    const T top = tile.maximum[q] > part.maximum[q] ? tile.maximum[q] : part.maximum[q];
+    const T safe = top == kMinusInfinity<T> ? T(0) : top;  // whose difference with itself is not NaN
+    const auto a = exp2_nonpositive<T>(S::broadcast(tile.maximum[q] - safe) * unit);
+    const auto b = exp2_nonpositive<T>(S::broadcast(part.maximum[q] - safe) * unit);
+    tile.maximum[q] = top;
+    S::store_first(tile.sum + q, S::fma(S::broadcast(tile.sum[q]), a, S::broadcast(part.sum[q]) * b), 1);
+    for (Index c = 0; c < p.value_dim; c += S::lanes) {
+      const Index columns = smaller(S::lanes, p.value_dim - c);
+      T* const target = tile.output + q * p.value_dim + c;
+      const auto add = S::load_first(part.output + q * p.value_dim + c, columns) * b;
+      S::store_first(target, tile.started ? S::fma(S::load_first(target, columns), a, add) : add, columns);
+    }
+  }
+  tile.seen |= part.seen;
+  tile.started = true;
+}
+
+// What forward_few writes, from all parts of the keys in their order.
+template <class T>
+void join_parts(const AttentionProblem& p, const QueryRun& run, const AttentionPart<T>* parts, Index count,
+                void* memory, const MutableAttentionOperand& output, T* maximum, T* reciprocal_sum) {
+  Carver carver(memory);
+  FewWorkspace<T> work(p, carver);
+  place_run(p, run, 0, work.tile.queries);
+  start_statistics(p, work.tile);
+  for (Index i = 0; i < count; ++i) {
+    if (parts[i].seen != 0) join(p, parts[i], work.tile);
+  }
+  finish_few(p, work, output, maximum, reciprocal_sum);
 }
 
 }  // namespace

@@ -76,14 +76,23 @@ Index tiles_workspace(const AttentionProblem& p, Index rows) {
 }
 
 template <class T>
-void start_statistics(const AttentionProblem& p, ForwardTile<T>& tile) {
-  // A sink is a key with this score and the value zero.
+void start_without_sinks(ForwardTile<T>& tile) {
   for (Index l = 0; l < tile.queries.width; ++l) {
-    tile.maximum[l] = p.sinks != nullptr ? static_cast<T>(p.sinks[tile.queries.head[l]]) : kMinusInfinity<T>;
-    tile.sum[l] = tile.maximum[l] == kMinusInfinity<T> ? T(0) : T(1);
+    tile.maximum[l] = kMinusInfinity<T>;
+    tile.sum[l] = T(0);
   }
   tile.seen = 0;
   tile.started = false;
+}
+
+template <class T>
+void start_statistics(const AttentionProblem& p, ForwardTile<T>& tile) {
+  start_without_sinks(tile);
+  // A sink is a key with this score and the value zero.
+  for (Index l = 0; l < tile.queries.width && p.sinks != nullptr; ++l) {
+    tile.maximum[l] = static_cast<T>(p.sinks[tile.queries.head[l]]);
+    tile.sum[l] = tile.maximum[l] == kMinusInfinity<T> ? T(0) : T(1);
+  }
 }
 
 // scores become weights relative to the running maximum; factor receives what earlier results are to be
