@@ -323,6 +323,29 @@ def test_weights_of_any_layout_give_what_dense_ones_give(rows, isa):
         assert reference.error(actual, reference.linear(x, strided, bias)) < 1e-6, name
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "shape", [(37, 61, 31), (193, 513, 65), (49, 1025, 33), (401, 40, 129), (64, 2, 300), (397, 515, 1)]
+)
+def test_linear_is_as_accurate_as_numpy_across_the_edges_of_blocks(shape, dtype, isa):
+    rows, features, outputs = shape
+    random = np.random.default_rng(rows)
+    x = random.standard_normal((rows, features)).astype(dtype)
+    weight = random.standard_normal((outputs, features)).astype(dtype)
+    bias = random.standard_normal(outputs).astype(dtype)
+    assert_as_accurate_as_numpy(blasformer.linear(x, weight, bias), reference.linear, x, weight, bias)
+
+
+def test_a_row_of_a_product_has_the_same_bits_whatever_other_rows_there_are(isa):
+    random = np.random.default_rng(3)
+    weight = random.standard_normal((97, 700)).astype(np.float32)
+    x = random.standard_normal((301, 700)).astype(np.float32)
+    whole = blasformer.linear(x, weight)
+    for first, rows in ((0, 40), (7, 53), (100, 201), (250, 51)):
+        part = blasformer.linear(x[first : first + rows], weight)
+        assert part.tobytes() == whole[first : first + rows].tobytes()
+
+
 def test_linear_maps_every_leading_axis(isa):
     x, weight = normal((2, 3, 4, 10)), normal((7, 10), seed=1)
     assert_as_accurate_as_numpy(blasformer.linear(x, weight), reference.linear, x, weight)

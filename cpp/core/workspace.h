@@ -9,8 +9,9 @@
 namespace blasformer {
 
 // Scratch memory of the calling thread, aligned to a cache line, kept for its next call: no allocation, and
-// no page faults, the second time. One task uses it at a time.
-inline void* thread_workspace(Index bytes) {
+// no page faults, the second time. Each Purpose has its own, which one task uses at a time.
+template <class Purpose>
+inline void* workspace_for(Index bytes) {
   struct Free {
     void operator()(void* p) const { std::free(p); }
   };
@@ -27,6 +28,18 @@ inline void* thread_workspace(Index bytes) {
     capacity = bytes;
   }
   return memory.get();
+}
+
+// For what a task needs.
+inline void* thread_workspace(Index bytes) {
+  struct OfTask;
+  return workspace_for<OfTask>(bytes);
+}
+
+// For what a call shares with its tasks.
+inline void* shared_workspace(Index bytes) {
+  struct OfCall;
+  return workspace_for<OfCall>(bytes);
 }
 
 }  // namespace blasformer

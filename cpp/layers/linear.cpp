@@ -4,10 +4,10 @@
 #include <cmath>
 #include <utility>
 
-#include "core/blas.h"
 #include "core/require.h"
 #include "core/thread_pool.h"
 #include "kernels/row_kernels.h"
+#include "layers/matrix_product.h"
 
 namespace blasformer {
 
@@ -21,28 +21,6 @@ bool has_few_rows(Index rows, Index in_features, bool transposed) {
   const Index few = row_kernels<T>().few_rows;
   if (transposed) return rows <= 4;
   return rows <= (in_features < 128 ? few / 4 : in_features < 256 ? few / 2 : few);
-}
-
-// The part of y that one task computes. Smaller parts serve more threads but pack x and weight more often.
-struct PanelShape {
-  Index rows, outputs;
-};
-
-// The extent cut evenly into parts of at most `largest`, a multiple of 16 for the kernels of BLAS.
-Index even_part(Index extent, Index largest) {
-  return round_up(ceil_div(extent, ceil_div(extent, largest)), 16);
-}
-
-// Panels are tall and narrow, which suits the blocking of BLAS; they are less tall where there are few beside
-// each other, and taller where short sums would make them too small to be worth a task.
-PanelShape panel_shape(Index rows, Index outputs, Index in_features) {
-  constexpr PanelShape large{1024, 384};
-  constexpr Index least_products = 1'000'000;
-  if (rows * outputs >= 16 * large.rows * large.outputs) return large;
-  const Index width = even_part(outputs, 192);
-  const Index height = std::clamp<Index>(128 * ceil_div(outputs, width), 128, 512);
-  return {even_part(rows, std::max(height, least_products / (width * std::max<Index>(in_features, 1)))),
-          width};
 }
 
 // Estimated time of a matrix product on one core, in nanoseconds.
@@ -70,22 +48,11 @@ void linear(const T* x, Index rows, Index in_features, WeightView<T> weight, con
     });
     return;
   }
-  const PanelShape panel = panel_shape(rows, out_features, in_features);
-  const Index columns = ceil_div(out_features, panel.outputs);
-  const double work = product_time<T>(rows, out_features, in_features);
-  parallel_for(ceil_div(rows, panel.rows) * columns, work, [&](Index task, int) {
-    const Index row = task / columns * panel.rows, output = task % columns * panel.outputs;
-    const Index m = std::min(panel.rows, rows - row), n = std::min(panel.outputs, out_features - output);
-    T* target = y + row * out_features + output;
-    if (bias) {
-      for (Index i = 0; i < m; ++i) std::copy_n(bias + output, n, target + i * out_features);
-    }
-    // weight^T is (in_features, out_features): dense rows of weight are its columns.
-    const auto transpose = weight.transposed ? blas::Transpose::no : blas::Transpose::yes;
-    const T* first_weight = weight.data + output * (weight.transposed ? 1 : weight.stride);
-    blas::gemm(blas::Transpose::no, transpose, m, n, in_features, T(1), x + row * in_features, in_features,
-               first_weight, weight.stride, T(bias ? 1 : 0), target, out_features);
-  });
+  // weight^T is (in_features, out_features): dense rows of weight are its columns.
+  const MatrixView<T> right{weight.data, weight.transposed ? weight.stride : 1,
+                            weight.transposed ? 1 : weight.stride};
+  matrix_product(rows, out_features, in_features, {x, in_features, 1}, right, bias, Write::replace, y,
+                 out_features);
 }
 
 template void linear(const float*, Index, Index, WeightView<float>, const float*, Index, float*);
@@ -98,16 +65,8 @@ void linear_input_gradient(const T* d_y, Index d_y_stride, Index rows, Index out
   if (has_few_rows<T>(rows, out_features, true) && write == Write::replace && d_y_stride == out_features)
     return linear(d_y, rows, out_features, WeightView<T>{weight, in_features, true},
                   static_cast<const T*>(nullptr), in_features, d_x);
-  const PanelShape panel = panel_shape(rows, in_features, out_features);
-  const Index columns = ceil_div(in_features, panel.outputs);
-  const double work = product_time<T>(rows, in_features, out_features);
-  parallel_for(ceil_div(rows, panel.rows) * columns, work, [&](Index task, int) {
-    const Index row = task / columns * panel.rows, first = task % columns * panel.outputs;
-    blas::gemm(blas::Transpose::no, blas::Transpose::no, std::min(panel.rows, rows - row),
-               std::min(panel.outputs, in_features - first), out_features, T(1), d_y + row * d_y_stride,
-               d_y_stride, weight + first, in_features, T(write == Write::add ? 1 : 0),
-               d_x + row * in_features + first, in_features);
-  });
+  matrix_product<T>(rows, in_features, out_features, {d_y, d_y_stride, 1}, {weight, in_features, 1}, nullptr,
+                    write, d_x, in_features);
 }
 
 namespace {
@@ -115,11 +74,12 @@ namespace {
 // sums (+)= the sums of the columns of x, in blocks of rows: long sums keep their accuracy.
 template <class T>
 void sum_columns(const T* x, Index stride, Index rows, Index columns, T* sums, Write write) {
-  constexpr Index block_rows = 64, width = 64;
-  for (Index first = 0; first < columns; first += width) {
-    const Index count = std::min(width, columns - first);
-    T total[width], block[width];
-    for (Index c = 0; c < count; ++c) total[c] = write == Write::add ? sums[first + c] : T(0);
+  constexpr Index block_rows = 64, width = 256;
+  const double work = static_cast<double>(rows * columns) * 0.05 * sizeof(T);
+  parallel_for(ceil_div(columns, width), work, [&](Index task, int) {
+    const Index first = task * width, count = std::min(width, columns - first);
+    T total[width] = {}, block[width];
+    if (write == Write::add) std::copy_n(sums + first, count, total);
     for (Index row = 0; row < rows; row += block_rows) {
       std::fill_n(block, width, T(0));
       for (Index r = row; r < std::min(rows, row + block_rows); ++r) {
@@ -129,17 +89,7 @@ void sum_columns(const T* x, Index stride, Index rows, Index columns, T* sums, W
       for (Index c = 0; c < count; ++c) total[c] += block[c];
     }
     std::copy_n(total, count, sums + first);
-  }
-}
-
-// Parts of the weight's gradient: large enough that packing is a small share, at least a few where the sums
-// are long.
-PanelShape gradient_panel_shape(Index out_features, Index in_features, Index rows) {
-  const Index parts = out_features * in_features * rows < 2'000'000 ? 1 : 4;
-  const Index width = even_part(in_features, 384);
-  const Index columns = ceil_div(in_features, width);
-  const Index height = std::min<Index>(256, ceil_div(out_features, ceil_div(parts, columns)));
-  return {std::max<Index>(even_part(out_features, std::max<Index>(height, 16)), 16), width};
+  });
 }
 
 }  // namespace
@@ -147,23 +97,11 @@ PanelShape gradient_panel_shape(Index out_features, Index in_features, Index row
 template <class T>
 void linear_weight_gradient(const T* x, const T* d_y, Index d_y_stride, Index rows, Index in_features,
                             Index out_features, T* d_weight, T* d_bias, Write write) {
-  if (in_features == 0) d_weight = nullptr;  // which has no elements
-  if (out_features == 0 || (d_weight == nullptr && d_bias == nullptr)) return;
-  const PanelShape panel = gradient_panel_shape(out_features, std::max<Index>(in_features, 1), rows);
-  const Index columns = d_weight == nullptr ? 1 : ceil_div(in_features, panel.outputs);
-  const double work = d_weight == nullptr ? static_cast<double>(rows * out_features) * 0.1
-                                          : product_time<T>(out_features, in_features, rows);
-  parallel_for(ceil_div(out_features, panel.rows) * columns, work, [&](Index task, int) {
-    const Index output = task / columns * panel.rows, first = task % columns * panel.outputs;
-    const Index m = std::min(panel.rows, out_features - output);
-    if (d_weight != nullptr) {
-      blas::gemm(blas::Transpose::yes, blas::Transpose::no, m, std::min(panel.outputs, in_features - first),
-                 rows, T(1), d_y + output, d_y_stride, x + first, in_features, T(write == Write::add ? 1 : 0),
-                 d_weight + output * in_features + first, in_features);
-    }
-    if (d_bias != nullptr && first == 0)
-      sum_columns(d_y + output, d_y_stride, rows, m, d_bias + output, write);
-  });
+  if (d_weight != nullptr) {
+    matrix_product<T>(out_features, in_features, rows, {d_y, 1, d_y_stride}, {x, in_features, 1}, nullptr,
+                      write, d_weight, in_features);
+  }
+  if (d_bias != nullptr) sum_columns(d_y, d_y_stride, rows, out_features, d_bias, write);
 }
 
 template void linear_input_gradient(const float*, Index, Index, Index, const float*, Index, float*, Write);

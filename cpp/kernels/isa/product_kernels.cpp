@@ -1,0 +1,207 @@
+// Matrix products of layers. The register tile is that of attention (block_product.h): as many rows as leave
+// the multiply-add units no gaps, times two vectors. Here both operands are packed, for they are read many
+// times: a strip of rows lies as [depth][rows], so that one pointer serves all its broadcasting loads, and a
+// panel of two vectors of columns as [depth][columns]. A block of strips stays in the L2 cache while the
+// panels go by, each panel in L1 while the strips go by (Goto and van de Geijn 2008, "Anatomy of
+// high-performance matrix multiplication").
+
+#include "kernels/product_kernels.h"
+
+#include "kernels/isa/block_product.h"
+#include "kernels/isa/transpose.h"
+
+namespace blasformer::BLASFORMER_ISA {
+
+namespace {
+
+template <class T>
+constexpr Index kPanel = 2 * Simd<T>::lanes;
+
+// Calls visit(first_row, rows) for each strip: evenly cut, so that none has too few rows to hide the latency
+// of its sums.
+template <class Visit>
+inline void each_strip(Index rows, const Visit& visit) {
+  const Index strips = ceil_div(rows, kMaxRows);
+  Index row = 0;
+  for (Index strip = 0; strip < strips; ++strip) {
+    const Index height = ceil_div(rows - row, strips - strip);
+    visit(row, height);
+    row += height;
+  }
+}
+
+// out[k * rows + r] = x[r * stride + k].
+template <class T>
+inline void transpose_strip(const T* x, Index stride, Index rows, Index depth, T* out) {
+  for (Index k = 0; k < depth; ++k) {
+    for (Index r = 0; r < rows; ++r) out[k * rows + r] = x[r * stride + k];
+  }
+}
+
+template <>
+inline void transpose_strip(const float* x, Index stride, Index rows, Index depth, float* out) {
+  Index r = 0;
+  for (; r + 4 <= rows; r += 4) {
+    const float* const row = x + r * stride;
+    Index k = 0;
+    for (; k + 4 <= depth; k += 4) {
+      __m128 a = _mm_loadu_ps(row + k), b = _mm_loadu_ps(row + stride + k);
+      __m128 c = _mm_loadu_ps(row + 2 * stride + k), d = _mm_loadu_ps(row + 3 * stride + k);
+      transpose_square(a, b, c, d);
+      _mm_storeu_ps(out + k * rows + r, a);
+      _mm_storeu_ps(out + (k + 1) * rows + r, b);
+      _mm_storeu_ps(out + (k + 2) * rows + r, c);
+      _mm_storeu_ps(out + (k + 3) * rows + r, d);
+    }
+    for (; k < depth; ++k) {
+      for (Index i = 0; i < 4; ++i) out[k * rows + r + i] = row[i * stride + k];
+    }
+  }
+  for (; r < rows; ++r) {
+    for (Index k = 0; k < depth; ++k) out[k * rows + r] = x[r * stride + k];
+  }
+}
+
+template <class T>
+void pack_left(MatrixView<T> left, Index rows, Index depth, T* packed) {
+  each_strip(rows, [&](Index first, Index height) {
+    const T* const x = left.data + first * left.row_stride;
+    if (left.column_stride == 1) {
+      transpose_strip(x, left.row_stride, height, depth, packed);
+    } else {
+      for (Index k = 0; k < depth; ++k) {
+        for (Index r = 0; r < height; ++r) packed[k * height + r] = x[k * left.column_stride + r];
+      }
+    }
+    packed += height * depth;
+  });
+}
+
+template <class T>
+void pack_right(MatrixView<T> right, Index depth, Index columns, T* packed) {
+  using S = Simd<T>;
+  for (Index first = 0; first < columns; first += kPanel<T>, packed += depth * kPanel<T>) {
+    const Index count = smaller(kPanel<T>, columns - first);
+    if (right.row_stride == 1) {
+      const T* row[kPanel<T>];
+      for (Index c = 0; c < kPanel<T>; ++c)  // columns that are not there repeat the last one
+        row[c] = right.data + (first + smaller(c, count - 1)) * right.column_stride;
+      transpose_rows(row, kPanel<T>, depth, packed);
+      continue;
+    }
+    const Index second = larger(count - S::lanes, 0), begun = smaller(count, S::lanes);
+    for (Index k = 0; k < depth; ++k) {
+      const T* const row = right.data + k * right.row_stride + first;
+      T* const target = packed + k * kPanel<T>;
+      if (count == kPanel<T>) {
+        S::store(target, S::load(row));
+        S::store(target + S::lanes, S::load(row + S::lanes));
+      } else {
+        S::store(target, S::load_first(row, begun));
+        S::store(target + S::lanes, second > 0 ? S::load_first(row + S::lanes, second) : S::zero());
+      }
+    }
+  }
+}
+
+template <class T, int rows>
+[[gnu::noinline]] void panel_tile(Index depth, const T* left, const T* right, const T* start,
+                                  Index start_stride, T* c, Index c_stride) {
+  using S = Simd<T>;
+  typename S::Vector sum[rows][2];
+#pragma GCC unroll 12
+  for (int r = 0; r < rows; ++r) {
+    __builtin_prefetch(c + r * c_stride, 1);
+    __builtin_prefetch(c + r * c_stride + kPanel<T> - 1, 1);
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v)
+      sum[r][v] = start != nullptr ? S::load(start + r * start_stride + v * S::lanes) : S::zero();
+  }
+  for (Index k = 0; k < depth; ++k) {
+    const typename S::Vector x = S::load(right), y = S::load(right + S::lanes);
+    right += kPanel<T>;
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; ++r) {
+      const typename S::Vector factor = S::broadcast(left[r]);
+      sum[r][0] = S::fma(factor, x, sum[r][0]);
+      sum[r][1] = S::fma(factor, y, sum[r][1]);
+    }
+    left += rows;
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < rows; ++r) {
+    S::store(c + r * c_stride, sum[r][0]);
+    S::store(c + r * c_stride + S::lanes, sum[r][1]);
+  }
+}
+
+template <class T>
+using PanelTile = void (*)(Index depth, const T* left, const T* right, const T* start, Index start_stride,
+                           T* c, Index c_stride);
+
+template <class T>
+constexpr PanelTile<T> kPanelTiles[] = {
+    panel_tile<T, 1>,  panel_tile<T, 2>,  panel_tile<T, 3>,
+    panel_tile<T, 4>,  panel_tile<T, 5>,  panel_tile<T, 6>,
+#if defined(BLASFORMER_ISA_avx512)
+    panel_tile<T, 7>,  panel_tile<T, 8>,  panel_tile<T, 9>,
+    panel_tile<T, 10>, panel_tile<T, 11>, panel_tile<T, 12>,
+#endif
+};
+
+// Where a panel has fewer columns than it could have.
+template <class T>
+void narrow_tile(Index rows, Index depth, const T* left, const T* right, Index columns, const T* start,
+                 Index start_stride, T* c, Index c_stride) {
+  T tile[kMaxRows * kPanel<T>] = {};
+  for (Index r = 0; r < rows && start != nullptr; ++r) {
+    for (Index i = 0; i < columns; ++i) tile[r * kPanel<T> + i] = start[r * start_stride + i];
+  }
+  kPanelTiles<T>[rows - 1](depth, left, right, tile, kPanel<T>, tile, kPanel<T>);
+  for (Index r = 0; r < rows; ++r) {
+    for (Index i = 0; i < columns; ++i) c[r * c_stride + i] = tile[r * kPanel<T> + i];
+  }
+}
+
+template <class T>
+void multiply(const T* left, Index rows, Index depth, const T* right, Index right_stride, Index columns,
+              const T* start, Index start_stride, T* c, Index c_stride) {
+  for (Index first = 0; first < columns; first += kPanel<T>, right += right_stride) {
+    const Index count = smaller(kPanel<T>, columns - first);
+    const T* strip = left;
+    each_strip(rows, [&](Index row, Index height) {
+      const T* const begin = start != nullptr ? start + row * start_stride + first : nullptr;
+      T* const target = c + row * c_stride + first;
+      if (count == kPanel<T>) {
+        kPanelTiles<T>[height - 1](depth, strip, right, begin, start_stride, target, c_stride);
+      } else {
+        narrow_tile(height, depth, strip, right, count, begin, start_stride, target, c_stride);
+      }
+      strip += height * depth;
+    });
+  }
+}
+
+template <class T>
+constexpr ProductKernels<T> kProductKernels = {
+    .panel = kPanel<T>,
+    .pack_left = pack_left<T>,
+    .pack_right = pack_right<T>,
+    .multiply = multiply<T>,
+};
+
+}  // namespace
+
+template <class T>
+const ProductKernels<T>& product_kernels();
+
+template <>
+const ProductKernels<float>& product_kernels() {
+  return kProductKernels<float>;
+}
+template <>
+const ProductKernels<double>& product_kernels() {
+  return kProductKernels<double>;
+}
+
+}  // namespace blasformer::BLASFORMER_ISA
