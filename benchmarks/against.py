@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import importlib.util
 import json
 import os
@@ -28,6 +29,8 @@ from pathlib import Path
 import numpy as np
 from cases import CASES, Case
 from libraries import LIBRARIES
+from training_cases import TRAINING_CASES, TrainingCase
+from training_libraries import TRAINERS
 
 HERE = Path(__file__).parent
 # Settings of a shell that change how a library works: all run as they come.
@@ -58,6 +61,8 @@ class Effort:
 
 QUICK = Effort(rounds=3, seconds=0.03, least_samples=1)
 THOROUGH = Effort(rounds=8, seconds=0.15, least_samples=4)
+# Steps of training whose losses are compared.
+LOSSES = 50
 
 
 class Process:
@@ -66,6 +71,7 @@ class Process:
 
     def __init__(self, library: str, python: str, environment: dict[str, str]) -> None:
         self.library = library
+        self.again = functools.partial(Process, library, python, environment)
         self.process = subprocess.Popen(
             [python, str(HERE / "worker.py"), library],
             stdin=subprocess.PIPE,
@@ -101,6 +107,10 @@ class Timing:
     error: float | None = None
     unsupported: str | None = None
 
+    # Of training alone:
+    peak_memory: int | None = None  # bytes
+    losses: list[float] | None = None  # of each step
+
     @property
     def least(self) -> float:
         return min(self.samples)
@@ -124,8 +134,7 @@ def run_case(
         if case.comparable():
             file = str(Path(folder, "truth.npz"))
             judge.ask("truth", name=case.name, results=file)
-            with np.load(file) as results:
-                truth = dict(results)
+            truth = read_arrays(file)
         for process in processes:
             timing = timings[process.library]
             file = str(Path(folder, f"{process.library}.npz"))
@@ -133,16 +142,54 @@ def run_case(
             timing.unsupported = answer.get("unsupported")
             timing.first_call = answer.get("first_call")
             if truth and not timing.unsupported:
-                with np.load(file) as results:
-                    timing.error = max(relative_error(results[name], exact) for name, exact in truth.items())
+                results = read_arrays(file)
+                timing.error = max(relative_error(results[name], exact) for name, exact in truth.items())
     running = [process for process in processes if not timings[process.library].unsupported]
+    measure(running, timings, effort, clock)
+    return timings
+
+
+def measure(processes: list[Process], timings: dict[str, Timing], effort: Effort, clock: str) -> None:
     for _ in range(effort.rounds):
-        for process in running:
+        for process in processes:
             answer = process.ask(
                 "measure", seconds=effort.seconds, least_samples=effort.least_samples, clock=clock
             )
             timings[process.library].samples += answer["samples"]
+
+
+def run_training(
+    case: TrainingCase, processes: list[Process], effort: Effort, clock: str
+) -> dict[str, Timing]:
+    timings = {process.library: Timing() for process in processes}
+    compared = case.dropout == 0  # every library draws its own random numbers
+    with tempfile.TemporaryDirectory() as folder:
+        truth: dict[str, np.ndarray] = {}
+        file = str(Path(folder, "gradients.npz"))
+        for process in processes:
+            if compared and process.library == "pytorch":
+                process.ask("true_gradients", name=case.name, results=file)
+                truth = read_arrays(file)
+        for process in processes:
+            timing = timings[process.library]
+            process.ask("prepare_training", name=case.name, results=file)
+            if truth:
+                results = read_arrays(file)
+                timing.error = max(relative_error(results[name], exact) for name, exact in truth.items())
+    measure(processes, timings, effort, clock)
+    for process in processes:
+        timing = timings[process.library]
+        if compared and case.has_loss:
+            timing.losses = process.ask("losses", name=case.name, steps=LOSSES)["losses"]
+        fresh = process.again()
+        timing.peak_memory = fresh.ask("peak_memory", name=case.name)["bytes"]
+        fresh.end()
     return timings
+
+
+def read_arrays(file: str) -> dict[str, np.ndarray]:
+    with np.load(file) as arrays:
+        return dict(arrays)
 
 
 # ---- Tables
@@ -166,6 +213,36 @@ def row_of(case: Case, timings: dict[str, Timing], libraries: list[str]) -> list
     cells.append("-" if ours.unsupported or not case.flops else f"{case.flops / ours.least * 1e-9:.3g}")
     errors = (timings[library].error for library in libraries)
     return [*cells, *("-" if error is None else f"{error:.1e}" for error in errors)]
+
+
+def training_row_of(case: TrainingCase, timings: dict[str, Timing]) -> list[str]:
+    ours, *others = timings.values()
+    tokens = case.batch * case.length
+    cells = [
+        case.name,
+        *(f"{milliseconds(timing.least)} / {milliseconds(timing.median)}" for timing in timings.values()),
+    ]
+    cells += [f"{other.least / ours.least:.2f}" for other in others]
+    cells += [f"{tokens / timing.least:,.0f}" for timing in timings.values()]
+    cells += [f"{timing.peak_memory / 2**20:.0f}" for timing in timings.values()]
+    cells += ["-" if timing.error is None else f"{timing.error:.1e}" for timing in timings.values()]
+    for other in others:
+        if ours.losses is None:
+            cells.append("-")
+            continue
+        theirs = np.array(other.losses)
+        cells.append(f"{np.max(np.abs(np.array(ours.losses) - theirs) / theirs):.1e}")
+    return cells
+
+
+def training_header_of(libraries: list[str]) -> list[str]:
+    ours, *others = libraries
+    cells = ["case", *(f"{library} ms" for library in libraries)]
+    cells += [f"{other} / ours" for other in others]
+    cells += [f"{library} tokens/s" for library in libraries]
+    cells += [f"{library} MiB" for library in libraries]
+    cells += [f"error {library}" for library in libraries]
+    return [*cells, *(f"losses, {ours} - {other}" for other in others)]
 
 
 def header_of(libraries: list[str]) -> list[str]:
@@ -227,7 +304,7 @@ def started(arguments: argparse.Namespace) -> Iterator[tuple[list[Process], Proc
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    groups = list(dict.fromkeys(case.group for case in CASES))
+    groups = list(dict.fromkeys(case.group for case in [*CASES, *TRAINING_CASES]))
     parser.add_argument("--quick", action="store_true", help="the whole table in a few minutes, less exactly")
     parser.add_argument("--groups", type=lambda text: text.split(","), default=groups, help=", ".join(groups))
     parser.add_argument("--filter", default="", help="only cases whose name contains this regular expression")
@@ -262,7 +339,11 @@ def main() -> None:
     arguments = parse_arguments()
     effort = QUICK if arguments.quick else THOROUGH
     chosen = re.compile(arguments.filter)
-    cases = [case for case in CASES if case.group in arguments.groups and chosen.search(case.name)]
+    cases = [
+        case
+        for case in [*CASES, *TRAINING_CASES]
+        if case.group in arguments.groups and chosen.search(case.name)
+    ]
     results = []
     with started(arguments) as (processes, judge):
         machine = conditions(arguments, processes)
@@ -271,19 +352,29 @@ def main() -> None:
         for group in dict.fromkeys(case.group for case in cases):
             rows = []
             members = [case for case in cases if case.group == group]
+            is_training = isinstance(members[0], TrainingCase)
+            if is_training:
+                running = [process for process in processes if process.library in TRAINERS]
+                header = training_header_of([process.library for process in running])
+            else:
+                header = header_of(libraries)
             for number, case in enumerate(members, 1):
                 print(f"{group} {number}/{len(members)}: {case.name}", file=sys.stderr, flush=True)
-                timings = run_case(case, processes, judge, effort, arguments.clock)
-                rows.append(row_of(case, timings, libraries))
+                if is_training:
+                    timings = run_training(case, running, effort, arguments.clock)
+                    rows.append(training_row_of(case, timings))
+                else:
+                    timings = run_case(case, processes, judge, effort, arguments.clock)
+                    rows.append(row_of(case, timings, libraries))
                 results.append(
                     {
                         "case": case.name,
                         "group": group,
-                        "flops": case.flops,
+                        "flops": None if is_training else case.flops,
                         "timings": {library: vars(timing) for library, timing in timings.items()},
                     }
                 )
-            print(f"\n### {group}\n\n{table(header_of(libraries), rows)}", flush=True)
+            print(f"\n### {group}\n\n{table(header, rows)}", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1))
 

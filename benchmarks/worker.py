@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
-from cases import BY_NAME
+from cases import BY_NAME, Arrays
 from libraries import LIBRARIES, Unsupported
+from training_cases import BATCHES, TRAINING_BY_NAME, TrainingCase
+from training_libraries import TRAINERS, Trainer
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 # A sample spans at least this long, so that reading the clock does not count: several calls of a tiny case.
 SHORTEST_SAMPLE = 50e-6
+# Steps after which the memory of training does not grow any more.
+STEPS_FOR_MEMORY = 3
 
 
 class Worker:
     def __init__(self, library: str) -> None:
+        self.name = library
         self.library = LIBRARIES[library]()
         self.case = None
         self.call: Callable[[], tuple] = lambda: ()
@@ -65,6 +73,54 @@ class Worker:
                     self.call()
                 samples.append((now() - start) / repeats)
         return {"samples": samples}
+
+    # ---- Training
+
+    def trainer(self, case: TrainingCase, state: Arrays | None, **options: str) -> Trainer:
+        return TRAINERS[self.name][case.kind](case, state, **options)
+
+    def true_gradients(self, name: str, results: str) -> dict:
+        """Writes the gradients of the first batch, in float64."""
+        case = TRAINING_BY_NAME[name]
+        trainer = self.trainer(case, case.state(), dtype="float64")
+        np.savez(results, **trainer.gradients(case.batches(1)[0]))
+        return {}
+
+    def prepare_training(self, name: str, results: str) -> dict:
+        """Writes the gradients of the first batch; from now on a call is a step."""
+        self.case = case = TRAINING_BY_NAME[name]
+        trainer = self.trainer(case, case.state())
+        batches = case.batches(BATCHES)
+        if not case.dropout:
+            np.savez(results, **trainer.gradients(batches[0]))
+        turns = itertools.cycle(batches)
+        self.call = lambda: trainer.step(next(turns))
+        return {}
+
+    def losses(self, name: str, steps: int) -> dict:
+        case = TRAINING_BY_NAME[name]
+        trainer = self.trainer(case, case.state())
+        return {"losses": [trainer.step(batch) for batch in case.batches(steps)]}
+
+    def peak_memory(self, name: str) -> dict:
+        """Bytes that weights, optimiser and some steps take at most, above what the library has at work on
+        something tiny. To be asked of a process that has done nothing else."""
+        case = TRAINING_BY_NAME[name]
+        smallest = case.smallest()
+        trainer = self.trainer(smallest, None)
+        for batch in smallest.batches(STEPS_FOR_MEMORY):
+            trainer.step(batch)
+        batches = case.batches(STEPS_FOR_MEMORY)
+        base = memory("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of before
+        trainer = self.trainer(case, None)
+        for batch in batches:
+            trainer.step(batch)
+        return {"bytes": memory("VmHWM") - base}
+
+
+def memory(name: str) -> int:
+    return 1024 * int(re.search(rf"{name}:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
 def main() -> None:

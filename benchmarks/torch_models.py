@@ -1,0 +1,97 @@
+"""The models of training_cases.py as they are written in PyTorch; calling one gives the loss."""
+
+from __future__ import annotations
+
+from cases import LAYER_NORM_EPS
+from torch import Tensor, nn
+from torch.nn import functional
+from training_cases import ClassifierTraining, LanguageModelTraining
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, d_model: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.c_attn = nn.Linear(d_model, 3 * d_model)
+        self.c_proj = nn.Linear(d_model, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, d_model = x.shape
+        query, key, value = (
+            part.view(batch, length, self.heads, -1).transpose(1, 2)
+            for part in self.c_attn(x).split(d_model, dim=-1)
+        )
+        y = functional.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout, is_causal=True)
+        y = self.c_proj(y.transpose(1, 2).reshape(batch, length, d_model))
+        return functional.dropout(y, self.dropout)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, d_model: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.c_fc = nn.Linear(d_model, 4 * d_model)
+        self.c_proj = nn.Linear(4 * d_model, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.c_proj(functional.gelu(self.c_fc(x), approximate="tanh"))
+        return functional.dropout(y, self.dropout)
+
+
+class Block(nn.Module):
+    def __init__(self, d_model: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(d_model, LAYER_NORM_EPS)
+        self.attn = CausalSelfAttention(d_model, heads, dropout)
+        self.ln_2 = nn.LayerNorm(d_model, LAYER_NORM_EPS)
+        self.mlp = FeedForward(d_model, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class LanguageModel(nn.Module):
+    def __init__(self, case: LanguageModelTraining) -> None:
+        super().__init__()
+        self.dropout = case.dropout
+        self.wte = nn.Embedding(case.vocab_size, case.d_model)
+        self.wpe = nn.Embedding(case.length, case.d_model)
+        self.h = nn.ModuleList(Block(case.d_model, case.heads, case.dropout) for _ in range(case.layers))
+        self.ln_f = nn.LayerNorm(case.d_model, LAYER_NORM_EPS)
+
+    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
+        x = functional.dropout(self.wte(ids) + self.wpe.weight[: ids.shape[1]], self.dropout)
+        for block in self.h:
+            x = block(x)
+        logits = functional.linear(self.ln_f(x), self.wte.weight)
+        return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+class Classifier(nn.Module):
+    def __init__(self, case: ClassifierTraining) -> None:
+        super().__init__()
+        self.dropout = case.dropout
+        self.tokens = nn.Embedding(case.vocab_size, case.d_model)
+        self.positions = nn.Embedding(case.length, case.d_model)
+        self.norm = nn.LayerNorm(case.d_model, LAYER_NORM_EPS)
+        layer = nn.TransformerEncoderLayer(
+            case.d_model,
+            case.heads,
+            4 * case.d_model,
+            dropout=case.dropout,
+            activation="gelu",
+            layer_norm_eps=LAYER_NORM_EPS,
+            batch_first=True,
+        )
+        self.encoder = nn.TransformerEncoder(layer, case.layers, enable_nested_tensor=False)
+        self.classifier = nn.Linear(case.d_model, case.classes)
+
+    def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
+        x = self.norm(self.tokens(ids) + self.positions.weight[: ids.shape[1]])
+        x = self.encoder(functional.dropout(x, self.dropout)).mean(dim=1)
+        return functional.cross_entropy(self.classifier(functional.dropout(x, self.dropout)), labels)
+
+
+MODELS: dict[str, type[nn.Module]] = {"language_model": LanguageModel, "classifier": Classifier}
