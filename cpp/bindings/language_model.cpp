@@ -3,23 +3,37 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "bindings/asked_weights.h"
 #include "bindings/layer.h"
 #include "bindings/loss.h"
 #include "bindings/token_sequences.h"
+#include "models/sampling.h"
 
 namespace blasformer::bindings {
 
 namespace {
 
+// Sequences that tokens are added to.
+class TokenCache {
+ public:
+  virtual ~TokenCache() = default;
+  // Logits of the token after the last, (batch, vocab_size).
+  virtual py::array add(py::object ids, py::object added) = 0;
+  // Goes on with these sequences, in that order.
+  virtual void choose(const std::vector<Index>& rows) = 0;
+};
+
 class LanguageModelLayer : public Layer {
  public:
+  virtual std::unique_ptr<TokenCache> new_cache(Index batch, Index capacity) const = 0;
   // (logits, {block: attention weights})
   virtual py::tuple call(const SequenceInput& input, const Selections& selections) const = 0;
   virtual py::tuple forward(const SequenceInput& input, Seed seed) const = 0;
@@ -37,6 +51,8 @@ class LanguageModelOf : public Holding<LanguageModelLayer, L> {
  public:
   using T = typename L::Scalar;
   using Holding<LanguageModelLayer, L>::Holding;
+
+  std::unique_ptr<TokenCache> new_cache(Index batch, Index capacity) const override;
 
   py::tuple call(const SequenceInput& input, const Selections& selections) const override {
     const std::shared_ptr<const L> model = this->layer();
@@ -76,6 +92,8 @@ class LanguageModelOf : public Holding<LanguageModelLayer, L> {
   }
 
  private:
+  class Tokens;
+
   double compute_loss(const SequenceInput& input, const Tensor<std::int64_t>& targets,
                       const LossArguments& arguments, Seed seed, L* gradients, Write write) const {
     const std::shared_ptr<const L> model = this->layer();
@@ -88,6 +106,43 @@ class LanguageModelOf : public Holding<LanguageModelLayer, L> {
     return mean_loss(sum, divisor);
   }
 };
+
+template <class L>
+class LanguageModelOf<L>::Tokens : public TokenCache {
+ public:
+  Tokens(const LanguageModelOf& model, Index batch, Index capacity)
+      : computing_(model), model_(model.layer()), cache_(model_->new_cache(batch, capacity)) {}
+
+  py::array add(py::object ids, py::object added) override {
+    const Tensor<std::int64_t> given = id_input(ids, "ids", true), counts = id_input(added, "added", true);
+    require(given.rank() == 2 && counts.shape() == cache_.seen.shape() && given.extent(0) == counts.extent(0),
+            "ids must be (batch, length) and added (batch,)");
+    Tensor<T> logits;
+    {
+      const ReleaseGil released;
+      logits = model_->add_tokens(given, counts, cache_);
+    }
+    return numpy_view(logits, true);
+  }
+
+  void choose(const std::vector<Index>& rows) override {
+    const Index batch = cache_.seen.size();
+    const bool there = std::ranges::all_of(rows, [&](Index row) { return row >= 0 && row < batch; });
+    require(there, "rows must lie in [0, ", batch, ")");
+    const ReleaseGil released;
+    cache_ = cache_.of_rows(rows);
+  }
+
+ private:
+  typename Holding<LanguageModelLayer, L>::Computing computing_;
+  std::shared_ptr<const L> model_;
+  typename L::Cache cache_;
+};
+
+template <class L>
+std::unique_ptr<TokenCache> LanguageModelOf<L>::new_cache(Index batch, Index capacity) const {
+  return std::make_unique<Tokens>(*this, batch, capacity);
+}
 
 std::unique_ptr<LanguageModelLayer> language_model(const std::string& dtype, Index vocab_size,
                                                    Index max_length, Index d_model, Index nhead,
@@ -112,12 +167,35 @@ std::unique_ptr<LanguageModelLayer> language_model(const std::string& dtype, Ind
   });
 }
 
+template <class T>
+py::array sample_rows(const py::array& logits, const SamplingOptions& options,
+                      const py::array_t<double, py::array::c_style | py::array::forcecast>& uniform) {
+  const Tensor<T> rows = input<T>(logits, "logits", false);
+  require(rows.rank() == 2 && rows.extent(1) > 0 && uniform.size() == rows.extent(0),
+          "logits must be (rows, vocabulary) and uniform (rows,)");
+  py::array_t<std::int64_t> ids(rows.extent(0));
+  sample(rows.data(), rows.extent(0), rows.extent(1), options, uniform.data(), ids.mutable_data());
+  return ids;
+}
+
+// Tokens chosen from logits (rows, vocabulary) by numbers in [0, 1), (rows,).
+py::array sample_tokens(const py::array& logits, double temperature, std::optional<Index> top_k, double top_p,
+                        const py::array_t<double, py::array::c_style | py::array::forcecast>& uniform) {
+  const SamplingOptions options{temperature, top_k, top_p};
+  if (dtype_of_array(logits) == DType::float64) return sample_rows<double>(logits, options, uniform);
+  return sample_rows<float>(logits, options, uniform);
+}
+
 }  // namespace
 
 void bind_language_model(py::module_& module) {
   using Model = LanguageModelLayer;
   using Object = const py::object&;
+  py::class_<TokenCache>(module, "TokenCache")
+      .def("add", &TokenCache::add, py::arg("ids"), py::arg("added"))
+      .def("choose", &TokenCache::choose, py::arg("rows"));
   py::class_<Model, Layer>(module, "LanguageModel")
+      .def("new_cache", &Model::new_cache, py::arg("batch"), py::arg("capacity"), py::keep_alive<0, 1>())
       .def(
           "call",
           [](const Model& model, Object ids, Object lengths, Object segments, const Selections& selections) {
@@ -160,6 +238,8 @@ void bind_language_model(py::module_& module) {
           },
           py::arg("ids"), py::arg("targets"), py::arg("lengths"), py::arg("segments"), py::arg("divisor"),
           py::arg("label_smoothing"), py::arg("ignore_index"), py::arg("seed"), py::arg("accumulate"));
+  module.def("sample_tokens", sample_tokens, py::arg("logits"), py::arg("temperature"), py::arg("top_k"),
+             py::arg("top_p"), py::arg("uniform"));
   module.def("language_model", language_model, py::arg("dtype"), py::arg("vocab_size"), py::arg("max_length"),
              py::arg("d_model"), py::arg("nhead"), py::arg("num_layers"), py::arg("dim_feedforward"),
              py::arg("dropout"), py::arg("activation"), py::arg("layer_norm_eps"), py::arg("tied"),

@@ -291,16 +291,24 @@ class Holding : public Base {
 
   std::unique_ptr<SavedOf<L>> new_saved() const { return std::make_unique<SavedOf<L>>(this, this->version_); }
 
+  // While it lives the weights stay as they are: changes go to new memory. The layer outlives it.
+  class Computing {
+   public:
+    explicit Computing(const Holding& layer) : count_(layer.computing_) { ++count_; }
+    ~Computing() { --count_; }
+    Computing(const Computing&) = delete;
+    Computing& operator=(const Computing&) = delete;
+
+   private:
+    int& count_;
+  };
+
   // Runs compute() without the interpreter lock, unless the work is so small that handing it over would be
   // noticed.
   template <class Compute>
   auto run(Index elements, const Compute& compute) const {
     if (static_cast<double>(elements) * static_cast<double>(size_) < 1e6) return compute();
-    struct Counted {
-      int& count;
-      explicit Counted(int& counted) : count(counted) { ++count; }
-      ~Counted() { --count; }
-    } counted(this->computing_);
+    const Computing counted(*this);
     const ReleaseGil released;
     return compute();
   }

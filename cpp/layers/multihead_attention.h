@@ -110,6 +110,10 @@ struct MultiheadAttention {
   Tensor<T> forward_packed(const Tensor<T>& x, const std::vector<Index>& starts,
                            const AttentionArguments& arguments = {}, Saved* saved = nullptr) const;
 
+  // The three projections alone. seed: of the dropout of adapters.
+  Projections project(const Tensor<T>& query, const Tensor<T>& key, const Tensor<T>& value,
+                      std::optional<std::uint64_t> seed) const;
+
   template <class Self, class Visit>
   static void each_parameter(Self& self, Visit&& visit) {
     if (!self.in_proj_weight.empty()) {
@@ -149,8 +153,6 @@ struct MultiheadAttention {
 
   std::array<Index, 4> first_rows() const;
   void check_inputs(const Tensor<T>& query, const Tensor<T>& key, const Tensor<T>& value) const;
-  Projections project(const Tensor<T>& query, const Tensor<T>& key, const Tensor<T>& value,
-                      std::optional<std::uint64_t> seed) const;
   // A packed sequence: rows [first, first + length) of its projections; nothing for all there is.
   struct Sequence {
     Index first, length;

@@ -94,8 +94,8 @@ struct BertModel {
     bool mean = false;
     std::vector<Tensor<T>> weights;
   };
-  // The last hidden states, (total, hidden_size). asked, if given, is by the index of the layer. Without a seed
-  // nothing is dropped.
+  // The last hidden states, (total, hidden_size). asked, if given, is by the index of the layer. Without a
+  // seed nothing is dropped.
   Tensor<T> forward(const PackedTokens& tokens, std::map<Index, Asked>* asked = nullptr,
                     std::optional<std::uint64_t> seed = std::nullopt, Saved* saved = nullptr) const;
   // tanh(dense(first row of each sequence)): (sequences, hidden_size); zeros for a sequence without tokens.

@@ -141,6 +141,54 @@ double LanguageModel<T>::loss(const TokenSequences& sequences, const Tensor<std:
   return total;
 }
 
+template <class T>
+auto LanguageModel<T>::Cache::of_rows(const std::vector<Index>& rows) const -> Cache {
+  Cache result{{}, Tensor<std::int64_t>({static_cast<Index>(rows.size())}), capacity};
+  for (const KeysAndValues<T>& block : h) result.h.push_back(block.of_rows(rows));
+  std::transform(rows.begin(), rows.end(), result.seen.data(), [this](Index b) { return seen.data()[b]; });
+  return result;
+}
+
+template <class T>
+auto LanguageModel<T>::new_cache(Index batch, Index capacity) const -> Cache {
+  Cache cache{{}, Tensor<std::int64_t>::full({batch}, 0), capacity};
+  for (const Block& block : h) cache.h.emplace_back(block.self_attn, batch, capacity);
+  return cache;
+}
+
+template <class T>
+Tensor<T> LanguageModel<T>::add_tokens(const Tensor<std::int64_t>& ids, const Tensor<std::int64_t>& added,
+                                       Cache& cache) const {
+  const Index batch = ids.extent(0), length = ids.extent(1), features = d_model();
+  Tensor<std::int64_t> positions({batch, length});
+  for (Index b = 0; b < batch; ++b) {
+    const std::int64_t seen = cache.seen.data()[b], count = added.data()[b];
+    require(count >= 0 && count <= length && seen + count <= cache.capacity,
+            "added must lie between 0 and what there is room for, got ", count);
+    for (Index i = 0; i < length; ++i) positions.data()[b * length + i] = i < count ? seen + i : 0;
+  }
+  Tensor<T> x = wpe.forward(wte.forward(ids), positions);
+  for (std::size_t i = 0; i < h.size(); ++i) {
+    Tensor<T> attended =
+        attend_causally(h[i].self_attn, h[i].norm1.forward(x), added, cache.seen, cache.h[i]);
+    add_residual(x, 0, std::nullopt, attended);
+    x = h[i].feed_forward.forward(h[i].norm2.forward(attended));
+    add_residual(attended, 0, std::nullopt, x);
+  }
+  Tensor<T> last = Tensor<T>::full({batch, features}, T(0));
+  for (Index b = 0; b < batch; ++b) {
+    const Index count = added.data()[b];
+    if (count > 0)
+      std::copy_n(x.data() + (b * length + count - 1) * features, features, last.data() + b * features);
+    cache.seen.data()[b] += count;
+  }
+  const Tensor<T> hidden = ln_f.forward(last);
+  Tensor<T> logits({batch, vocab_size()});
+  linear(hidden.data(), batch, features, output_weight().data(), static_cast<const T*>(nullptr), vocab_size(),
+         logits.data());
+  return logits;
+}
+
 template struct LanguageModel<float>;
 template struct LanguageModel<double>;
 

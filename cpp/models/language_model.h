@@ -15,6 +15,7 @@
 
 #include "core/tensor.h"
 #include "layers/activations.h"
+#include "layers/cached_attention.h"
 #include "layers/cross_entropy.h"
 #include "layers/embedding.h"
 #include "layers/encoder_layer.h"
@@ -86,6 +87,21 @@ struct LanguageModel {
   double loss(const TokenSequences& sequences, const Tensor<std::int64_t>& targets,
               const CrossEntropyOptions<T>& options, double divisor, std::optional<std::uint64_t> seed,
               LanguageModel* gradients, Write write) const;
+
+  // What is kept of sequences to which tokens are added.
+  struct Cache {
+    std::vector<KeysAndValues<T>> h;
+    Tensor<std::int64_t> seen;  // (batch,): the tokens so far
+    Index capacity;
+
+    Cache of_rows(const std::vector<Index>& rows) const;  // see KeysAndValues
+  };
+  // Room for `capacity` tokens of each of so many sequences.
+  Cache new_cache(Index batch, Index capacity) const;
+  // Adds the first added[b] ids of row b of `ids`, (batch, length), to sequence b. Returns the logits of the
+  // token after the last of each, (batch, vocab_size).
+  Tensor<T> add_tokens(const Tensor<std::int64_t>& ids, const Tensor<std::int64_t>& added,
+                       Cache& cache) const;
 
   template <class Self, class Visit>
   static void each_parameter(Self& self, Visit&& visit) {

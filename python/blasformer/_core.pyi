@@ -437,7 +437,22 @@ def classifier(
     seed: SupportsInt | SupportsIndex | None,
 ) -> Classifier: ...
 
+class TokenCache:
+    def add(self, ids: object, added: object) -> Array: ...
+    def choose(self, rows: Sequence[SupportsInt | SupportsIndex]) -> None: ...
+
+def sample_tokens(
+    logits: Array,
+    temperature: SupportsFloat | SupportsIndex,
+    top_k: SupportsInt | SupportsIndex | None,
+    top_p: SupportsFloat | SupportsIndex,
+    uniform: Array,
+) -> Array: ...
+
 class LanguageModel(Layer):
+    def new_cache(
+        self, batch: SupportsInt | SupportsIndex, capacity: SupportsInt | SupportsIndex
+    ) -> TokenCache: ...
     def call(
         self,
         ids: object,

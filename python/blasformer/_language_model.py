@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,9 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from . import _core
 from ._attention import Array, LayerWeights, choose_layers
+from ._generation import TokenSampler, padded, sequences_of, token_ids
 from ._model import Model
+from ._progress import progress_bar
 from ._random import Rng
 from .io import Checkpoint
 from .nn import _dtype, _initial_seed, _integer, _integer_or_none, _name, _number, _seed
@@ -251,6 +253,95 @@ class LanguageModel(Model):
         4
         """
         return int(self._held.target_count(ids, targets, lengths, segments, ignore_index))
+
+    def generate(
+        self,
+        prompt_ids: ArrayLike | Sequence[ArrayLike],
+        max_new_tokens: int,
+        *,
+        lengths: ArrayLike | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        rng: Rng | None = None,
+        stop_ids: int | Collection[int] = (),
+        progress: bool | None = None,
+    ) -> Any:
+        """Continue sequences, token by token.
+
+        prompt_ids: (length,) or (batch, length) integers, or a list of sequences of different lengths, each
+            of at least one token
+        max_new_tokens: how many tokens to add at most
+        lengths: (batch,) integers: how many ids, from the left, each prompt has
+        temperature: 0 takes the most probable token; otherwise tokens are drawn from
+            softmax(logits / temperature)
+        top_k: draw from the k most probable only
+        top_p: draw from the fewest most probable tokens (of the top_k) that together have this probability
+        rng: numpy.random.Generator or int that tokens are drawn from; needed for temperature > 0
+        stop_ids: tokens that end a sequence
+        progress: whether to show a bar; None does in terminals and notebooks if it takes longer than 2
+            seconds
+
+        Returns the new tokens, int64, without the prompt and with the stop token if there was one: an array
+        for one sequence, a list of arrays for several.
+
+        Keys and values of earlier tokens are kept, so that a token costs one position; sequences of different
+        lengths do not influence each other. A sequence that has grown to max_length goes on with its latter
+        half as all the context there is.
+
+        Raises IndexError, ValueError or TypeError for what does not fit, and ValueError if logits are NaN.
+
+        >>> model = LanguageModel(vocab_size=7, max_length=8, d_model=16, nhead=2, num_layers=1, rng=0)
+        >>> tokens = model.generate([1, 2, 3], 4, temperature=0.8, top_k=5, rng=0)
+        >>> [len(new) for new in model.generate([[1, 2, 3], [4]], max_new_tokens=20)]
+        [20, 20]
+        """
+        vocab_size, max_length = self._arguments["vocab_size"], self._arguments["max_length"]
+        prompts, single = sequences_of("prompt_ids", prompt_ids, lengths, vocab_size)
+        if any(len(prompt) == 0 for prompt in prompts):
+            raise ValueError("prompt_ids must have at least one token each, got an empty sequence")
+        count = _integer("max_new_tokens", max_new_tokens)
+        if count < 0:
+            raise ValueError(f"max_new_tokens must be at least 0, got {count}")
+        stops = token_ids("stop_ids", stop_ids, vocab_size)
+        sampler = TokenSampler(temperature, top_k, top_p, rng)
+
+        texts = [list(prompt[-max_length:]) for prompt in prompts]
+        new: list[list[int]] = [[] for _ in prompts]
+        active = list(range(len(prompts)))
+        cache: _core.TokenCache | None = None
+        with progress_bar(
+            count, progress, argument="progress", description="Generating", unit="token"
+        ) as advance:
+            while active and len(new[active[0]]) < count:
+                if cache is None or max(len(texts[i]) for i in active) > max_length:
+                    logits, cache = self._begin(active, texts, count - len(new[active[0]]))
+                else:
+                    last = np.array([[texts[i][-1]] for i in active], np.int64)
+                    logits = cache.add(last, np.ones(len(active), np.int64))
+                for i, token in zip(active, sampler(logits, active, len(prompts)).tolist(), strict=True):
+                    texts[i].append(token)
+                    new[i].append(token)
+                going = [k for k, i in enumerate(active) if new[i][-1] not in stops]
+                if len(going) < len(active):
+                    active = [active[k] for k in going]
+                    cache.choose(going)
+                advance(1)
+        results = [np.array(tokens, np.int64) for tokens in new]
+        return results[0] if single else results
+
+    def _begin(
+        self, active: list[int], texts: list[list[int]], remaining: int
+    ) -> tuple[Array, _core.TokenCache]:
+        """The logits after the texts that are active, and a cache of them with room for what follows."""
+        max_length = self._arguments["max_length"]
+        for i in active:
+            if len(texts[i]) > max_length:
+                texts[i] = texts[i][-max(max_length // 2, 1) :]
+        ids, lengths = padded([np.array(texts[i], np.int64) for i in active])
+        capacity = min(max_length, ids.shape[1] + remaining)
+        cache = self._held.new_cache(len(active), capacity)
+        return cache.add(ids, lengths), cache
 
     # ---- Folders, as transformers has them
 
