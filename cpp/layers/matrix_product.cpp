@@ -25,10 +25,13 @@ ProductCut product_cut(Index rows, Index columns, Index depth, Index panel, Inde
   constexpr Index enough_tasks = 8, packed_bytes = 32 << 20;
   ProductCut cut{};
   cut.depth = even_part(depth, 2048 / item_size, 1);
-  cut.rows = even_part(rows, 192, 1);
+  // An even number of blocks: two cores, or four, finish together.
+  constexpr Index largest_rows = 192;
+  const Index row_blocks = rows <= largest_rows ? 1 : round_up(ceil_div(rows, largest_rows), 2);
+  cut.rows = ceil_div(rows, row_blocks);
   cut.columns_at_once =
       std::max(panel, std::min(round_up(columns, panel), packed_bytes / item_size / depth / panel * panel));
-  const Index row_blocks = ceil_div(rows, cut.rows), at_once = std::min(columns, cut.columns_at_once);
+  const Index at_once = std::min(columns, cut.columns_at_once);
   const Index groups = std::min(ceil_div(enough_tasks, row_blocks), ceil_div(at_once, 128));
   cut.columns = even_part(at_once, ceil_div(at_once, groups), panel);
   return cut;
