@@ -337,6 +337,8 @@ def test_linear_is_as_accurate_as_numpy_across_the_edges_of_blocks(shape, dtype,
 
 
 def test_a_row_of_a_product_has_the_same_bits_whatever_other_rows_there_are(isa):
+    if isa == "baseline":
+        pytest.skip("there products are OpenBLAS's")
     random = np.random.default_rng(3)
     weight = random.standard_normal((97, 700)).astype(np.float32)
     x = random.standard_normal((301, 700)).astype(np.float32)
