@@ -91,6 +91,30 @@ ATTENDING = {
         (3, 13, 42),
         _attention(num_heads=6, num_kv_heads=2),
     ),
+    "rotary attention": Case(
+        _make(
+            nn.MultiheadAttention,
+            42,
+            3,
+            num_kv_heads=1,
+            rotary=nn.RotaryPositions(interleaved=False, base=100.0, dims=10),
+        ),
+        (2, 33, 42),
+        _attention(num_heads=3, num_kv_heads=1, rotary={"interleaved": False, "base": 100.0, "dims": 10}),
+    ),
+    "rotary encoder layer": Case(
+        _make(
+            nn.TransformerEncoderLayer,
+            36,
+            3,
+            20,
+            activation="gelu",
+            norm_first=True,
+            rotary=nn.RotaryPositions(interleaved=True),
+        ),
+        (2, 19, 36),
+        _encoder_layer(num_heads=3, activation="gelu", norm_first=True, rotary={"interleaved": True}),
+    ),
     "post-norm encoder layer": Case(
         _make(nn.TransformerEncoderLayer, 40, 5, 91, activation="gelu", layer_norm_eps=1e-12),
         (2, 33, 40),
@@ -232,6 +256,12 @@ def _decoder(**arguments):
     )
 
 
+def _transformer(**arguments):
+    return lambda p, source, target, *, dtype, **masks: reference.transformer(
+        p, source, target, **arguments, **masks, dtype=dtype
+    )
+
+
 DECODING = {
     "post-norm decoder layer": DecodingCase(
         _make(nn.TransformerDecoderLayer, 40, 5, 91, activation="gelu", layer_norm_eps=1e-12),
@@ -255,6 +285,18 @@ DECODING = {
         ((2, 7, 24), (2, 5, 24)),
         _decoder_layer(num_heads=3, activation="silu", norm="rms", gated=True, norm_first=True),
     ),
+    "rotary decoder layer": DecodingCase(
+        _make(
+            nn.TransformerDecoderLayer,
+            24,
+            3,
+            20,
+            activation="gelu",
+            rotary=nn.RotaryPositions(interleaved=False),
+        ),
+        ((2, 7, 24), (2, 5, 24)),
+        _decoder_layer(num_heads=3, activation="gelu", rotary={"interleaved": False}),
+    ),
     "post-norm decoder": DecodingCase(
         make_decoder(2, None, d_model=24, nhead=4, dim_feedforward=33, activation="gelu"),
         ((2, 11, 24), (2, 9, 24)),
@@ -273,6 +315,64 @@ DECODING = {
         _decoder(num_layers=2, num_heads=2, norm="rms", activation="silu"),
     ),
 }
+
+TRANSFORMERS = {
+    "post-norm": DecodingCase(
+        _make(nn.Transformer, 24, 4, 2, 3, 33, activation="gelu"),
+        ((2, 11, 24), (2, 9, 24)),
+        _transformer(num_heads=4, num_encoder_layers=2, num_decoder_layers=3, activation="gelu"),
+    ),
+    "pre-norm": DecodingCase(
+        _make(nn.Transformer, 24, 2, 2, 1, 17, activation="silu", norm_first=True, bias=False),
+        ((2, 5, 24), (2, 35, 24)),
+        _transformer(
+            num_heads=2, num_encoder_layers=2, num_decoder_layers=1, activation="silu", norm_first=True
+        ),
+    ),
+    "rotary, gated, RMS-norm": DecodingCase(
+        _make(
+            nn.Transformer,
+            24,
+            2,
+            1,
+            2,
+            17,
+            activation="silu",
+            norm_first=True,
+            norm="rms",
+            gated=True,
+            rotary=nn.RotaryPositions(interleaved=False),
+            num_kv_heads=1,
+        ),
+        ((3, 7, 24), (3, 6, 24)),
+        _transformer(
+            num_heads=2,
+            num_encoder_layers=1,
+            num_decoder_layers=2,
+            activation="silu",
+            norm_first=True,
+            norm="rms",
+            gated=True,
+            rotary={"interleaved": False},
+            num_kv_heads=1,
+        ),
+    ),
+}
+
+TRANSFORMER_MASKS = {
+    "nothing": lambda source, target, random: {},
+    "causal and lengths": lambda source, target, random: {
+        "causal": True,
+        "source_lengths": random.integers(0, source[1] + 1, source[0]),
+        "target_lengths": random.integers(0, target[1] + 1, target[0]),
+    },
+    "masks of all three": lambda source, target, random: {
+        "source_mask": random.random((source[1],) * 2) < 0.6,
+        "target_mask": random.random((target[0], 1, target[1], target[1])) < 0.6,
+        "memory_mask": random.random((target[1], source[1])) < 0.6,
+    },
+}
+
 
 DECODER_MASKS = {
     "nothing": lambda target, memory, random: {},

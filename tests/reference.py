@@ -714,8 +714,8 @@ def multi_head_attention(
     """concat_h attention(q_h, k_h, v_h) W_o^T; q, k, v are linear in query, key, value (Vaswani et al. 2017).
 
     in_proj_weight stacks the rows of the three projections; q_proj_weight, k_proj_weight and v_proj_weight
-    are used when key or value have widths of their own. rotary: arguments of rotary_embedding, applied to q
-    and k.
+    are used when key or value have widths of their own. rotary: arguments of rotary_embedding but for
+    positions, which are those that masks count: q and k turn by them.
     """
     key = query if key is None else key
     value = key if value is None else value
@@ -737,7 +737,12 @@ def multi_head_attention(
         )
     )
     if rotary is not None:
-        q, k = (rotary_embedding(x, **rotary, dtype=dtype) for x in (q, k))
+        causal, offset = (attention_arguments.get(name) for name in ("causal", "query_offset"))
+        leading = q.shape[:-3]
+        positions = query_positions(q.shape[-2], k.shape[-2], causal, offset, leading)[..., 0]
+        positions = positions[:, 0] if positions.ndim == 3 else positions
+        q = rotary_embedding(q, positions, **rotary, dtype=dtype)
+        k = rotary_embedding(k, np.arange(k.shape[-2]), **rotary, dtype=dtype)
     attended = attention(q, k, v, **attention_arguments, dtype=dtype)
     output = linear(
         merge_heads(attended.output),

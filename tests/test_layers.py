@@ -43,6 +43,25 @@ def test_attending_layers_take_the_masks_of_attention(name, mask, dtype):
     )
 
 
+@pytest.mark.parametrize("block", [32, 64, 50])
+def test_a_layer_takes_block_sparse_masks(block):
+    layer = nn.TransformerEncoderLayer(16, 2, 24, rng=0)
+    x = normal((2, 299, 16))
+    place = np.arange(299) // block
+    near = np.abs(place[:, None] - place) <= 1
+    mask = (near | (place == 0)) & (place != 3)  # a band of blocks and the first one, but nobody sees block 3
+    y = layer(x, mask=mask)
+    assert_as_accurate_as_numpy(
+        y,
+        lambda x, dtype: reference.transformer_encoder_layer(
+            layer.parameters(), x, num_heads=2, mask=mask, dtype=dtype
+        ),
+        x,
+    )
+    x[:, place == 3] = np.nan
+    assert same_bits(layer(x, mask=mask)[:, place != 3], y[:, place != 3])
+
+
 @pytest.mark.parametrize("name", ATTENDING)
 def test_alibi_slopes_reach_every_head(name):
     case = ATTENDING[name]

@@ -10,6 +10,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/attention_call.h"
+#include "layers/decoder_layer.h"
 #include "layers/multihead_attention.h"
 
 namespace blasformer::bindings {
@@ -30,6 +31,30 @@ template <class T>
 py::dict weight_arrays(const Asked<T>& asked) {
   py::dict arrays;
   for (const auto& [index, of_layer] : asked) arrays[py::int_(index)] = numpy_view(of_layer.weights, true);
+  return arrays;
+}
+
+template <class T>
+using AskedOfDecoder = std::map<Index, AskedDecoderWeights<T>>;
+
+// The same of both attentions of a decoder layer.
+template <class T>
+AskedOfDecoder<T> asked_of_decoder(const Selections& selections) {
+  AskedOfDecoder<T> asked;
+  for (const auto& [index, selection] : selections) {
+    asked[index].self_attn.selection = *selection_of(selection);
+    asked[index].multihead_attn.selection = asked[index].self_attn.selection;
+  }
+  return asked;
+}
+
+template <class T>
+py::dict weight_arrays(const AskedOfDecoder<T>& asked) {
+  py::dict arrays;
+  for (const auto& [index, of_layer] : asked) {
+    arrays[py::int_(index)] = py::make_tuple(numpy_view(of_layer.self_attn.weights, true),
+                                             numpy_view(of_layer.multihead_attn.weights, true));
+  }
   return arrays;
 }
 

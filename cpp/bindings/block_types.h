@@ -1,15 +1,30 @@
 #pragma once
 
+#include <pybind11/pybind11.h>
+
+#include <optional>
 #include <string>
 #include <type_traits>
 
+#include "bindings/arrays.h"
 #include "core/require.h"
 #include "layers/feed_forward.h"
 #include "layers/gated_feed_forward.h"
 #include "layers/layer_norm.h"
 #include "layers/rms_norm.h"
+#include "layers/rotary.h"
 
 namespace blasformer::bindings {
+
+// (interleaved, base, dims), or None; dims may be None, for all features of a head.
+inline std::optional<RotaryPositions> rotary_of(const py::object& argument, Index embed_dim,
+                                                Index num_heads) {
+  if (argument.is_none()) return std::nullopt;
+  const auto parts = argument.cast<py::tuple>();
+  const Index head_dim = num_heads > 0 ? embed_dim / num_heads : 0;
+  return RotaryPositions{parts[0].cast<bool>() ? RotaryPairs::interleaved : RotaryPairs::halves,
+                         parts[1].cast<double>(), parts[2].is_none() ? head_dim : parts[2].cast<Index>()};
+}
 
 // make(std::type_identity<Norm>, std::type_identity<Feed>) for the types that Transformer layers are built
 // from.

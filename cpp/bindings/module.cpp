@@ -17,6 +17,7 @@ void bind_models(py::module_& module);
 void bind_nn(py::module_& module);
 void bind_nn_decoder(py::module_& module);
 void bind_nn_positions(py::module_& module);
+void bind_nn_transformer(py::module_& module);
 void bind_optim(py::module_& module);
 void bind_runtime(py::module_& module);
 }  // namespace blasformer::bindings
@@ -40,6 +41,7 @@ PYBIND11_MODULE(_core, module) {
   blasformer::bindings::bind_models(module);
   blasformer::bindings::bind_nn_decoder(module);
   blasformer::bindings::bind_nn_positions(module);
+  blasformer::bindings::bind_nn_transformer(module);
   blasformer::bindings::bind_classifier(module);
   blasformer::bindings::bind_language_model(module);
   blasformer::bindings::bind_optim(module);

@@ -2,7 +2,6 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -12,6 +11,7 @@
 #include <vector>
 
 #include "bindings/arrays.h"
+#include "bindings/asked_weights.h"
 #include "bindings/attention_call.h"
 #include "bindings/block_types.h"
 #include "bindings/layer.h"
@@ -32,16 +32,14 @@ namespace blasformer::bindings {
 
 namespace {
 
-using Selections = std::vector<std::pair<Index, py::object>>;  // layer index, and what selection_of takes
-
 // Attends to its own input. Weights are asked for by the index of the layer (0 if there is but one) and come
 // as a dictionary.
 class SelfAttendingLayer : public Layer {
  public:
   virtual py::tuple call(const py::object& x, AttentionCall call, const Selections& selections) const = 0;
   virtual py::tuple forward(const py::object& x, AttentionCall call) const = 0;
-  // An encoder of copies of this layer and of a last norm, if any; with initial weights of its own if there is
-  // a seed.
+  // An encoder of copies of this layer and of a last norm, if any; with initial weights of its own if there
+  // is a seed.
   virtual std::unique_ptr<SelfAttendingLayer> stack(Index num_layers, const PlainLayer* norm,
                                                     Seed seed) const = 0;
 };
@@ -54,16 +52,6 @@ class MultiheadAttentionLayer : public Layer {
                             AttentionCall call) const = 0;
 };
 
-template <class T>
-using Asked = std::map<Index, AskedWeights<T>>;
-
-template <class T>
-py::dict weight_arrays(const Asked<T>& asked) {
-  py::dict arrays;
-  for (const auto& [index, of_layer] : asked) arrays[py::int_(index)] = numpy_view(of_layer.weights, true);
-  return arrays;
-}
-
 template <class L>
 class SelfAttendingLayerOf : public Holding<SelfAttendingLayer, L> {
  public:
@@ -72,8 +60,7 @@ class SelfAttendingLayerOf : public Holding<SelfAttendingLayer, L> {
 
   py::tuple call(const py::object& x, AttentionCall call, const Selections& selections) const override {
     const std::shared_ptr<const L> layer = this->layer();
-    Asked<T> asked;
-    for (const auto& [index, selection] : selections) asked[index].selection = *selection_of(selection);
+    Asked<T> asked = asked_of<T>(selections);
     py::array y = numpy_view(compute(*layer, input<T>(x, "x", false), call.arguments, nullptr, asked), true);
     return py::make_tuple(std::move(y), weight_arrays(asked));
   }
@@ -220,10 +207,13 @@ std::unique_ptr<PlainLayer> dropout_layer(const std::string& dtype, double p) {
 std::unique_ptr<MultiheadAttentionLayer> multihead_attention_layer(const std::string& dtype, Index embed_dim,
                                                                    Index num_heads, Index num_kv_heads,
                                                                    Index kdim, Index vdim, double dropout,
-                                                                   bool bias, std::uint64_t seed) {
+                                                                   bool bias, const py::object& rotary,
+                                                                   std::uint64_t seed) {
   return for_dtype<MultiheadAttentionLayer>(dtype, [&]<class T>(T) {
     return initialised<MultiheadAttentionOf>(
-        MultiheadAttention<T>(embed_dim, num_heads, num_kv_heads, kdim, vdim, dropout, bias), seed);
+        MultiheadAttention<T>(embed_dim, num_heads, num_kv_heads, kdim, vdim, dropout, bias,
+                              rotary_of(rotary, embed_dim, num_heads)),
+        seed);
   });
 }
 
@@ -231,10 +221,11 @@ std::unique_ptr<SelfAttendingLayer> encoder_layer(const std::string& dtype, Inde
                                                   Index num_kv_heads, Index dim_feedforward, double dropout,
                                                   const std::string& activation, double layer_norm_eps,
                                                   bool norm_first, bool bias, const std::string& norm,
-                                                  bool gated, bool recompute, std::uint64_t seed) {
+                                                  bool gated, bool recompute, const py::object& rotary,
+                                                  std::uint64_t seed) {
   const TransformerLayerSizes sizes{
       d_model, nhead,          num_kv_heads, dim_feedforward, activation_from_name(activation),
-      dropout, layer_norm_eps, bias,         recompute};
+      dropout, layer_norm_eps, bias,         recompute,       rotary_of(rotary, d_model, nhead)};
   return for_dtype<SelfAttendingLayer>(dtype, [&]<class T>(T) {
     return with_block_types<T>(
         norm, gated,
@@ -315,11 +306,11 @@ void bind_nn(py::module_& module) {
   module.def("dropout_layer", dropout_layer, py::arg("dtype"), py::arg("p"));
   module.def("multihead_attention_layer", multihead_attention_layer, py::arg("dtype"), py::arg("embed_dim"),
              py::arg("num_heads"), py::arg("num_kv_heads"), py::arg("kdim"), py::arg("vdim"),
-             py::arg("dropout"), py::arg("bias"), py::arg("seed"));
+             py::arg("dropout"), py::arg("bias"), py::arg("rotary"), py::arg("seed"));
   module.def("encoder_layer", encoder_layer, py::arg("dtype"), py::arg("d_model"), py::arg("nhead"),
              py::arg("num_kv_heads"), py::arg("dim_feedforward"), py::arg("dropout"), py::arg("activation"),
              py::arg("layer_norm_eps"), py::arg("norm_first"), py::arg("bias"), py::arg("norm"),
-             py::arg("gated"), py::arg("recompute"), py::arg("seed"));
+             py::arg("gated"), py::arg("recompute"), py::arg("rotary"), py::arg("seed"));
 }
 
 }  // namespace blasformer::bindings

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <iterator>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -12,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/asked_weights.h"
 #include "bindings/attention_call.h"
 #include "bindings/block_types.h"
 #include "bindings/layer.h"
@@ -45,8 +45,6 @@ DecoderCall decoder_call(const py::tuple& masks, const py::tuple& memory_masks, 
   return call;
 }
 
-using Selections = std::vector<std::pair<Index, py::object>>;  // layer index, and what selection_of takes
-
 // Attends to its own input and to a memory. Weights are asked for by the index of the layer (0 if there is
 // but one) and come as a dictionary of pairs.
 class DecodingLayer : public Layer {
@@ -63,32 +61,22 @@ template <class L>
 class DecodingLayerOf : public Holding<DecodingLayer, L> {
  public:
   using T = typename L::Scalar;
-  using Asked = std::map<Index, AskedDecoderWeights<T>>;
   using Holding<DecodingLayer, L>::Holding;
 
   py::tuple call(const py::object& target, const py::object& memory, const DecoderCall& call,
                  const Selections& selections) const override {
     const std::shared_ptr<const L> layer = this->layer();
-    Asked asked;
-    for (const auto& [index, selection] : selections) {
-      asked[index].self_attn.selection = *selection_of(selection);
-      asked[index].multihead_attn.selection = asked[index].self_attn.selection;
-    }
+    AskedOfDecoder<T> asked = asked_of_decoder<T>(selections);
     py::array y = numpy_view(compute(*layer, input<T>(target, "target", false),
                                      input<T>(memory, "memory", false), call.arguments, nullptr, asked),
                              true);
-    py::dict weights;
-    for (const auto& [index, of_layer] : asked) {
-      weights[py::int_(index)] = py::make_tuple(numpy_view(of_layer.self_attn.weights, true),
-                                                numpy_view(of_layer.multihead_attn.weights, true));
-    }
-    return py::make_tuple(std::move(y), std::move(weights));
+    return py::make_tuple(std::move(y), weight_arrays(asked));
   }
 
   py::tuple forward(const py::object& target, const py::object& memory, DecoderCall call) const override {
     auto saved = this->new_saved();
     const std::shared_ptr<const L> layer = this->layer();
-    Asked none;
+    AskedOfDecoder<T> none;
     const Tensor<T> y = compute(*layer, input<T>(target, "target", true), input<T>(memory, "memory", true),
                                 call.arguments, &*saved->values, none);
     saved->output_shape = y.shape();
@@ -108,7 +96,8 @@ class DecodingLayerOf : public Holding<DecodingLayer, L> {
 
  private:
   Tensor<T> compute(const L& layer, const Tensor<T>& target, const Tensor<T>& memory,
-                    const DecoderArguments& arguments, typename L::Saved* saved, Asked& asked) const {
+                    const DecoderArguments& arguments, typename L::Saved* saved,
+                    AskedOfDecoder<T>& asked) const {
     return this->run(target.size() + memory.size(), [&] {
       if constexpr (requires { layer.layers; }) {
         return layer.forward(target, memory, arguments, saved, &asked);
@@ -124,10 +113,10 @@ std::unique_ptr<DecodingLayer> decoder_layer(const std::string& dtype, Index d_m
                                              Index num_kv_heads, Index dim_feedforward, double dropout,
                                              const std::string& activation, double layer_norm_eps,
                                              bool norm_first, bool bias, const std::string& norm, bool gated,
-                                             bool recompute, std::uint64_t seed) {
+                                             bool recompute, const py::object& rotary, std::uint64_t seed) {
   const TransformerLayerSizes sizes{
       d_model, nhead,          num_kv_heads, dim_feedforward, activation_from_name(activation),
-      dropout, layer_norm_eps, bias,         recompute};
+      dropout, layer_norm_eps, bias,         recompute,       rotary_of(rotary, d_model, nhead)};
   return for_dtype<DecodingLayer>(dtype, [&]<class T>(T) {
     return with_block_types<T>(
         norm, gated,
@@ -162,7 +151,7 @@ void bind_nn_decoder(py::module_& module) {
   module.def("decoder_layer", decoder_layer, py::arg("dtype"), py::arg("d_model"), py::arg("nhead"),
              py::arg("num_kv_heads"), py::arg("dim_feedforward"), py::arg("dropout"), py::arg("activation"),
              py::arg("layer_norm_eps"), py::arg("norm_first"), py::arg("bias"), py::arg("norm"),
-             py::arg("gated"), py::arg("recompute"), py::arg("seed"));
+             py::arg("gated"), py::arg("recompute"), py::arg("rotary"), py::arg("seed"));
 }
 
 }  // namespace blasformer::bindings

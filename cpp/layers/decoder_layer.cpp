@@ -39,8 +39,8 @@ typename Layer::Saved saved_again(Layer layer, const typename Layer::Saved& save
 
 template <class T, class Norm, class Feed>
 DecoderSublayers<T, Norm, Feed>::DecoderSublayers(const TransformerLayerSizes& sizes)
-    : self_attn(attention_of<T>(checked(sizes))),
-      multihead_attn(attention_of<T>(sizes)),
+    : self_attn(attention_of<T>(checked(sizes), sizes.rotary)),
+      multihead_attn(attention_of<T>(sizes, std::nullopt)),
       feed_forward(sizes.d_model, sizes.dim_feedforward, sizes.activation, sizes.dropout_p, sizes.with_bias),
       norm1(norm_of<Norm>(sizes)),
       norm2(norm_of<Norm>(sizes)),

@@ -46,7 +46,7 @@ typename Layer::Saved saved_again(Layer layer, const typename Layer::Saved& save
 
 template <class T, class Norm, class Feed>
 EncoderSublayers<T, Norm, Feed>::EncoderSublayers(const TransformerLayerSizes& sizes)
-    : self_attn(attention_of<T>(checked(sizes))),
+    : self_attn(attention_of<T>(checked(sizes), sizes.rotary)),
       feed_forward(sizes.d_model, sizes.dim_feedforward, sizes.activation, sizes.dropout_p, sizes.with_bias),
       norm1(norm_of<Norm>(sizes)),
       norm2(norm_of<Norm>(sizes)),

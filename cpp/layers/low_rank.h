@@ -13,12 +13,14 @@
 
 #include "core/tensor.h"
 #include "layers/initialiser.h"
+#include "layers/parameters.h"
 #include "layers/write.h"
 
 namespace blasformer {
 
 template <class T>
 struct LowRank {
+  using Scalar = T;
   Tensor<T> a;  // (rank, in_features)
   Tensor<T> b;  // (out_features, rank)
   double scale, dropout_p;
@@ -67,10 +69,12 @@ struct AdaptedWeight {
 // The linear layers of a part of a layer: visit("prefix.name", AdaptedWeight, std::optional<LowRank>&).
 template <class Layer, class Visit>
 void each_linear_of(const std::string& prefix, Layer& part, Visit&& visit) {
-  std::remove_const_t<Layer>::each_linear(
-      part, [&](const std::string& name, const auto& weight, auto& adapter) {
-        visit(name.empty() ? prefix : prefix + "." + name, weight, adapter);
-      });
+  using T = typename Layer::Scalar;
+  using Adapter = PartOf<Layer, std::optional<LowRank<T>>>;
+  const auto named = [&](const std::string& name, const AdaptedWeight<T>& weight, Adapter& adapter) {
+    visit(name.empty() ? prefix : prefix + "." + name, weight, adapter);
+  };
+  std::remove_const_t<Layer>::each_linear(part, Visitor<const AdaptedWeight<T>, Adapter>(named));
 }
 
 // The seed of adapter number `index` of a layer whose pass has that seed.

@@ -3,12 +3,16 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdint>
+#include <numeric>
 #include <string>
 
 #include "core/describe.h"
 #include "core/require.h"
+#include "core/tensor_view.h"
 #include "core/thread_pool.h"
 #include "layers/dropout.h"
+#include "layers/positions.h"
 
 namespace blasformer {
 
@@ -40,6 +44,42 @@ Shape with_last(Shape shape, Index extent) {
   return shape;
 }
 
+// Where queries stand among the keys, as the masks of attention count: (length,), or (batch, length) for
+// offsets of their own.
+Tensor<std::int64_t> query_positions(const AttentionArguments& arguments, Index length, Index key_length) {
+  const auto from = [length](std::int64_t offset, std::int64_t* positions) {
+    std::iota(positions, positions + length, offset);
+  };
+  Tensor<std::int64_t> positions({length});
+  if (arguments.query_offset) {
+    const ArrayView& offset = *arguments.query_offset;
+    const auto* const offsets = static_cast<const std::int64_t*>(offset.data);
+    if (offset.rank == 0) {
+      from(*offsets, positions.data());
+      return positions;
+    }
+    positions = Tensor<std::int64_t>({offset.shape[0], length});
+    for (Index b = 0; b < offset.shape[0]; ++b)
+      from(offsets[b * offset.stride[0]], positions.data() + b * length);
+    return positions;
+  }
+  require(
+      length == key_length || arguments.causal != Causal::no, "rotary is ambiguous for query length ", length,
+      " and key length ", key_length,
+      ": causal must be \"upper_left\" (key j stands where query j does) or \"lower_right\" (the last key "
+      "stands where the last query does), or query_offset must be given");
+  from(arguments.causal == Causal::lower_right ? key_length - length : 0, positions.data());
+  return positions;
+}
+
+// Each sequence begins at 0.
+Tensor<std::int64_t> packed_positions(const std::vector<Index>& starts) {
+  Tensor<std::int64_t> positions({starts.back()});
+  for (std::size_t i = 0; i + 1 < starts.size(); ++i)
+    std::iota(positions.data() + starts[i], positions.data() + starts[i + 1], std::int64_t{0});
+  return positions;
+}
+
 template <class T>
 bool same_rows(const Tensor<T>& a, const Tensor<T>& b) {
   return a.data() == b.data() && a.shape() == b.shape();
@@ -49,12 +89,14 @@ bool same_rows(const Tensor<T>& a, const Tensor<T>& b) {
 
 template <class T>
 MultiheadAttention<T>::MultiheadAttention(Index embed_dim, Index num_heads_, Index num_kv_heads_, Index kdim,
-                                          Index vdim, double dropout_p_, bool with_bias)
+                                          Index vdim, double dropout_p_, bool with_bias,
+                                          const std::optional<RotaryPositions>& rotary_)
     : num_heads(num_heads_),
       num_kv_heads(num_kv_heads_),
       head_dim(0),
       dropout_p(dropout_p_),
-      out_proj(embed_dim, embed_dim, with_bias) {
+      out_proj(embed_dim, embed_dim, with_bias),
+      rotary(rotary_) {
   require(num_heads > 0, "num_heads must be positive, got ", num_heads);
   require(embed_dim % num_heads == 0, "embed_dim must be a multiple of num_heads = ", num_heads, ", got ",
           embed_dim);
@@ -64,6 +106,13 @@ MultiheadAttention<T>::MultiheadAttention(Index embed_dim, Index num_heads_, Ind
   require(vdim > 0, "vdim must be positive, got ", vdim);
   require_probability("dropout", dropout_p);
   head_dim = embed_dim / num_heads;
+  if (rotary) {
+    require(rotary->dims > 0 && rotary->dims % 2 == 0 && rotary->dims <= head_dim,
+            "dims of rotary must be positive, even and at most the ", head_dim, " features of a head, got ",
+            rotary->dims);
+    require(std::isfinite(rotary->base) && rotary->base > 0,
+            "base of rotary must be a finite number above 0, got ", rotary->base);
+  }
   const Index kv_rows = num_kv_heads * head_dim, rows = embed_dim + 2 * kv_rows;
   if (kdim == embed_dim && vdim == embed_dim) {
     in_proj_weight = Tensor<T>({rows, embed_dim});
@@ -172,14 +221,48 @@ AttentionArguments MultiheadAttention<T>::attention_arguments(const AttentionArg
 }
 
 template <class T>
+void MultiheadAttention<T>::turn(Turn direction, const AttentionArguments& arguments,
+                                 const std::vector<Index>& starts, const Projections& projections,
+                                 Tensor<T>& query_rows, Tensor<T>& key_rows) const {
+  const auto turn_heads = [&](Tensor<T>& rows, Index first_column, Index heads,
+                              const Tensor<std::int64_t>& positions) {
+    const MutableArrayView view =
+        heads_of<MutableArrayView>(rows.data() + first_column, rows.shape(), heads, head_dim);
+    const Elements<T> x(readable(view));
+    const MutableElements<T> y(view);
+    const Index batch = rows.rank() == 3 ? rows.extent(0) : 1, length = rows.extent(rows.rank() - 2);
+    const auto run = [&](auto rotate) {
+      rotate(x, batch, heads, length, head_dim, positions.data(), positions.rank() == 2, rotary->base,
+             rotary->pairs, rotary->dims, y);
+    };
+    if (direction == Turn::forward) {
+      run([](const auto&... arguments) { rotary_embedding<T>(arguments...); });
+    } else {
+      run([](const auto&... arguments) { rotary_backward<T>(arguments...); });
+    }
+  };
+  const Index length = query_rows.extent(query_rows.rank() - 2);
+  const Index key_length = key_rows.extent(key_rows.rank() - 2);
+  const bool packed = !starts.empty();
+  turn_heads(query_rows, projections.query.first_column, num_heads,
+             packed ? packed_positions(starts) : query_positions(arguments, length, key_length));
+  turn_heads(key_rows, projections.key.first_column, num_kv_heads,
+             packed ? packed_positions(starts) : consecutive_positions(key_length));
+}
+
+template <class T>
 Tensor<T> MultiheadAttention<T>::forward(const Tensor<T>& query, const Tensor<T>* key_or_null,
                                          const Tensor<T>* value_or_null, AttentionArguments arguments,
                                          Saved* saved, AskedWeights<T>* asked) const {
   const Tensor<T>& key = key_or_null != nullptr ? *key_or_null : query;
   const Tensor<T>& value = value_or_null != nullptr ? *value_or_null : key;
   check_inputs(query, key, value);
-  const Projections projected = project(query, key, value, arguments.seed);
+  Projections projected = project(query, key, value, arguments.seed);
   const AttentionArguments own = attention_arguments(arguments, projected, std::nullopt);
+  if (rotary) {
+    attention_output_shape(own);  // throws unless the offsets fit, among others
+    turn(Turn::forward, arguments, {}, projected, projected.query.rows, projected.key.rows);
+  }
 
   Tensor<T> attended(query.shape());
   AttentionStatistics<T> statistics;
@@ -241,7 +324,8 @@ Tensor<T> MultiheadAttention<T>::forward_packed(const Tensor<T>& x, const std::v
   require(!starts.empty() && starts.front() == 0 && starts.back() == x.extent(0) &&
               std::ranges::is_sorted(starts),
           "starts must rise from 0 to the ", x.extent(0), " rows of x");
-  const Projections projected = project(x, x, x, arguments.seed);
+  Projections projected = project(x, x, x, arguments.seed);
+  if (rotary) turn(Turn::forward, arguments, starts, projected, projected.query.rows, projected.key.rows);
   Tensor<T> attended(x.shape());
   std::vector<AttentionStatistics<T>> statistics(saved != nullptr ? starts.size() - 1 : 0);
   each_sequence(starts, [&](const Sequence& sequence) {
@@ -305,6 +389,7 @@ auto MultiheadAttention<T>::backward(const Saved& saved, const Tensor<T>& d_y, M
     d_rows[i] = stacked_on_last ? d_rows[i - 1] : Tensor<T>(projected[i]->rows.shape());
   }
   attention_gradients(saved, out_proj.backward(saved.out_proj, d_y, gradients.out_proj, write), d_rows);
+  if (rotary) turn(Turn::back, saved.arguments, saved.starts, saved.projections, d_rows[0], d_rows[1]);
 
   const bool stacked = !in_proj_weight.empty();
   const Tensor<T>* const weights[3] = {&q_proj_weight, &k_proj_weight, &v_proj_weight};

@@ -11,6 +11,7 @@
 #include "layers/initialiser.h"
 #include "layers/linear.h"
 #include "layers/parameters.h"
+#include "layers/rotary.h"
 
 namespace blasformer {
 
@@ -36,6 +37,7 @@ struct MultiheadAttention {
   Tensor<T> q_proj_weight, k_proj_weight, v_proj_weight;  // (.., embed_dim), (.., kdim), (.., vdim)
   Tensor<T> in_proj_bias;                                 // (rows,), or empty
   Linear<T> out_proj;                                     // (embed_dim, embed_dim)
+  std::optional<RotaryPositions> rotary;                  // of projected queries and keys
   std::array<std::optional<LowRank<T>>, 3> adapters;      // of the query's, key's and value's projection
 
   // Columns [first_column, first_column + heads * head_dim) of dense rows (batch, length, ..) or (length,
@@ -70,7 +72,8 @@ struct MultiheadAttention {
 
   // num_kv_heads divides num_heads; embed_dim is a multiple of num_heads.
   MultiheadAttention(Index embed_dim, Index num_heads, Index num_kv_heads, Index kdim, Index vdim,
-                     double dropout_p = 0, bool with_bias = true);
+                     double dropout_p = 0, bool with_bias = true,
+                     const std::optional<RotaryPositions>& rotary = std::nullopt);
 
   Index embed_dim() const { return out_proj.out_features(); }
   Index kdim() const { return k_proj_weight.empty() ? embed_dim() : k_proj_weight.extent(1); }
@@ -160,6 +163,11 @@ struct MultiheadAttention {
   };
   AttentionArguments attention_arguments(const AttentionArguments& arguments, const Projections& projections,
                                          const std::optional<Sequence>& sequence) const;
+  // Turns queries and keys in place by their positions, or their gradients back. They lie in these rows as
+  // the projections do.
+  enum class Turn { forward, back };
+  void turn(Turn direction, const AttentionArguments& arguments, const std::vector<Index>& starts,
+            const Projections& projections, Tensor<T>& query_rows, Tensor<T>& key_rows) const;
   template <class Attend>
   void each_sequence(const std::vector<Index>& starts, const Attend& attend) const;
   void attention_gradients(const Saved& saved, const Tensor<T>& d_attended, Tensor<T>* d_rows) const;

@@ -6,14 +6,37 @@
 #include <type_traits>
 
 #include "core/index.h"
+#include "core/tensor.h"
 
 namespace blasformer {
+
+// A borrowed void(const std::string& name, Things&...): visitors of one type for all who visit the parts of a
+// layer, so that the compiler writes each part's list once.
+template <class... Things>
+class Visitor {
+ public:
+  template <class Callable>
+  explicit Visitor(const Callable& callable)
+      : object_(&callable), call_([](const void* object, const std::string& name, Things&... things) {
+          (*static_cast<const Callable*>(object))(name, things...);
+        }) {}
+  void operator()(const std::string& name, Things&... things) const { call_(object_, name, things...); }
+
+ private:
+  const void* object_;
+  void (*call_)(const void*, const std::string&, Things&...);
+};
+
+// The type of a part of a layer that may be const.
+template <class Layer, class Part>
+using PartOf = std::conditional_t<std::is_const_v<Layer>, const Part, Part>;
 
 // The parameters of a part of a layer, as "prefix.name".
 template <class Layer, class Visit>
 void each_parameter_of(const std::string& prefix, Layer& part, Visit&& visit) {
-  std::remove_const_t<Layer>::each_parameter(
-      part, [&](const std::string& name, auto& tensor) { visit(prefix + "." + name, tensor); });
+  using Parameter = PartOf<Layer, Tensor<typename Layer::Scalar>>;
+  const auto named = [&](const std::string& name, Parameter& tensor) { visit(prefix + "." + name, tensor); };
+  std::remove_const_t<Layer>::each_parameter(part, Visitor<Parameter>(named));
 }
 
 // The tensors that the parameters lie in: the parameters themselves, but for layers that give parts of one

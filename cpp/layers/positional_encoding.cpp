@@ -1,7 +1,6 @@
 #include "layers/positional_encoding.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "core/describe.h"
 #include "core/require.h"
@@ -65,12 +64,6 @@ Tensor<T> scaled(const Tensor<T>& x, double scale) {
 }
 
 }  // namespace
-
-Tensor<std::int64_t> consecutive_positions(Index length, std::int64_t first) {
-  Tensor<std::int64_t> positions({length});
-  std::iota(positions.data(), positions.data() + length, first);
-  return positions;
-}
 
 template <class T>
 SinusoidalEncoding<T>::SinusoidalEncoding(Index d_model_, SinusoidLayout layout_, double scale_,

@@ -19,9 +19,6 @@ namespace blasformer {
 // positions (length,) or (batch, length). Two types by what the encoding is: sines and cosines, or rows that
 // are learned.
 
-// first, first + 1, ..: (length,).
-Tensor<std::int64_t> consecutive_positions(Index length, std::int64_t first = 0);
-
 // Vaswani et al. 2017, section 3.5.
 template <class T>
 struct SinusoidalEncoding {

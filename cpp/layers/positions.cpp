@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "core/thread_pool.h"
@@ -54,6 +55,12 @@ void encode(Index rows, Index d_model, SinusoidLayout layout, PositionOf positio
 }
 
 }  // namespace
+
+Tensor<std::int64_t> consecutive_positions(Index length, std::int64_t first) {
+  Tensor<std::int64_t> positions({length});
+  std::iota(positions.data(), positions.data() + length, first);
+  return positions;
+}
 
 template <class T>
 void sinusoidal_positions(Index length, Index d_model, SinusoidLayout layout, std::int64_t first,

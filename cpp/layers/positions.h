@@ -3,9 +3,13 @@
 #include <cstdint>
 
 #include "core/index.h"
+#include "core/tensor.h"
 #include "kernels/elements.h"
 
 namespace blasformer {
+
+// first, first + 1, ..: (length,).
+Tensor<std::int64_t> consecutive_positions(Index length, std::int64_t first = 0);
 
 // interleaved   features 2 i and 2 i + 1 are sin and cos of position * 10000^(-2 i / d_model)
 //               (Vaswani et al. 2017)

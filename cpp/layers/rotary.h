@@ -11,6 +11,13 @@ namespace blasformer {
 // GPT-NeoX.
 enum class RotaryPairs { interleaved, halves };
 
+// Rotary positions as part of attention, where queries and keys turn by their positions.
+struct RotaryPositions {
+  RotaryPairs pairs;
+  double base;
+  Index dims;  // features of a head that turn
+};
+
 // Rotates pair i of the first dims features of x by the angle position * base^(-2 i / dims) (Su et al. 2021);
 // the rest is copied. x and y are (batch, heads, length, head_dim); y may be x. positions are (length,), or
 // (batch, length) if positions_per_batch. dims is even. Angles, sines and cosines are computed in double.

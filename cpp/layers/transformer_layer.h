@@ -22,15 +22,17 @@ struct TransformerLayerSizes {
   double dropout_p = 0, layer_norm_eps = 1e-5;
   bool with_bias = true;   // of the linear and of the norm layers
   bool recompute = false;  // whether backward computes again, from the inputs alone, what it needs
+  std::optional<RotaryPositions> rotary = std::nullopt;  // of self-attention
 };
 
 // Throws std::invalid_argument in the words of the layer, before its parts would in theirs.
 const TransformerLayerSizes& checked(const TransformerLayerSizes& sizes);
 
 template <class T>
-MultiheadAttention<T> attention_of(const TransformerLayerSizes& sizes) {
+MultiheadAttention<T> attention_of(const TransformerLayerSizes& sizes,
+                                   const std::optional<RotaryPositions>& rotary) {
   return {sizes.d_model, sizes.num_heads, sizes.num_kv_heads, sizes.d_model,
-          sizes.d_model, sizes.dropout_p, sizes.with_bias};
+          sizes.d_model, sizes.dropout_p, sizes.with_bias,    rotary};
 }
 
 template <class Norm>

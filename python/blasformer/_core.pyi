@@ -196,6 +196,25 @@ class DecodingLayer(Layer):
         seed: SupportsInt | SupportsIndex | None,
     ) -> DecodingLayer: ...
 
+class TransformerLayer(Layer):
+    def call(
+        self,
+        source: object,
+        target: object,
+        masks: tuple[Any, ...],
+        of_encoder: Sequence[tuple[SupportsInt | SupportsIndex, object]],
+        of_decoder: Sequence[tuple[SupportsInt | SupportsIndex, object]],
+    ) -> tuple[Array, dict[int, Array], dict[int, tuple[Array, Array]]]: ...
+    def forward(
+        self,
+        source: object,
+        target: object,
+        masks: tuple[Any, ...],
+        seed: SupportsInt | SupportsIndex | None,
+    ) -> tuple[Array, Saved]: ...
+    def encode(self, source: object, masks: tuple[Any, ...]) -> Array: ...
+    def decode(self, target: object, memory: object, masks: tuple[Any, ...]) -> Array: ...
+
 class MultiheadAttentionLayer(Layer):
     def call(
         self, query: object, key: object, value: object, arguments: tuple[Any, ...], selection: object
@@ -273,6 +292,7 @@ def multihead_attention_layer(
     vdim: SupportsInt | SupportsIndex,
     dropout: SupportsFloat | SupportsIndex,
     bias: bool,
+    rotary: object,
     seed: SupportsInt | SupportsIndex,
 ) -> MultiheadAttentionLayer: ...
 def encoder_layer(
@@ -289,8 +309,28 @@ def encoder_layer(
     norm: str,
     gated: bool,
     recompute: bool,
+    rotary: object,
     seed: SupportsInt | SupportsIndex,
 ) -> SelfAttendingLayer: ...
+def transformer(
+    dtype: str,
+    d_model: SupportsInt | SupportsIndex,
+    nhead: SupportsInt | SupportsIndex,
+    num_encoder_layers: SupportsInt | SupportsIndex,
+    num_decoder_layers: SupportsInt | SupportsIndex,
+    num_kv_heads: SupportsInt | SupportsIndex,
+    dim_feedforward: SupportsInt | SupportsIndex,
+    dropout: SupportsFloat | SupportsIndex,
+    activation: str,
+    layer_norm_eps: SupportsFloat | SupportsIndex,
+    norm_first: bool,
+    bias: bool,
+    norm: str,
+    gated: bool,
+    recompute: bool,
+    rotary: object,
+    seed: SupportsInt | SupportsIndex,
+) -> TransformerLayer: ...
 def decoder_layer(
     dtype: str,
     d_model: SupportsInt | SupportsIndex,
@@ -305,6 +345,7 @@ def decoder_layer(
     norm: str,
     gated: bool,
     recompute: bool,
+    rotary: object,
     seed: SupportsInt | SupportsIndex,
 ) -> DecodingLayer: ...
 

@@ -20,6 +20,7 @@ import fnmatch
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -45,11 +46,14 @@ __all__ = [
     "MultiheadAttention",
     "PositionalEncoding",
     "RMSNorm",
+    "RotaryPositions",
     "Sequential",
+    "Transformer",
     "TransformerDecoder",
     "TransformerDecoderLayer",
     "TransformerEncoder",
     "TransformerEncoderLayer",
+    "TransformerWeights",
 ]
 
 
@@ -612,6 +616,40 @@ class Dropout(_PlainLayer):
         self._held = _core.dropout_layer(**self._arguments)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RotaryPositions:
+    """Rotary positions inside attention: queries and keys turn by angles that grow with their positions.
+
+    The product of a query and a key, their score, then depends on their distance alone.
+    Pair i of the first `dims` features of each head turns by position * base**(-2 i / dims), as in
+    rotary_embedding. A query's position is that among the keys, as masks count it: query_offset + i, or what
+    causal="lower_right" says, or i.
+
+    interleaved: which features are a pair: True for (2 i, 2 i + 1), as in GPT-J and the first Llama; False
+        for (i, i + dims / 2), as in GPT-NeoX and the Llama of transformers
+    base: of the frequencies
+    dims: how many features turn, an even number; by default all of a head
+
+    Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding".
+
+    >>> RotaryPositions(interleaved=False)
+    RotaryPositions(interleaved=False, base=10000.0, dims=None)
+    """
+
+    interleaved: bool
+    base: float = 10000.0
+    dims: int | None = None
+
+
+def _rotary(rotary: RotaryPositions | None) -> tuple[bool, float, int | None] | None:
+    if rotary is None:
+        return None
+    if not isinstance(rotary, RotaryPositions):
+        raise TypeError(f"rotary must be a RotaryPositions or None, got {type(rotary).__name__}")
+    dims = None if rotary.dims is None else _integer("dims of rotary", rotary.dims)
+    return bool(rotary.interleaved), _number("base of rotary", rotary.base), dims
+
+
 class MultiheadAttention(Layer):
     """concat over heads of softmax(q @ k.T / sqrt(head_dim)) @ v, times the output projection.
 
@@ -627,6 +665,7 @@ class MultiheadAttention(Layer):
     kdim, vdim : features of key and of value; embed_dim by default
     num_kv_heads : heads of k and v, a divisor of num_heads that each serve num_heads / num_kv_heads heads of
         q (Ainslie et al. 2023); num_heads by default
+    rotary : RotaryPositions of projected queries and keys; none by default
     dtype : float32 or float64
     rng : numpy.random.Generator or int that the initial weights are drawn from, as in PyTorch; a fresh one by
         default
@@ -676,6 +715,7 @@ class MultiheadAttention(Layer):
         kdim: int | None = None,
         vdim: int | None = None,
         num_kv_heads: int | None = None,
+        rotary: RotaryPositions | None = None,
         dtype: DTypeLike = np.float32,
         rng: Rng | None = None,
     ) -> None:
@@ -687,6 +727,7 @@ class MultiheadAttention(Layer):
             "kdim": None if kdim is None else _integer("kdim", kdim),
             "vdim": None if vdim is None else _integer("vdim", vdim),
             "num_kv_heads": None if num_kv_heads is None else _integer("num_kv_heads", num_kv_heads),
+            "rotary": rotary,
             "dtype": _dtype(dtype),
         }
         defaults = {
@@ -695,6 +736,7 @@ class MultiheadAttention(Layer):
             "num_kv_heads": arguments["num_heads"],
         }
         given = {name: value for name, value in arguments.items() if value is not None}
+        given["rotary"] = _rotary(rotary)
         self._held = _core.multihead_attention_layer(**defaults | given, seed=_initial_seed(rng))
 
     def __call__(
@@ -908,6 +950,7 @@ def _layer_arguments(
     norm_first: bool,
     bias: bool,
     num_kv_heads: int | None,
+    rotary: RotaryPositions | None,
     norm: str,
     gated: bool,
     recompute: bool,
@@ -924,6 +967,7 @@ def _layer_arguments(
         "norm_first": bool(norm_first),
         "bias": bool(bias),
         "num_kv_heads": None if num_kv_heads is None else _integer("num_kv_heads", num_kv_heads),
+        "rotary": rotary,
         "norm": _name("norm", norm),
         "gated": bool(gated),
         "recompute": bool(recompute),
@@ -934,7 +978,7 @@ def _layer_arguments(
 def _layer_sizes(arguments: dict[str, Any]) -> dict[str, Any]:
     """The same for the core: with what None stands for."""
     given = {name: value for name, value in arguments.items() if value is not None}
-    return {"num_kv_heads": arguments["nhead"]} | given
+    return {"num_kv_heads": arguments["nhead"]} | given | {"rotary": _rotary(arguments["rotary"])}
 
 
 def _last_norm(layer: Layer, norm: LayerNorm | RMSNorm | None, name: str) -> _core.PlainLayer | None:
@@ -968,6 +1012,7 @@ class TransformerEncoderLayer(_SelfAttendingLayer):
         (post-norm)
     bias : whether linear layers and layer norms have one
     num_kv_heads : heads of keys and values, a divisor of nhead; nhead by default
+    rotary : RotaryPositions of self-attention; none by default
     norm : "layer" for LayerNorm, or "rms" for RMSNorm, which has no bias
     gated : whether the feed-forward network is a GatedFeedForward, SwiGLU with activation="silu"
     recompute : whether `forward` keeps the input alone and `backward` computes the rest again: a fraction of
@@ -1017,6 +1062,7 @@ class TransformerEncoderLayer(_SelfAttendingLayer):
         norm_first: bool = False,
         bias: bool = True,
         num_kv_heads: int | None = None,
+        rotary: RotaryPositions | None = None,
         norm: str = "layer",
         gated: bool = False,
         recompute: bool = False,
@@ -1033,6 +1079,7 @@ class TransformerEncoderLayer(_SelfAttendingLayer):
             norm_first=norm_first,
             bias=bias,
             num_kv_heads=num_kv_heads,
+            rotary=rotary,
             norm=norm,
             gated=gated,
             recompute=recompute,
@@ -1208,6 +1255,7 @@ class TransformerDecoderLayer(_DecodingLayer):
         (post-norm)
     bias : whether linear layers and layer norms have one
     num_kv_heads : heads of keys and values, a divisor of nhead; nhead by default
+    rotary : RotaryPositions of self-attention; none by default
     norm : "layer" for LayerNorm, or "rms" for RMSNorm, which has no bias
     gated : whether the feed-forward network is a GatedFeedForward, SwiGLU with activation="silu"
     recompute : whether `forward` keeps the inputs alone and `backward` computes the rest again: a fraction of
@@ -1264,6 +1312,7 @@ class TransformerDecoderLayer(_DecodingLayer):
         norm_first: bool = False,
         bias: bool = True,
         num_kv_heads: int | None = None,
+        rotary: RotaryPositions | None = None,
         norm: str = "layer",
         gated: bool = False,
         recompute: bool = False,
@@ -1280,6 +1329,7 @@ class TransformerDecoderLayer(_DecodingLayer):
             norm_first=norm_first,
             bias=bias,
             num_kv_heads=num_kv_heads,
+            rotary=rotary,
             norm=norm,
             gated=gated,
             recompute=recompute,
@@ -1403,3 +1453,192 @@ class TransformerDecoder(_DecodingLayer):
         asked = choose_layers(return_weights, self._arguments["num_layers"], heads, _length(target))
         output, weights = self._held.call(target, memory, masks, memory_masks, list(asked.values()))
         return output, {name: DecoderWeights(*weights[index]) for name, (index, _) in asked.items()}
+
+
+class TransformerWeights(NamedTuple):
+    """The attention weights of chosen layers of a Transformer, by the index of the layer, as it was given."""
+
+    encoder: dict[int, Array]
+    decoder: dict[int, DecoderWeights]
+
+
+class Transformer(Layer):
+    """decoder(target, encoder(source)): layers that read a source, and layers that write a target.
+
+    Parameters
+    ----------
+    d_model : features, a multiple of nhead
+    nhead : number of heads
+    num_encoder_layers, num_decoder_layers : positive ints
+    dim_feedforward : width of the hidden layers
+    dropout : probability with which attention weights, hidden elements and what joins the residual stream are
+        dropped in `forward` with an rng
+    activation : "relu", "gelu", "gelu_tanh", "gelu_sigmoid" or "silu"
+    layer_norm_eps, norm_first, bias, num_kv_heads, rotary, norm, gated, recompute : as for
+        TransformerEncoderLayer and TransformerDecoderLayer
+    dtype : float32 or float64
+    rng : numpy.random.Generator or int that the initial weights are drawn from, as in PyTorch; a fresh one by
+        default
+
+    State: encoder.* as TransformerEncoder and decoder.* as TransformerDecoder, each with a last norm.
+
+    Calling it
+    ----------
+    source : (batch, length, d_model) or (length, d_model)
+    target : (batch, target_length, d_model)
+    source_lengths : (batch,) ints, the valid prefix of each source, for the encoder and for the decoder that
+        looks it up
+    target_lengths : (batch,) ints, the valid prefix of each target
+    causal : whether each position of the target attends to itself and to those before it alone
+    source_mask, target_mask, memory_mask : bool, who may attend to whom within the source, within the target,
+        and from the target to the source, as in scaled_dot_product_attention; True = may attend
+    return_weights : which attention weights to return: True for those of all layers, the indices of layers,
+        as (0, -1)
+
+    Returns an array of target's shape, or (output, TransformerWeights(encoder, decoder)).
+
+    Raises
+    ------
+    TypeError for arrays of another dtype, ValueError for shapes that do not fit, IndexError for layers that
+    do not exist.
+
+    References
+    ----------
+    Vaswani et al. 2017, "Attention Is All You Need".
+
+    Examples
+    --------
+    >>> model = Transformer(8, 2, num_encoder_layers=2, num_decoder_layers=1, dim_feedforward=32, rng=0)
+    >>> source, target = np.ones((2, 7, 8), np.float32), np.ones((2, 5, 8), np.float32)
+    >>> y = model(source, target, source_lengths=[7, 3], causal=True)
+    >>> y.shape
+    (2, 5, 8)
+
+    Word by word, the source is read once:
+
+    >>> memory = model.encode(source, source_lengths=[7, 3])
+    >>> first = model.decode(target[:, :1], memory, source_lengths=[7, 3], causal=True)
+    >>> bool(np.allclose(first, y[:, :1], atol=1e-6))
+    True
+    """
+
+    _held: _core.TransformerLayer
+
+    def __init__(
+        self,
+        d_model: int = 512,
+        nhead: int = 8,
+        num_encoder_layers: int = 6,
+        num_decoder_layers: int = 6,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str = "relu",
+        *,
+        layer_norm_eps: float = 1e-5,
+        norm_first: bool = False,
+        bias: bool = True,
+        num_kv_heads: int | None = None,
+        rotary: RotaryPositions | None = None,
+        norm: str = "layer",
+        gated: bool = False,
+        recompute: bool = False,
+        dtype: DTypeLike = np.float32,
+        rng: Rng | None = None,
+    ) -> None:
+        self._arguments = {
+            "num_encoder_layers": _integer("num_encoder_layers", num_encoder_layers),
+            "num_decoder_layers": _integer("num_decoder_layers", num_decoder_layers),
+        } | _layer_arguments(
+            d_model=d_model,
+            nhead=nhead,
+            dim_feedforward=dim_feedforward,
+            dropout=dropout,
+            activation=activation,
+            layer_norm_eps=layer_norm_eps,
+            norm_first=norm_first,
+            bias=bias,
+            num_kv_heads=num_kv_heads,
+            rotary=rotary,
+            norm=norm,
+            gated=gated,
+            recompute=recompute,
+            dtype=dtype,
+        )
+        self._held = _core.transformer(**_layer_sizes(self._arguments), seed=_initial_seed(rng))
+
+    def __call__(
+        self,
+        source: Array,
+        target: Array,
+        *,
+        source_lengths: Array | Sequence[int] | None = None,
+        target_lengths: Array | Sequence[int] | None = None,
+        causal: bool = False,
+        source_mask: Array | None = None,
+        target_mask: Array | None = None,
+        memory_mask: Array | None = None,
+        return_weights: LayerWeights = False,
+    ) -> Any:
+        masks = (source_mask, source_lengths, target_mask, target_lengths, causal, memory_mask)
+        heads = self._arguments["nhead"]
+        of_encoder, of_decoder = (
+            {}
+            if return_weights is False
+            else choose_layers(return_weights, self._arguments[f"num_{half}_layers"], heads, _length(x))
+            for half, x in (("encoder", source), ("decoder", target))
+        )
+        output, encoder, decoder = self._held.call(
+            source, target, masks, list(of_encoder.values()), list(of_decoder.values())
+        )
+        if return_weights is False:
+            return output
+        return output, TransformerWeights(
+            {name: encoder[index] for name, (index, _) in of_encoder.items()},
+            {name: DecoderWeights(*decoder[index]) for name, (index, _) in of_decoder.items()},
+        )
+
+    def forward(
+        self,
+        source: Array,
+        target: Array,
+        *,
+        source_lengths: Array | Sequence[int] | None = None,
+        target_lengths: Array | Sequence[int] | None = None,
+        causal: bool = False,
+        source_mask: Array | None = None,
+        target_mask: Array | None = None,
+        memory_mask: Array | None = None,
+        rng: Rng | None = None,
+    ) -> tuple[Array, _core.Saved]:
+        """The output and what its gradient needs. Dropout acts if there is an rng.
+
+        The saved value holds copies of source and target, and refers to masks, which must not change before
+        its use. `backward` returns ((d_source, d_target), grads).
+        """
+        masks = (source_mask, source_lengths, target_mask, target_lengths, causal, memory_mask)
+        return self._held.forward(source, target, masks, _seed(rng))
+
+    def encode(
+        self,
+        source: Array,
+        *,
+        source_lengths: Array | Sequence[int] | None = None,
+        source_mask: Array | None = None,
+    ) -> Array:
+        """The memory of a source: the first half of a call, (batch, length, d_model)."""
+        return self._held.encode(source, (source_mask, source_lengths, None, None, False, None))
+
+    def decode(
+        self,
+        target: Array,
+        memory: Array,
+        *,
+        source_lengths: Array | Sequence[int] | None = None,
+        target_lengths: Array | Sequence[int] | None = None,
+        causal: bool = False,
+        target_mask: Array | None = None,
+        memory_mask: Array | None = None,
+    ) -> Array:
+        """The output for a target and a memory that `encode` returned: the second half of a call."""
+        masks = (None, source_lengths, target_mask, target_lengths, causal, memory_mask)
+        return self._held.decode(target, memory, masks)

@@ -15,11 +15,14 @@ using tests::message_of;
 namespace {
 
 constexpr Index kWidth = 24;
-const EncoderLayerSizes kSizes{kWidth, 4, 2, 40, Activation::gelu, 0.0, 1e-12, true};
+const TransformerLayerSizes kSizes{kWidth, 4, 2, 40, Activation::gelu, 0.0, 1e-12, true};
+const TransformerLayerSizes kRotarySizes{
+    kWidth, 4,     2,    40,    Activation::gelu,
+    0.0,    1e-12, true, false, RotaryPositions{RotaryPairs::halves, 100, 4}};
 
 template <class Layer>
-Layer initialised() {
-  Layer layer(kSizes);
+Layer initialised(const TransformerLayerSizes& sizes) {
+  Layer layer(sizes);
   Initialiser random(7);
   layer.initialise(random);
   return layer;
@@ -34,9 +37,10 @@ Tensor<T> rows_of(const Tensor<T>& x, Index first, Index count) {
 
 // Each sequence of the packed batch has the output that it has by itself.
 template <class Layer>
-void check_packed(const std::vector<Index>& starts, AttentionArguments arguments = {}) {
+void check_packed(const std::vector<Index>& starts, AttentionArguments arguments = {},
+                  const TransformerLayerSizes& sizes = kSizes) {
   using T = typename Layer::Scalar;
-  const auto layer = initialised<Layer>();
+  const auto layer = initialised<Layer>(sizes);
   Tensor<T> x({starts.back(), kWidth});
   Initialiser random(11);
   random.normal(x);
@@ -64,6 +68,7 @@ TEST(a_packed_sequence_has_the_output_it_has_alone) {
     check_packed<PreNormEncoderLayer<float>>(starts, causal);
     check_packed<PostNormEncoderLayer<double>>(starts, causal);
     check_packed<PreNormEncoderLayer<double>>(starts);
+    check_packed<PreNormEncoderLayer<double>>(starts, causal, kRotarySizes);
   }
 }
 
@@ -73,7 +78,7 @@ TEST(a_packed_batch_without_sequences_or_rows_is_empty) {
 }
 
 TEST(packed_attention_has_the_same_bits_for_any_number_of_threads) {
-  const auto layer = initialised<PostNormEncoderLayer<float>>();
+  const auto layer = initialised<PostNormEncoderLayer<float>>(kSizes);
   const std::vector<Index> starts{0, 70, 71, 130, 260, 300};
   Tensor<float> x({300, kWidth});
   Initialiser random(11);
@@ -90,7 +95,7 @@ TEST(packed_attention_has_the_same_bits_for_any_number_of_threads) {
 }
 
 TEST(packed_sequences_must_cover_the_rows_in_order) {
-  const auto layer = initialised<PostNormEncoderLayer<float>>();
+  const auto layer = initialised<PostNormEncoderLayer<float>>(kSizes);
   const Tensor<float> x = Tensor<float>::full({5, kWidth}, 1.0f);
   for (const std::vector<Index>& starts : {std::vector<Index>{}, {1, 5}, {0, 4}, {0, 6}, {0, 4, 3, 5}}) {
     CHECK(message_of<std::invalid_argument>([&] { layer.forward_packed(x, starts); }) ==
