@@ -1131,6 +1131,50 @@ def classifier(
     return linear(pooled, parameters["head.weight"], parameters["head.bias"], dtype=dtype)
 
 
+def seq2seq(
+    parameters,
+    source_ids,
+    target_ids,
+    *,
+    bos_id,
+    num_encoder_layers,
+    num_decoder_layers,
+    num_heads,
+    norm_first=False,
+    activation="relu",
+    source_lengths=None,
+    target_lengths=None,
+    dtype=np.float64,
+):
+    """The logits of an encoder-decoder (Vaswani et al. 2017), whose decoder reads bos_id and the targets."""
+    d_model = parameters["target_embedding.weight"].shape[1]
+    target_ids = np.concatenate([np.full((len(target_ids), 1), bos_id), target_ids], axis=1)
+
+    def embedded(ids, weight, positions):
+        own = {"weight": parameters[positions]} if positions in parameters else {}
+        x = embedding(ids, weight, dtype=dtype)
+        kind = "learned" if own else "interleaved"
+        return positional_encoding(own, x, kind=kind, scale=math.sqrt(d_model), dtype=dtype)
+
+    of_target = parameters["target_embedding.weight"]
+    of_source = parameters.get("source_embedding.weight", of_target)
+    x = transformer(
+        within(parameters, "transformer."),
+        embedded(source_ids, of_source, "source_positions.weight"),
+        embedded(target_ids, of_target, "target_positions.weight"),
+        num_encoder_layers=num_encoder_layers,
+        num_decoder_layers=num_decoder_layers,
+        num_heads=num_heads,
+        norm_first=norm_first,
+        activation=activation,
+        source_lengths=source_lengths,
+        target_lengths=None if target_lengths is None else np.asarray(target_lengths) + 1,
+        causal=True,
+        dtype=dtype,
+    )
+    return linear(x, parameters.get("output.weight", of_target), parameters.get("output.bias"), dtype=dtype)
+
+
 def mean_pool(hidden, lengths, *, dtype=np.float64):
     """Mean over the valid prefix of each sequence: (batch, length, d) -> (batch, d)."""
     hidden = np.asarray(hidden, dtype)

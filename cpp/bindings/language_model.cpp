@@ -168,19 +168,19 @@ std::unique_ptr<LanguageModelLayer> language_model(const std::string& dtype, Ind
 }
 
 template <class T>
-py::array sample_rows(const py::array& logits, const SamplingOptions& options,
-                      const py::array_t<double, py::array::c_style | py::array::forcecast>& uniform) {
+py::array sample_rows(const py::array& logits, const SamplingOptions& options, const py::object& uniform) {
   const Tensor<T> rows = input<T>(logits, "logits", false);
-  require(rows.rank() == 2 && rows.extent(1) > 0 && uniform.size() == rows.extent(0),
+  const Tensor<double> numbers = input<double>(uniform, "uniform", false);
+  require(rows.rank() == 2 && rows.extent(1) > 0 && numbers.size() == rows.extent(0),
           "logits must be (rows, vocabulary) and uniform (rows,)");
   py::array_t<std::int64_t> ids(rows.extent(0));
-  sample(rows.data(), rows.extent(0), rows.extent(1), options, uniform.data(), ids.mutable_data());
+  sample(rows.data(), rows.extent(0), rows.extent(1), options, numbers.data(), ids.mutable_data());
   return ids;
 }
 
 // Tokens chosen from logits (rows, vocabulary) by numbers in [0, 1), (rows,).
 py::array sample_tokens(const py::array& logits, double temperature, std::optional<Index> top_k, double top_p,
-                        const py::array_t<double, py::array::c_style | py::array::forcecast>& uniform) {
+                        const py::object& uniform) {
   const SamplingOptions options{temperature, top_k, top_p};
   if (dtype_of_array(logits) == DType::float64) return sample_rows<double>(logits, options, uniform);
   return sample_rows<float>(logits, options, uniform);

@@ -20,6 +20,7 @@ void bind_nn_positions(py::module_& module);
 void bind_nn_transformer(py::module_& module);
 void bind_optim(py::module_& module);
 void bind_runtime(py::module_& module);
+void bind_seq2seq(py::module_& module);
 }  // namespace blasformer::bindings
 
 PYBIND11_MODULE(_core, module) {
@@ -44,6 +45,7 @@ PYBIND11_MODULE(_core, module) {
   blasformer::bindings::bind_nn_transformer(module);
   blasformer::bindings::bind_classifier(module);
   blasformer::bindings::bind_language_model(module);
+  blasformer::bindings::bind_seq2seq(module);
   blasformer::bindings::bind_optim(module);
   blasformer::bindings::bind_runtime(module);
 }

@@ -478,6 +478,88 @@ def classifier(
     seed: SupportsInt | SupportsIndex | None,
 ) -> Classifier: ...
 
+class TargetCache:
+    def add(self, ids: object) -> Array: ...
+    def choose(
+        self,
+        sources: Sequence[SupportsInt | SupportsIndex],
+        targets: Sequence[SupportsInt | SupportsIndex],
+    ) -> None: ...
+
+class Seq2Seq(Layer):
+    def encode(
+        self, source_ids: object, source_lengths: object, capacity: SupportsInt | SupportsIndex
+    ) -> TargetCache: ...
+    def call(
+        self,
+        source_ids: object,
+        target_ids: object,
+        source_lengths: object,
+        target_lengths: object,
+        selections: Sequence[tuple[SupportsInt | SupportsIndex, object]],
+    ) -> tuple[Array, dict[int, Array]]: ...
+    def forward(
+        self,
+        source_ids: object,
+        target_ids: object,
+        source_lengths: object,
+        target_lengths: object,
+        seed: SupportsInt | SupportsIndex | None,
+    ) -> tuple[Array, Saved]: ...
+    def target_count(
+        self,
+        source_ids: object,
+        target_ids: object,
+        source_lengths: object,
+        target_lengths: object,
+        ignore_index: SupportsInt | SupportsIndex,
+    ) -> float: ...
+    def loss(
+        self,
+        source_ids: object,
+        target_ids: object,
+        source_lengths: object,
+        target_lengths: object,
+        divisor: object,
+        label_smoothing: SupportsFloat | SupportsIndex,
+        ignore_index: SupportsInt | SupportsIndex,
+    ) -> float: ...
+    def loss_and_gradients(
+        self,
+        source_ids: object,
+        target_ids: object,
+        source_lengths: object,
+        target_lengths: object,
+        divisor: object,
+        label_smoothing: SupportsFloat | SupportsIndex,
+        ignore_index: SupportsInt | SupportsIndex,
+        seed: SupportsInt | SupportsIndex | None,
+        accumulate: object,
+    ) -> tuple[float, dict[str, Array]]: ...
+
+def seq2seq(
+    dtype: str,
+    source_vocab_size: SupportsInt | SupportsIndex,
+    target_vocab_size: SupportsInt | SupportsIndex,
+    bos_id: SupportsInt | SupportsIndex,
+    eos_id: SupportsInt | SupportsIndex,
+    positions: str,
+    max_length: SupportsInt | SupportsIndex,
+    d_model: SupportsInt | SupportsIndex,
+    nhead: SupportsInt | SupportsIndex,
+    num_encoder_layers: SupportsInt | SupportsIndex,
+    num_decoder_layers: SupportsInt | SupportsIndex,
+    dim_feedforward: SupportsInt | SupportsIndex,
+    dropout: SupportsFloat | SupportsIndex,
+    activation: str,
+    layer_norm_eps: SupportsFloat | SupportsIndex,
+    norm_first: bool,
+    shared: bool,
+    tied: bool,
+    recompute: bool,
+    seed: SupportsInt | SupportsIndex | None,
+) -> Seq2Seq: ...
+
 class TokenCache:
     def add(self, ids: object, added: object) -> Array: ...
     def choose(self, rows: Sequence[SupportsInt | SupportsIndex]) -> None: ...
@@ -487,7 +569,7 @@ def sample_tokens(
     temperature: SupportsFloat | SupportsIndex,
     top_k: SupportsInt | SupportsIndex | None,
     top_p: SupportsFloat | SupportsIndex,
-    uniform: Array,
+    uniform: object,
 ) -> Array: ...
 
 class LanguageModel(Layer):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from . import _core
 from ._attention import Array
 from ._random import Rng, draw_seed
+from .functional import log_softmax
 from .nn import _integer, _number
 
 
@@ -100,3 +101,102 @@ class TokenSampler:
         """A number for every sequence, those that have ended too: what one draws depends on no other."""
         assert self._random is not None
         return self._random.random(batch)
+
+
+class _Finished(NamedTuple):
+    score: float
+    tokens: list[int]
+
+
+class BeamSearch:
+    """The best targets of several sources, found token by token.
+
+    A target is finished when it ends with eos_id or has max_tokens tokens; its score is log(probability) /
+    tokens**length_penalty. The search for a source ends when no unfinished target can become better than its
+    best finished one.
+    """
+
+    def __init__(self, sources: int, beams: int, max_tokens: int, length_penalty: float, eos_id: int) -> None:
+        if beams < 1:
+            raise ValueError(f"beams must be at least 1, got {beams}")
+        if not math.isfinite(length_penalty):
+            raise ValueError(f"length_penalty must be finite, got {length_penalty}")
+        self._beams, self._max_tokens = beams, max_tokens
+        self._length_penalty, self._eos_id = length_penalty, eos_id
+        self._finished: list[_Finished | None] = [None] * sources
+        self.active = list(range(sources))  # the sources that are searched for
+        # Of each of these, side by side and the most probable first: the tokens so far and log(probability).
+        self._tokens: list[list[list[int]]] = [[[]] for _ in range(sources)]
+        self._scores: list[Array] = [np.zeros(1) for _ in range(sources)]
+
+    def step(self, logits: Array) -> tuple[list[int], list[int], Array]:
+        """Adds a token to each unfinished target.
+
+        logits: of the next token, (targets, vocabulary), for the targets of the sources that are active
+
+        Returns what is to be gone on with: the places of the active sources among those there were, for each
+        as many targets, by their place among those there were, and the last token of each.
+        """
+        if not np.isfinite(logits.max(-1, initial=-np.inf)).all():
+            raise ValueError(
+                "logits must be numbers with a finite maximum, got NaN or Inf: the weights have diverged"
+            )
+        log_p = log_softmax(logits.astype(np.float64))
+        width = len(log_p) // len(self.active)
+        sources, parents, last = [], [], []
+        for place, source in enumerate(list(self.active)):
+            own = slice(place * width, (place + 1) * width)
+            kept = self._extend(source, log_p[own])
+            if self._is_decided(source):
+                continue
+            sources.append(place)
+            parents += [place * width + parent for parent, _ in kept]
+            last += [token for _, token in kept]
+        self.active = [self.active[place] for place in sources]
+        return sources, parents, np.array(last, np.int64)
+
+    def _extend(self, source: int, log_p: Array) -> list[tuple[int, int]]:
+        """Goes one token further; (which target, which token) of those that are followed."""
+        scores = self._scores[source][:, None] + log_p
+        # Of these enough are unfinished, for one continuation of each target is eos_id. A single beam is
+        # finished when eos_id is the most probable.
+        wanted = 1 if self._beams == 1 else min(self._beams + len(scores), scores.size)
+        flat = scores.ravel()
+        candidates = np.argpartition(-flat, wanted - 1)[:wanted]
+        candidates = candidates[np.lexsort((candidates, -flat[candidates]))]
+        kept: list[tuple[int, int]] = []
+        tokens: list[list[int]] = []
+        for candidate in candidates.tolist():
+            parent, token = divmod(candidate, log_p.shape[1])
+            extended = [*self._tokens[source][parent], token]
+            if token == self._eos_id or len(extended) == self._max_tokens:
+                self._finish(source, extended, float(flat[candidate]))
+            elif len(kept) < self._beams:
+                kept.append((parent, token))
+                tokens.append(extended)
+        places = [parent * log_p.shape[1] + token for parent, token in kept]
+        self._tokens[source], self._scores[source] = tokens, flat[places]
+        return kept
+
+    def _finish(self, source: int, tokens: list[int], log_probability: float) -> None:
+        score = log_probability / len(tokens) ** self._length_penalty
+        best = self._finished[source]
+        if best is None or score > best.score:
+            self._finished[source] = _Finished(score, tokens)
+
+    def _is_decided(self, source: int) -> bool:
+        best, scores = self._finished[source], self._scores[source]
+        if len(scores) == 0:
+            return True
+        if best is None:
+            return False
+        shortest, longest = len(self._tokens[source][0]) + 1, self._max_tokens
+        highest = max(scores[0] / length**self._length_penalty for length in (shortest, longest))
+        return bool(best.score >= highest)
+
+    def best(self) -> list[Array]:
+        """The best target of each source, without eos_id."""
+        found = [finished.tokens if finished is not None else [] for finished in self._finished]
+        return [
+            np.array(tokens[:-1] if tokens[-1:] == [self._eos_id] else tokens, np.int64) for tokens in found
+        ]

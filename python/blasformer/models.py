@@ -11,6 +11,7 @@ from ._bert_classifier import BertForSequenceClassification
 from ._classifier import Classifier, image_patches
 from ._language_model import LanguageModel
 from ._sentences import SentenceEncoder
+from ._seq2seq import Seq2Seq
 
 __all__ = [
     "BertConfig",
@@ -20,5 +21,6 @@ __all__ = [
     "Classifier",
     "LanguageModel",
     "SentenceEncoder",
+    "Seq2Seq",
     "image_patches",
 ]
