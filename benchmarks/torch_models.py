@@ -73,9 +73,8 @@ class Classifier(nn.Module):
     def __init__(self, case: ClassifierTraining) -> None:
         super().__init__()
         self.dropout = case.dropout
-        self.tokens = nn.Embedding(case.vocab_size, case.d_model)
-        self.positions = nn.Embedding(case.length, case.d_model)
-        self.norm = nn.LayerNorm(case.d_model, LAYER_NORM_EPS)
+        self.embedding = nn.Embedding(case.vocab_size, case.d_model)
+        self.position_embedding = nn.Embedding(case.length, case.d_model)
         layer = nn.TransformerEncoderLayer(
             case.d_model,
             case.heads,
@@ -84,14 +83,16 @@ class Classifier(nn.Module):
             activation="gelu",
             layer_norm_eps=LAYER_NORM_EPS,
             batch_first=True,
+            norm_first=True,
         )
-        self.encoder = nn.TransformerEncoder(layer, case.layers, enable_nested_tensor=False)
-        self.classifier = nn.Linear(case.d_model, case.classes)
+        norm = nn.LayerNorm(case.d_model, LAYER_NORM_EPS)
+        self.encoder = nn.TransformerEncoder(layer, case.layers, norm, enable_nested_tensor=False)
+        self.head = nn.Linear(case.d_model, case.classes)
 
     def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
-        x = self.norm(self.tokens(ids) + self.positions.weight[: ids.shape[1]])
+        x = self.embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
         x = self.encoder(functional.dropout(x, self.dropout)).mean(dim=1)
-        return functional.cross_entropy(self.classifier(functional.dropout(x, self.dropout)), labels)
+        return functional.cross_entropy(self.head(x), labels)
 
 
 MODELS: dict[str, type[nn.Module]] = {"language_model": LanguageModel, "classifier": Classifier}

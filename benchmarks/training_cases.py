@@ -113,7 +113,7 @@ class LanguageModelTraining:
 
 @dataclass(frozen=True)
 class ClassifierTraining:
-    """Steps of a post-norm encoder with a linear classifier on the mean: cross-entropy, gradients, AdamW."""
+    """Steps of an encoder with a linear head on the mean: cross-entropy of the class, gradients, AdamW."""
 
     name: str
     batch: int
@@ -133,16 +133,16 @@ class ClassifierTraining:
     def state(self) -> Arrays:
         rng = generator(self.name + " weights")
         state = {
-            "tokens.weight": normal(rng, self.vocab_size, self.d_model),
-            "positions.weight": normal(rng, self.length, self.d_model),
-            "norm.weight": np.ones(self.d_model, np.float32),
-            "norm.bias": np.zeros(self.d_model, np.float32),
+            "embedding.weight": normal(rng, self.vocab_size, self.d_model),
+            "position_embedding.weight": normal(rng, self.length, self.d_model),
+            "encoder.norm.weight": np.ones(self.d_model, np.float32),
+            "encoder.norm.bias": np.zeros(self.d_model, np.float32),
         }
         for index in range(self.layers):
             layer = encoder_layer_state(f"{self.name} {index}", self.d_model, self.heads, 4 * self.d_model)
             state |= {f"encoder.layers.{index}.{name}": array for name, array in layer.items()}
-        state["classifier.weight"] = normal(rng, self.classes, self.d_model) / math.sqrt(self.d_model)
-        state["classifier.bias"] = np.zeros(self.classes, np.float32)
+        state["head.weight"] = normal(rng, self.classes, self.d_model) / math.sqrt(self.d_model)
+        state["head.bias"] = np.zeros(self.classes, np.float32)
         return state
 
     def batches(self, count: int) -> list[Arrays]:

@@ -8,7 +8,6 @@ loss if there is one. PyTorch's can also be made in float64: its gradients then 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import numpy as np
 from cases import LAYER_NORM_EPS, Arrays
@@ -94,68 +93,22 @@ class OurLanguageModel(OurModel):
 
 
 class OurClassifier(OurModel):
-    # PyTorch's names without "weight" or "bias", and transformers' modules, which divide in_proj.
-    MODULES: ClassVar = {
-        "tokens.": ["embeddings.word_embeddings"],
-        "positions.": ["embeddings.position_embeddings"],
-        "norm.": ["embeddings.LayerNorm"],
-    }
-    LAYER_MODULES: ClassVar = {
-        "self_attn.in_proj_": ["attention.self.query", "attention.self.key", "attention.self.value"],
-        "self_attn.out_proj.": ["attention.output.dense"],
-        "linear1.": ["intermediate.dense"],
-        "linear2.": ["output.dense"],
-        "norm1.": ["attention.output.LayerNorm"],
-        "norm2.": ["output.LayerNorm"],
-    }
-
     def __init__(self, case: ClassifierTraining, state: Arrays | None) -> None:
         from blasformer import models
 
-        config = models.BertConfig(
+        model = models.Classifier(
+            case.classes,
+            case.length,
             vocab_size=case.vocab_size,
-            hidden_size=case.d_model,
-            num_hidden_layers=case.layers,
-            num_attention_heads=case.heads,
-            intermediate_size=4 * case.d_model,
-            max_position_embeddings=case.length,
-            type_vocab_size=1,
+            d_model=case.d_model,
+            nhead=case.heads,
+            num_layers=case.layers,
+            dropout=case.dropout,
             layer_norm_eps=LAYER_NORM_EPS,
-            hidden_dropout_prob=case.dropout,
-            attention_probs_dropout_prob=case.dropout,
         )
-        model = models.BertForSequenceClassification(config, case.classes, "mean")
-        # BERT adds a vector for the first of two sentences, which the case has not.
-        segment = "bert.embeddings.token_type_embeddings.weight"
-        model.load_state_dict({segment: np.zeros((1, case.d_model), np.float32)}, strict=False)
-        model.freeze(segment)
-        modules = {name: [f"bert.{part}" for part in parts] for name, parts in self.MODULES.items()}
-        for index in range(case.layers):
-            for name, parts in self.LAYER_MODULES.items():
-                modules[f"encoder.layers.{index}.{name}"] = [
-                    f"bert.encoder.layer.{index}.{part}" for part in parts
-                ]
-        modules["classifier."] = ["classifier"]
-        self.parts = {
-            name + leaf: [f"{part}.{leaf}" for part in parts]
-            for name, parts in modules.items()
-            for leaf in ("weight", "bias")
-            if f"{parts[0]}.{leaf}" in model.parameters()
-        }
         if state is not None:
-            model.load_state_dict(
-                {
-                    part: piece
-                    for name, parts in self.parts.items()
-                    for part, piece in zip(parts, np.split(state[name], len(parts)), strict=True)
-                },
-                strict=False,
-            )
+            model.load_state_dict(state)
         super().__init__(model, case.dropout)
-
-    def gradients(self, batch: Arrays) -> Arrays:
-        grads = super().gradients(batch)
-        return {name: np.concatenate([grads[part] for part in parts]) for name, parts in self.parts.items()}
 
 
 # ---- PyTorch
