@@ -1,5 +1,6 @@
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,13 @@ common = {"deadline": None, "suppress_health_check": unhealthy}
 hypothesis.settings.register_profile("repeatable", derandomize=True, max_examples=60, database=None, **common)
 hypothesis.settings.register_profile("thorough", max_examples=3000, print_blob=True, **common)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts_are_not_ignored() -> None:
+    """Shells start jobs in the background so, and a process hands it on to those that it starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=["baseline", "avx2", "avx512"])

@@ -283,15 +283,6 @@ def test_a_reader_may_stop_reading(tmp_path):
     assert process.returncode == 0
 
 
-@pytest.fixture
-def interrupts_are_not_ignored():
-    """Jobs in the background may ignore them, and hand that on to the processes they start."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)
-
-
-@pytest.mark.usefixtures("interrupts_are_not_ignored")
 def test_an_interrupt_ends_it_without_a_traceback(tmp_path):
     with started("compare", cwd=tmp_path) as process:
         process.stdout.readline()

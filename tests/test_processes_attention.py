@@ -126,7 +126,6 @@ def test_no_memory_is_a_memory_error_and_the_process_goes_on(headroom_mib):
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_ctrl_c_stops_a_long_attention_and_the_process_goes_on(direction, threads):
     program = f"""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a program in the background may ignore it
     blasformer.set_num_threads({threads})
     small = operands(97)
     expected = blasformer.scaled_dot_product_attention(*small)

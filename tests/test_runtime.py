@@ -332,7 +332,6 @@ def test_a_call_leaves_subnormal_numbers_and_their_results_alone() -> None:
 def test_ctrl_c_ends_a_long_call_and_the_next_one_works() -> None:
     program = """
 import os, signal, threading, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a program in the background may ignore it
 for count in (1, 3):
     blasformer.set_num_threads(count)
     start = time.monotonic()
