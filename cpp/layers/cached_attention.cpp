@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "core/array_view.h"
+#include "core/require.h"
 #include "core/thread_pool.h"
 #include "layers/attention.h"
 
@@ -108,6 +109,7 @@ template <class T>
 Tensor<T> attend_causally(const MultiheadAttention<T>& attention, const Tensor<T>& x,
                           const Tensor<std::int64_t>& added, const Tensor<std::int64_t>& seen,
                           KeysAndValues<T>& cache) {
+  require(!attention.rotary, "attention with rotary positions cannot be cached");
   const auto projected = attention.project(x, x, x, std::nullopt);
   const auto count = [&](Index b) { return added.data()[b]; };
   const auto first = [&](Index b) { return seen.data()[b]; };

@@ -1,6 +1,7 @@
 #pragma once
 
 // Attention for those who add a few positions at a time: the keys and values of what came before are kept.
+// Not for attention with rotary positions.
 
 #include <cstdint>
 #include <vector>

@@ -289,9 +289,11 @@ class Classifier(Model):
         lengths: ArrayLike | None = None,
         mask: Array | None = None,
         class_weight: Array | None = None,
+        label_smoothing: float = 0.0,
         ignore_index: int = -100,
     ) -> float:
-        """How many targets count, or the sum of their class weights: what `loss` divides by.
+        """How many targets count, or the sum of their class weights: what `loss` divides by. Arguments as for
+        `loss_and_gradients`, of which label_smoothing changes nothing.
 
         >>> model = Classifier(3, max_length=6, vocab_size=9, d_model=16, nhead=2, num_layers=1, rng=0)
         >>> model.target_count([[1, 2, 3], [4, 5, 6]], [0, -100])

@@ -244,9 +244,11 @@ class LanguageModel(Model):
         *,
         lengths: ArrayLike | None = None,
         segments: ArrayLike | None = None,
+        label_smoothing: float = 0.0,
         ignore_index: int = -100,
     ) -> int:
-        """How many targets count: what `loss` divides by. Arguments as for `loss_and_gradients`.
+        """How many targets count: what `loss` divides by. Arguments as for `loss_and_gradients`, of which
+        label_smoothing changes nothing.
 
         >>> model = LanguageModel(vocab_size=7, max_length=8, d_model=16, nhead=2, num_layers=1, rng=0)
         >>> model.target_count([[0, 1, 2, 3], [4, 5, 0, 0]], lengths=[4, 2])

@@ -281,9 +281,11 @@ class Seq2Seq(Model):
         *,
         source_lengths: ArrayLike | None = None,
         target_lengths: ArrayLike | None = None,
+        label_smoothing: float = 0.0,
         ignore_index: int = -100,
     ) -> int:
-        """How many targets count: what `loss` divides by. Arguments as for `loss_and_gradients`.
+        """How many targets count: what `loss` divides by. Arguments as for `loss_and_gradients`, of which
+        label_smoothing changes nothing.
 
         >>> model = Seq2Seq(10, 12, bos_id=10, eos_id=11, d_model=16, nhead=2, rng=0)
         >>> model.target_count([[1, 2, 3], [4, 5, 6]], [[3, 2, 0], [1, 0, 0]], target_lengths=[2, 1])
