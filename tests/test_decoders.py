@@ -7,7 +7,7 @@ import blasformer
 import numpy as np
 import pytest
 import reference
-from blasformer import WeightSelection, nn
+from blasformer import WeightSelection, lora, nn
 from layer_cases import (
     DECODER_MASKS,
     DECODING,
@@ -336,6 +336,40 @@ def test_a_transformer_returns_the_weights_of_chosen_layers():
     _, every = model(source, target, return_weights=True)
     assert list(every.encoder) == [0, 1, 2]
     assert list(every.decoder) == [0, 1]
+
+
+def test_adapters_of_a_transformer_have_gradients():
+    def adapted():
+        rotary = nn.RotaryPositions(interleaved=False)
+        model = nn.Transformer(12, 3, 1, 1, 17, 0.2, "silu", gated=True, rotary=rotary, rng=0, dtype=float)
+        names = lora.add(
+            model, ["decoder.*.multihead_attn.*", "encoder.*.q_proj", "gate_proj"], rank=2, dropout=0.3, rng=1
+        )
+        assert len(names) == 7
+        random = np.random.default_rng(2)
+        arrays = {name: array for name, array in model.state_dict().items() if "lora_" in name}
+        model.load_state_dict(
+            {name: random.standard_normal(array.shape) for name, array in arrays.items()}, strict=False
+        )
+        return model
+
+    model, other = adapted(), adapted()
+    inputs = {"source": normal((2, 9, 12), np.float64), "target": normal((2, 7, 12), np.float64, 1)}
+    y, saved = model.forward(**inputs, causal=True, rng=7)
+    d_y = normal(y.shape, np.float64, 4)
+    d_inputs, grads = model.backward(saved, d_y)
+
+    def function(arrays):
+        here = {name: arrays[name] for name in inputs}
+        other.load_state_dict(
+            {name: array for name, array in arrays.items() if name not in inputs}, strict=False
+        )
+        return np.sum(d_y * other.forward(**here, causal=True, rng=7)[0])
+
+    trained = {name: array for name, array in model.state_dict().items() if "lora_" in name}
+    assert_is_derivative(
+        function, inputs | trained, dict(zip(inputs, d_inputs, strict=True)) | {n: grads[n] for n in trained}
+    )
 
 
 def test_matrices_of_a_transformer_begin_as_in_pytorch():

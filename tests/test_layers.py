@@ -882,6 +882,10 @@ ERRORS = {
         "positions must have the shape (length,) = (5,) or (batch, length) to fit x (2, 5, 8), got (4,)": (
             lambda: nn.PositionalEncoding(8)(X, positions=range(4))
         ),
+        "first must be at most 9223372036854775803, got 9223372036854775807": lambda: nn.PositionalEncoding(
+            8
+        )(X, first=2**63 - 1),
+        "scale must be a finite number, got nan": lambda: nn.PositionalEncoding(8, scale=float("nan")),
         "first must not be given together with positions, got 1": lambda: nn.PositionalEncoding(8)(
             X, first=1, positions=range(5)
         ),

@@ -1,6 +1,7 @@
 #include "layers/positional_encoding.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "core/describe.h"
 #include "core/require.h"
@@ -70,6 +71,7 @@ SinusoidalEncoding<T>::SinusoidalEncoding(Index d_model_, SinusoidLayout layout_
                                           double dropout_p_)
     : d_model(d_model_), layout(layout_), scale(scale_), dropout_p(dropout_p_) {
   require(d_model > 0 && d_model % 2 == 0, "d_model must be positive and even, got ", d_model);
+  require(std::isfinite(scale), "scale must be a finite number, got ", scale);
   require_probability("dropout", dropout_p);
 }
 
@@ -97,6 +99,7 @@ LearnedEncoding<T>::LearnedEncoding(Index max_len, Index d_model, double scale_,
                 d_model),
       scale(scale_),
       dropout_p(dropout_p_) {
+  require(std::isfinite(scale), "scale must be a finite number, got ", scale);
   require_probability("dropout", dropout_p);
 }
 

@@ -10,6 +10,17 @@
 
 namespace blasformer {
 
+namespace {
+
+template <class T>
+void check_source(const Tensor<T>& source, Index d_model) {
+  require((source.rank() == 2 || source.rank() == 3) && source.shape().back() == d_model,
+          "source must have the shape (batch, length, ", d_model, ") or (length, ", d_model, "), got ",
+          shape_text(source.shape()));
+}
+
+}  // namespace
+
 template <class EncoderLayer, class DecoderLayer>
 Transformer<EncoderLayer, DecoderLayer>::Transformer(const TransformerLayerSizes& sizes,
                                                      Index num_encoder_layers, Index num_decoder_layers)
@@ -39,9 +50,6 @@ template <class EncoderLayer, class DecoderLayer>
 auto Transformer<EncoderLayer, DecoderLayer>::run_encoder(const Tensor<T>& source,
                                                           const AttentionArguments& arguments, Saved* saved,
                                                           Asked* asked) const -> Tensor<T> {
-  require((source.rank() == 2 || source.rank() == 3) && source.shape().back() == d_model(),
-          "source must have the shape (batch, length, ", d_model(), ") or (length, ", d_model(), "), got ",
-          shape_text(source.shape()));
   return renaming_errors({{"mask", "source_mask"}, {"key_lengths", "source_lengths"}}, [&] {
     return encoder.forward(source, arguments, saved != nullptr ? &saved->encoder : nullptr,
                            asked != nullptr ? &asked->encoder : nullptr);
@@ -64,8 +72,8 @@ template <class EncoderLayer, class DecoderLayer>
 auto Transformer<EncoderLayer, DecoderLayer>::forward(const Tensor<T>& source, const Tensor<T>& target,
                                                       const TransformerArguments& arguments, Saved* saved,
                                                       Asked* asked) const -> Tensor<T> {
-  const bool fits = target.rank() == source.rank() && target.rank() >= 2 &&
-                    target.shape().back() == d_model() &&
+  check_source(source, d_model());
+  const bool fits = target.rank() == source.rank() && target.shape().back() == d_model() &&
                     (target.rank() == 2 || target.extent(0) == source.extent(0));
   require(fits, "target must have the axes of source ", shape_text(source.shape()),
           ", but for a length of its own, and ", d_model(), " features, got ", shape_text(target.shape()));
@@ -79,6 +87,7 @@ auto Transformer<EncoderLayer, DecoderLayer>::forward(const Tensor<T>& source, c
 template <class EncoderLayer, class DecoderLayer>
 auto Transformer<EncoderLayer, DecoderLayer>::encode(const Tensor<T>& source,
                                                      const AttentionArguments& arguments) const -> Tensor<T> {
+  check_source(source, d_model());
   return run_encoder(source, arguments, nullptr, nullptr);
 }
 

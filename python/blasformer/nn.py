@@ -907,7 +907,10 @@ class PositionalEncoding(Layer):
 def _positions(x: Array, first: int, positions: Array | Sequence[Any] | None) -> Array | Sequence[Any]:
     start = _integer("first", first)
     if positions is None:
-        return np.arange(start, start + _length(x))
+        length = _length(x)
+        if start + length > 2**63:
+            raise ValueError(f"first must be at most {2**63 - length}, got {start}")
+        return np.arange(length) + start
     if start != 0:
         raise ValueError(f"first must not be given together with positions, got {start}")
     return positions
