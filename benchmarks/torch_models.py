@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from cases import LAYER_NORM_EPS
 from torch import Tensor, nn
 from torch.nn import functional
-from training_cases import ClassifierTraining, LanguageModelTraining
+from training_cases import ClassifierTraining, LanguageModelTraining, Seq2SeqTraining
 
 
 class CausalSelfAttention(nn.Module):
@@ -95,4 +96,47 @@ class Classifier(nn.Module):
         return functional.cross_entropy(self.head(x), labels)
 
 
-MODELS: dict[str, type[nn.Module]] = {"language_model": LanguageModel, "classifier": Classifier}
+class Seq2Seq(nn.Module):
+    def __init__(self, case: Seq2SeqTraining) -> None:
+        super().__init__()
+        self.dropout = case.dropout
+        self.source_embedding = nn.Embedding(case.vocab_size, case.d_model)
+        self.target_embedding = nn.Embedding(case.vocab_size, case.d_model)
+        self.transformer = nn.Transformer(
+            case.d_model,
+            case.heads,
+            case.layers,
+            case.layers,
+            4 * case.d_model,
+            dropout=case.dropout,
+            activation="gelu",
+            layer_norm_eps=LAYER_NORM_EPS,
+            batch_first=True,
+        )
+        position = torch.arange(case.length, dtype=torch.float64)[:, None]
+        angles = position * 10000.0 ** (-torch.arange(0, case.d_model, 2, dtype=torch.float64) / case.d_model)
+        positions = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+        self.register_buffer("positions", positions.float(), persistent=False)
+        mask = nn.Transformer.generate_square_subsequent_mask(case.length)
+        self.register_buffer("causal_mask", mask, persistent=False)
+        self.register_buffer("begin", torch.full((case.batch, 1), case.vocab_size - 2), persistent=False)
+        self.register_buffer("end", torch.full((case.batch, 1), case.vocab_size - 1), persistent=False)
+
+    def embed(self, embedding: nn.Embedding, ids: Tensor) -> Tensor:
+        x = embedding(ids) * embedding.embedding_dim**0.5 + self.positions[: ids.shape[1]]
+        return functional.dropout(x, self.dropout)
+
+    def forward(self, source_ids: Tensor, target_ids: Tensor) -> Tensor:
+        source = self.embed(self.source_embedding, source_ids)
+        target = self.embed(self.target_embedding, torch.cat([self.begin, target_ids], dim=1))
+        x = self.transformer(source, target, tgt_mask=self.causal_mask, tgt_is_causal=True)
+        logits = functional.linear(x, self.target_embedding.weight)
+        wanted = torch.cat([target_ids, self.end], dim=1)
+        return functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
+
+
+MODELS: dict[str, type[nn.Module]] = {
+    "language_model": LanguageModel,
+    "classifier": Classifier,
+    "seq2seq": Seq2Seq,
+}

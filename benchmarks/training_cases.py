@@ -160,9 +160,66 @@ class ClassifierTraining:
         return dataclasses.replace(self, batch=1, length=2, d_model=self.heads, layers=1)
 
 
-TrainingCase = LayerTraining | LanguageModelTraining | ClassifierTraining
+@dataclass(frozen=True)
+class Seq2SeqTraining:
+    """Steps of a post-norm encoder-decoder Transformer that learns to turn sequences around.
+
+    With GELU: where an input of ReLU is 0 but for rounding, two libraries have gradients that differ by more
+    than rounding, and both are right.
+    """
+
+    name: str
+    batch: int
+    length: int  # of the source, and of what the decoder reads
+    d_model: int
+    heads: int
+    layers: int  # of the encoder, and of the decoder
+    vocab_size: int  # the last two ids begin and end targets
+    dropout: float = 0.0
+
+    kind = "seq2seq"
+    group = "training"
+    backward = True
+    has_loss = True
+
+    def state(self) -> Arrays:
+        rng = generator(self.name + " weights")
+        scale = np.float32(self.d_model**-0.5)
+        state = {
+            "source_embedding.weight": scale * normal(rng, self.vocab_size, self.d_model),
+            "target_embedding.weight": scale * normal(rng, self.vocab_size, self.d_model),
+        }
+        norms = ["encoder.norm", "decoder.norm"]
+        for index in range(self.layers):
+            for part in ("encoder", "decoder"):
+                prefix = f"transformer.{part}.layers.{index}"
+                layer = encoder_layer_state(self.name + prefix, self.d_model, self.heads, 4 * self.d_model)
+                state |= {f"{prefix}.{name}": array for name, array in layer.items()}
+                if part == "decoder":
+                    state |= {
+                        f"{prefix}.{name}".replace("self_attn", "multihead_attn"): array
+                        for name, array in layer.items()
+                        if name.startswith("self_attn")
+                    }
+                    norms.append(f"decoder.layers.{index}.norm3")
+        for norm in norms:
+            state[f"transformer.{norm}.weight"] = np.ones(self.d_model, np.float32)
+            state[f"transformer.{norm}.bias"] = np.zeros(self.d_model, np.float32)
+        return state
+
+    def batches(self, count: int) -> list[Arrays]:
+        rng = generator(self.name)
+        sources = rng.integers(0, self.vocab_size - 2, (count, self.batch, self.length))
+        return [{"source_ids": ids, "target_ids": ids[:, :0:-1].copy()} for ids in sources]
+
+    def smallest(self) -> Seq2SeqTraining:
+        return dataclasses.replace(self, batch=1, length=2, d_model=2 * self.heads, layers=1)
+
+
+TrainingCase = LayerTraining | LanguageModelTraining | ClassifierTraining | Seq2SeqTraining
 
 GPT = {"batch": 4, "length": 256, "d_model": 384, "heads": 6, "layers": 6, "vocab_size": 65}
+TRANSLATION = {"batch": 16, "length": 32, "d_model": 256, "heads": 8, "layers": 4, "vocab_size": 1000}
 TINY = {"batch": 16, "length": 16, "d_model": 64, "heads": 4, "layers": 2, "vocab_size": 256, "classes": 4}
 
 TRAINING_CASES: list[TrainingCase] = [
@@ -171,6 +228,8 @@ TRAINING_CASES: list[TrainingCase] = [
     LayerTraining("Whisper-base layer B1 L1500, norm first, fwd+bwd", 1, 1500, 512, 8, 2048, norm_first=True),
     LanguageModelTraining("character GPT 6 x 384, B4 L256", **GPT),
     LanguageModelTraining("character GPT 6 x 384, B4 L256, dropout 0.1", **GPT, dropout=0.1),
+    Seq2SeqTraining("encoder-decoder 4+4 x 256, B16 L32", **TRANSLATION),
+    Seq2SeqTraining("encoder-decoder 4+4 x 256, B16 L32, dropout 0.1", **TRANSLATION, dropout=0.1),
     ClassifierTraining("tiny classifier 2 x 64, B16 L16", **TINY),
     ClassifierTraining("tiny classifier 2 x 64, B16 L16, dropout 0.1", **TINY, dropout=0.1),
 ]

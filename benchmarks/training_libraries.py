@@ -16,6 +16,7 @@ from training_cases import (
     ClassifierTraining,
     LanguageModelTraining,
     LayerTraining,
+    Seq2SeqTraining,
     TrainingCase,
 )
 
@@ -111,6 +112,29 @@ class OurClassifier(OurModel):
         super().__init__(model, case.dropout)
 
 
+class OurSeq2Seq(OurModel):
+    def __init__(self, case: Seq2SeqTraining, state: Arrays | None) -> None:
+        from blasformer import models
+
+        model = models.Seq2Seq(
+            case.vocab_size,
+            case.vocab_size,
+            bos_id=case.vocab_size - 2,
+            eos_id=case.vocab_size - 1,
+            d_model=case.d_model,
+            nhead=case.heads,
+            num_encoder_layers=case.layers,
+            num_decoder_layers=case.layers,
+            dim_feedforward=4 * case.d_model,
+            dropout=case.dropout,
+            activation="gelu",
+            layer_norm_eps=LAYER_NORM_EPS,
+        )
+        if state is not None:
+            model.load_state_dict(state)
+        super().__init__(model, case.dropout)
+
+
 # ---- PyTorch
 
 
@@ -180,6 +204,16 @@ class TorchModel(Trainer):
 
 
 TRAINERS = {
-    "blasformer": {"layer": OurLayer, "language_model": OurLanguageModel, "classifier": OurClassifier},
-    "pytorch": {"layer": TorchLayer, "language_model": TorchModel, "classifier": TorchModel},
+    "blasformer": {
+        "layer": OurLayer,
+        "language_model": OurLanguageModel,
+        "classifier": OurClassifier,
+        "seq2seq": OurSeq2Seq,
+    },
+    "pytorch": {
+        "layer": TorchLayer,
+        "language_model": TorchModel,
+        "classifier": TorchModel,
+        "seq2seq": TorchModel,
+    },
 }
