@@ -1,7 +1,12 @@
 #include "bindings/arrays.h"
 
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <new>
 #include <string>
+
+#include "core/memory.h"
 
 namespace blasformer::bindings {
 
@@ -144,8 +149,86 @@ ArrayView int64_view(py::object& argument, const char* name) {
   return view_of(argument, converted, DType::int64, name);
 }
 
+namespace {
+
+// NumPy's C API for the memory of arrays (NEP 49), of which pybind11 has nothing: structures and places in its
+// table of functions are those of numpy/ndarraytypes.h and numpy/__multiarray_api.h, and part of its ABI.
+struct NumpyAllocator {
+  void* context;
+  void* (*allocate)(void*, std::size_t);
+  void* (*allocate_zeros)(void*, std::size_t, std::size_t);
+  void* (*reallocate)(void*, void*, std::size_t);
+  void (*release)(void*, void*, std::size_t);
+};
+struct NumpyMemoryHandler {
+  char name[127];
+  std::uint8_t version;
+  NumpyAllocator allocator;
+};
+constexpr std::size_t kSetHandler = 304;
+
+void* allocate_or_null(void*, std::size_t bytes) {
+  try {
+    return allocate_memory(bytes);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
+void* allocate_zeros(void* context, std::size_t count, std::size_t size) {
+  std::size_t bytes = 0;
+  if (__builtin_mul_overflow(count, size, &bytes)) return nullptr;
+  void* const memory = allocate_or_null(context, bytes);
+  if (memory != nullptr) std::memset(memory, 0, bytes);
+  return memory;
+}
+void* reallocate(void* context, void* memory, std::size_t bytes) {
+  if (memory == nullptr) return allocate_or_null(context, bytes);
+  void* const moved = allocate_or_null(context, bytes);
+  if (moved == nullptr) return nullptr;
+  std::memcpy(moved, memory, std::min(bytes, memory_capacity(memory)));
+  release_memory(memory);
+  return moved;
+}
+void release(void*, void* memory, std::size_t) { release_memory(memory); }
+
+// While it lives, new arrays of this thread have memory of ours: they own it, and give it back.
+class OurMemory {
+ public:
+  OurMemory() : previous_(set(handler())) {}
+  ~OurMemory() { Py_XDECREF(set(previous_)), Py_XDECREF(previous_); }
+  OurMemory(const OurMemory&) = delete;
+  OurMemory& operator=(const OurMemory&) = delete;
+
+ private:
+  static PyObject* handler() {
+    static NumpyMemoryHandler ours = {
+        "blasformer", 1, {nullptr, allocate_or_null, allocate_zeros, reallocate, release}};
+    static PyObject* const capsule = PyCapsule_New(&ours, "mem_handler", nullptr);  // arrays refer to it
+    return capsule;
+  }
+  // Returns the one before, or null and an error that pybind11 will find.
+  static PyObject* set(PyObject* capsule) {
+    static void** const api = [] {
+      const py::object table = py::detail::import_numpy_core_submodule("multiarray").attr("_ARRAY_API");
+      return static_cast<void**>(PyCapsule_GetPointer(table.ptr(), nullptr));
+    }();
+    return reinterpret_cast<PyObject* (*)(PyObject*)>(api[kSetHandler])(capsule);
+  }
+
+  PyObject* const previous_;
+};
+
+}  // namespace
+
 py::array new_array(DType dtype, const Index* shape, int rank) {
-  return py::array(numpy_dtype(dtype), std::vector<py::ssize_t>(shape, shape + rank));
+  const std::vector<py::ssize_t> extents(shape, shape + rank);
+  Index bytes = item_size(dtype);
+  for (int axis = 0; axis < rank; ++axis) {
+    if (__builtin_mul_overflow(bytes, shape[axis], &bytes)) throw std::bad_array_new_length();
+  }
+  if (bytes < static_cast<Index>(kKeptFrom)) return py::array(numpy_dtype(dtype), extents);
+  const OurMemory ours;
+  return py::array(numpy_dtype(dtype), extents);
 }
 
 MutableArrayView mutable_view(py::array& array) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/index.h"
+#include "core/memory.h"
 
 namespace blasformer {
 
@@ -50,8 +51,7 @@ class Tensor {
   explicit Tensor(Shape shape) : shape_(std::move(shape)), size_(element_count(shape_)) {
     std::size_t bytes = 0;
     if (__builtin_mul_overflow(size_, sizeof(T), &bytes)) throw std::bad_array_new_length();
-    data_ = std::shared_ptr<T[]>(static_cast<T*>(::operator new(bytes, kAlignment)),
-                                 [](T* p) { ::operator delete(p, kAlignment); });
+    data_ = std::shared_ptr<T[]>(static_cast<T*>(allocate_memory(bytes)), release_memory);
   }
   // Shares memory that holds at least that many elements.
   Tensor(std::shared_ptr<T[]> memory, Shape shape)
@@ -78,7 +78,6 @@ class Tensor {
   const std::shared_ptr<T[]>& memory() const { return data_; }  // what a NumPy view keeps alive
 
  private:
-  static constexpr std::align_val_t kAlignment{64};
   std::shared_ptr<T[]> data_;
   Shape shape_;
   Index size_ = 0;
