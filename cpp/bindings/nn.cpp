@@ -273,7 +273,11 @@ void bind_nn(py::module_& module) {
             return layer.forward(x, layer_call(arguments, seed));
           },
           py::arg("x"), py::arg("arguments"), py::arg("seed"))
-      .def("stack", &SelfAttendingLayer::stack, py::arg("num_layers"), py::arg("norm"), py::arg("seed"));
+      .def(
+          "stack",
+          [](const SelfAttendingLayer& layer, Index num_layers, std::optional<const PlainLayer*> norm,
+             Seed seed) { return layer.stack(num_layers, norm.value_or(nullptr), seed); },
+          py::arg("num_layers"), py::arg("norm"), py::arg("seed"));
   py::class_<MultiheadAttentionLayer, Layer>(module, "MultiheadAttentionLayer")
       .def(
           "call",

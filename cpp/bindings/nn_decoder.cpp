@@ -147,7 +147,12 @@ void bind_nn_decoder(py::module_& module) {
              const py::tuple& masks, const py::tuple& memory_masks,
              Seed seed) { return layer.forward(target, memory, decoder_call(masks, memory_masks, seed)); },
           py::arg("target"), py::arg("memory"), py::arg("masks"), py::arg("memory_masks"), py::arg("seed"))
-      .def("stack", &DecodingLayer::stack, py::arg("num_layers"), py::arg("norm"), py::arg("seed"));
+      .def(
+          "stack",
+          [](const DecodingLayer& layer, Index num_layers, std::optional<const PlainLayer*> norm, Seed seed) {
+            return layer.stack(num_layers, norm.value_or(nullptr), seed);
+          },
+          py::arg("num_layers"), py::arg("norm"), py::arg("seed"));
   module.def("decoder_layer", decoder_layer, py::arg("dtype"), py::arg("d_model"), py::arg("nhead"),
              py::arg("num_kv_heads"), py::arg("dim_feedforward"), py::arg("dropout"), py::arg("activation"),
              py::arg("layer_norm_eps"), py::arg("norm_first"), py::arg("bias"), py::arg("norm"),

@@ -48,12 +48,14 @@ void blas_product(Index rows, Index columns, Index depth, MatrixView<T> left, Ma
                   const T* bias, Write write, T* c, Index c_stride, double work) {
   const ProductCut cut = product_cut(rows, columns, std::max<Index>(depth, 1), 16, sizeof(T));
   const Index groups = ceil_div(columns, cut.columns);
-  const auto transpose = [](const MatrixView<T>& x) {
-    return x.column_stride == 1 ? blas::Transpose::no : blas::Transpose::yes;
+  // Of a single row or column both strides may be 1.
+  const auto transpose = [](const MatrixView<T>& x, Index width) {
+    return x.column_stride == 1 && x.row_stride >= width ? blas::Transpose::no : blas::Transpose::yes;
   };
-  const auto stride = [](const MatrixView<T>& x) {
-    return x.column_stride == 1 ? x.row_stride : x.column_stride;
+  const auto stride = [](const MatrixView<T>& x, blas::Transpose transposed) {
+    return transposed == blas::Transpose::no ? x.row_stride : x.column_stride;
   };
+  const blas::Transpose left_as = transpose(left, depth), right_as = transpose(right, columns);
   parallel_for(ceil_div(rows, cut.rows) * groups, work, [&](Index task, int) {
     const Index row = task / groups * cut.rows, first = task % groups * cut.columns;
     const Index m = std::min(cut.rows, rows - row), n = std::min(cut.columns, columns - first);
@@ -62,8 +64,8 @@ void blas_product(Index rows, Index columns, Index depth, MatrixView<T> left, Ma
       for (Index i = 0; i < m; ++i) std::copy_n(bias + first, n, target + i * c_stride);
     }
     const T beta = write == Write::add || bias != nullptr ? 1 : 0;
-    blas::gemm(transpose(left), transpose(right), m, n, depth, T(1), left.from(row, 0).data, stride(left),
-               right.from(0, first).data, stride(right), beta, target, c_stride);
+    blas::gemm(left_as, right_as, m, n, depth, T(1), left.from(row, 0).data, stride(left, left_as),
+               right.from(0, first).data, stride(right, right_as), beta, target, c_stride);
   });
 }
 

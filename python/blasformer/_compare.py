@@ -271,6 +271,34 @@ def _function(
     return prepare
 
 
+def _gradient(
+    ours: Callable[..., Result], formula: Callable[..., Result], *arguments: Any, **options: Any
+) -> Prepare:
+    def prepare(rng: np.random.Generator) -> Problem:
+        return _function(ours, formula, *arguments, **options)(rng)._replace(factor=3)
+
+    return prepare
+
+
+def _layer_norm_backward(x: Array, d_output: Array, weight: Array, *, eps: float) -> Result:
+    grads = bf.layer_norm_backward(x, d_output, x.shape[-1], weight, eps=eps)
+    return tuple(part for part in grads if part is not None)
+
+
+def _rms_norm_backward(x: Array, d_output: Array, weight: Array, *, eps: float) -> Result:
+    grads = bf.rms_norm_backward(x, d_output, x.shape[-1], weight, eps=eps)
+    return tuple(part for part in grads if part is not None)
+
+
+def _linear_backward(x: Array, d_output: Array, weight: Array) -> Result:
+    return tuple(bf.linear_backward(x, d_output, weight))
+
+
+def _cross_entropy(logits: Array, targets: Array) -> Result:
+    loss, d_logits = bf.cross_entropy(logits, targets)
+    return np.asarray(loss), d_logits
+
+
 def _layer_norm(x: Array, weight: Array, bias: Array, *, eps: float) -> Array:
     return bf.layer_norm(x, x.shape[-1], weight, bias, eps)
 
@@ -281,6 +309,14 @@ def _rms_norm(x: Array, weight: Array, *, eps: float) -> Array:
 
 def _normal(*shape: int) -> Callable[[np.random.Generator], Array]:
     return lambda rng: rng.standard_normal(shape, np.float32)
+
+
+def _probabilities(*shape: int) -> Callable[[np.random.Generator], Array]:
+    return lambda rng: bf.softmax(rng.standard_normal(shape, np.float32))
+
+
+def _log_probabilities(*shape: int) -> Callable[[np.random.Generator], Array]:
+    return lambda rng: bf.log_softmax(rng.standard_normal(shape, np.float32))
 
 
 def _ids(count: int, *shape: int) -> Callable[[np.random.Generator], Array]:
@@ -429,6 +465,73 @@ CASES: dict[str, dict[str, Prepare]] = {
         ),
         "sinusoidal_positions, 1500 x 512": _function(
             bf.sinusoidal_positions, formulas.sinusoidal_positions, 1500, 512
+        ),
+    },
+    "gradients": {
+        "softmax_backward, 1536 x 512": _gradient(
+            bf.softmax_backward, formulas.softmax_backward, _probabilities(1536, 512), _normal(1536, 512)
+        ),
+        "log_softmax_backward, 128 x 30522": _gradient(
+            bf.log_softmax_backward,
+            formulas.log_softmax_backward,
+            _log_probabilities(128, 30522),
+            _normal(128, 30522),
+        ),
+        "gelu_backward, 128 x 3072": _gradient(
+            bf.gelu_backward, formulas.gelu_backward, _normal(128, 3072), _normal(128, 3072)
+        ),
+        "gelu_backward (tanh), 1024 x 3072": _gradient(
+            bf.gelu_backward,
+            formulas.gelu_backward,
+            _normal(1024, 3072),
+            _normal(1024, 3072),
+            approximate="tanh",
+        ),
+        "relu_backward, 1024 x 3072": _gradient(
+            bf.relu_backward, formulas.relu_backward, _normal(1024, 3072), _normal(1024, 3072)
+        ),
+        "silu_backward, 1024 x 3072": _gradient(
+            bf.silu_backward, formulas.silu_backward, _normal(1024, 3072), _normal(1024, 3072)
+        ),
+        "layer_norm_backward, 1024 x 768": _gradient(
+            _layer_norm_backward,
+            formulas.layer_norm_backward,
+            _normal(1024, 768),
+            _normal(1024, 768),
+            _normal(768),
+            eps=1e-6,
+        ),
+        "rms_norm_backward, 1024 x 2048": _gradient(
+            _rms_norm_backward,
+            formulas.rms_norm_backward,
+            _normal(1024, 2048),
+            _normal(1024, 2048),
+            _normal(2048),
+            eps=1e-6,
+        ),
+        "linear_backward, 1024 x 768 to 3072": _gradient(
+            _linear_backward,
+            formulas.linear_backward,
+            _normal(1024, 768),
+            _normal(1024, 3072),
+            _normal(3072, 768),
+        ),
+        "embedding_backward, 8 x 512 of 30522 x 768": _gradient(
+            bf.embedding_backward,
+            formulas.embedding_backward,
+            _ids(30522, 8, 512),
+            _normal(8, 512, 768),
+            30522,
+        ),
+        "rotary_embedding_backward, 32 x 512 x 128": _gradient(
+            bf.rotary_embedding_backward,
+            formulas.rotary_embedding_backward,
+            _normal(1, 32, 512, 128),
+            np.arange(512),
+            interleaved=False,
+        ),
+        "cross_entropy, 512 x 30522": _gradient(
+            _cross_entropy, formulas.cross_entropy, _normal(512, 30522), _ids(30522, 512)
         ),
     },
     "layers": {

@@ -89,6 +89,99 @@ def embedding(ids: Array, weight: Array, *, dtype: Float) -> Array:
     return rows.astype(dtype, copy=False)
 
 
+def softmax_backward(output: Array, d_output: Array, *, dtype: Float) -> Array:
+    y, d_y = output.astype(dtype, copy=False), d_output.astype(dtype, copy=False)
+    result: Array = y * (d_y - (y * d_y).sum(-1, keepdims=True))
+    return result
+
+
+def log_softmax_backward(output: Array, d_output: Array, *, dtype: Float) -> Array:
+    y, d_y = output.astype(dtype, copy=False), d_output.astype(dtype, copy=False)
+    result: Array = d_y - np.exp(y) * d_y.sum(-1, keepdims=True)
+    return result
+
+
+def gelu_backward(x: Array, d_output: Array, approximate: str = "none", *, dtype: Float) -> Array:
+    """The derivative of x Phi(x) is Phi(x) + x Phi'(x), that of x s(u), s the sigmoid, s + x u' s (1 - s)."""
+    x, d_y = x.astype(dtype, copy=False), d_output.astype(dtype, copy=False)
+    if approximate == "none":
+        phi = np.fromiter(map(math.erfc, x.ravel() * dtype(-math.sqrt(0.5))), dtype, x.size).reshape(x.shape)
+        density = np.exp(dtype(-0.5) * x * x) * dtype(1 / math.sqrt(2 * math.pi))
+        return np.asarray(d_y * (dtype(0.5) * phi + x * density))
+    if approximate == "tanh":
+        slope, cubic = dtype(2 * math.sqrt(2 / math.pi)), dtype(2 * math.sqrt(2 / math.pi) * 0.044715)
+        u, d_u = slope * x + cubic * x * x * x, slope + 3 * cubic * x * x
+    else:
+        u, d_u = dtype(1.702) * x, np.asarray(dtype(1.702))
+    s = 1 / (1 + np.exp(-u))
+    return np.asarray(d_y * (s + x * d_u * s * (1 - s)))
+
+
+def relu_backward(x: Array, d_output: Array, *, dtype: Float) -> Array:
+    return np.where(x > 0, d_output.astype(dtype, copy=False), dtype(0))
+
+
+def silu_backward(x: Array, d_output: Array, *, dtype: Float) -> Array:
+    x, d_y = x.astype(dtype, copy=False), d_output.astype(dtype, copy=False)
+    s = 1 / (1 + np.exp(-x))
+    return np.asarray(d_y * s * (1 + x * (1 - s)))
+
+
+def layer_norm_backward(
+    x: Array, d_output: Array, weight: Array, *, eps: float, dtype: Float
+) -> tuple[Array, Array, Array]:
+    """For x, weight and bias."""
+    x, d_y = x.astype(dtype, copy=False), d_output.astype(dtype, copy=False)
+    y = x - x.mean(-1, keepdims=True)
+    reciprocal = 1 / np.sqrt((y * y).mean(-1, keepdims=True) + dtype(eps))
+    y *= reciprocal
+    g = d_y * weight.astype(dtype, copy=False)
+    d_x = reciprocal * (g - g.mean(-1, keepdims=True) - y * (g * y).mean(-1, keepdims=True))
+    rows = tuple(range(x.ndim - 1))
+    return d_x, (d_y * y).sum(rows), d_y.sum(rows)
+
+
+def rms_norm_backward(
+    x: Array, d_output: Array, weight: Array, *, eps: float, dtype: Float
+) -> tuple[Array, Array]:
+    """For x and weight."""
+    x, d_y = x.astype(dtype, copy=False), d_output.astype(dtype, copy=False)
+    reciprocal = 1 / np.sqrt((x * x).mean(-1, keepdims=True) + dtype(eps))
+    y = x * reciprocal
+    g = d_y * weight.astype(dtype, copy=False)
+    d_x = reciprocal * (g - y * (g * y).mean(-1, keepdims=True))
+    return d_x, (d_y * y).sum(tuple(range(x.ndim - 1)))
+
+
+def linear_backward(x: Array, d_output: Array, weight: Array, *, dtype: Float) -> tuple[Array, Array, Array]:
+    """For x, weight and bias."""
+    x, d_y, weight = (array.astype(dtype, copy=False) for array in (x, d_output, weight))
+    d_rows = d_y.reshape(-1, weight.shape[0])
+    return d_y @ weight, d_rows.T @ x.reshape(-1, weight.shape[1]), d_rows.sum(0)
+
+
+def embedding_backward(ids: Array, d_output: Array, num_embeddings: int, *, dtype: Float) -> Array:
+    d_weight = np.zeros((num_embeddings, d_output.shape[-1]), dtype)
+    np.add.at(d_weight, ids.ravel(), d_output.astype(dtype, copy=False).reshape(-1, d_output.shape[-1]))
+    return d_weight
+
+
+def rotary_embedding_backward(d_output: Array, positions: Array, *, interleaved: bool, dtype: Float) -> Array:
+    """The inverse of a rotation is its transpose."""
+    return rotary_embedding(d_output, -positions, interleaved=interleaved, dtype=dtype)
+
+
+def cross_entropy(logits: Array, targets: Array, *, dtype: Float) -> tuple[Array, Array]:
+    """-mean(log softmax(logits)[target]), and its gradient."""
+    log_p = log_softmax(logits, dtype=dtype)
+    rows = np.arange(len(targets))
+    loss = -log_p[rows, targets].mean()
+    d_logits = np.exp(log_p)
+    d_logits[rows, targets] -= 1
+    d_logits /= dtype(len(targets))
+    return np.asarray(loss), d_logits
+
+
 def rotary_embedding(x: Array, positions: Array, *, interleaved: bool, dtype: Float) -> Array:
     """Rotates pair i by position * 10000**(-2 i / dim) (Su et al. 2021).
 
