@@ -114,8 +114,7 @@ template <class T, int rows>
     __builtin_prefetch(c + r * c_stride, 1);
     __builtin_prefetch(c + r * c_stride + kPanel<T> - 1, 1);
 #pragma GCC unroll 2
-    for (int v = 0; v < 2; ++v)
-      sum[r][v] = start != nullptr ? S::load(start + r * start_stride + v * S::lanes) : S::zero();
+    for (int v = 0; v < 2; ++v) sum[r][v] = S::zero();
   }
   for (Index k = 0; k < depth; ++k) {
     const typename S::Vector x = S::load(right), y = S::load(right + S::lanes);
@@ -130,8 +129,12 @@ template <class T, int rows>
   }
 #pragma GCC unroll 12
   for (int r = 0; r < rows; ++r) {
-    S::store(c + r * c_stride, sum[r][0]);
-    S::store(c + r * c_stride + S::lanes, sum[r][1]);
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) {
+      const Index place = v * S::lanes;
+      if (start != nullptr) sum[r][v] = S::load(start + r * start_stride + place) + sum[r][v];
+      S::store(c + r * c_stride + place, sum[r][v]);
+    }
   }
 }
 
