@@ -151,8 +151,8 @@ ArrayView int64_view(py::object& argument, const char* name) {
 
 namespace {
 
-// NumPy's C API for the memory of arrays (NEP 49), of which pybind11 has nothing: structures and places in its
-// table of functions are those of numpy/ndarraytypes.h and numpy/__multiarray_api.h, and part of its ABI.
+// NumPy's C API for the memory of arrays (NEP 49), of which pybind11 has nothing: structures and places in
+// its table of functions are those of numpy/ndarraytypes.h and numpy/__multiarray_api.h, and part of its ABI.
 struct NumpyAllocator {
   void* context;
   void* (*allocate)(void*, std::size_t);

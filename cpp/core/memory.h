@@ -4,9 +4,9 @@
 
 namespace blasformer {
 
-// Memory for arrays, aligned to a cache line. Large blocks are kept when they are released, within bounds, and
-// handed out again: memory fresh from the system must be cleared by it page by page, which for the gradients
-// of attention took a fifth of the time.
+// Memory for arrays, aligned to a cache line. Large blocks are kept when they are released, within bounds,
+// and handed out again: memory fresh from the system must be cleared by it page by page, which for the
+// gradients of attention took a fifth of the time.
 void* allocate_memory(std::size_t bytes);  // throws std::bad_alloc
 void release_memory(void* memory) noexcept;
 // How many bytes there are at a place that allocate_memory returned.

@@ -5,8 +5,8 @@
 namespace blasformer {
 
 // One activation function that gates: y[i] = activation(gate[i]) * up[i]. Backward computes y again with
-// d_gate[i] = activation'(gate[i]) * up[i] * d_y[i] and d_up[i] = activation(gate[i]) * d_y[i]. Each result may
-// be in the place of an input.
+// d_gate[i] = activation'(gate[i]) * up[i] * d_y[i] and d_up[i] = activation(gate[i]) * d_y[i]. Each result
+// may be in the place of an input.
 template <class T>
 struct GatedActivation {
   void (*forward)(const T* gate, const T* up, Index size, T* y);

@@ -15,10 +15,10 @@ struct MatrixView {
   }
 };
 
-// The parts of a matrix product c = left right, (rows, depth) times (depth, columns). Both operands are packed
-// in the order in which the product reads them: left in strips of rows, right in panels of `panel` columns. An
-// element of c is one sum over the depth in rising order, by fused multiply-adds where the CPU has them: it
-// does not depend on what else is in the product.
+// The parts of a matrix product c = left right, (rows, depth) times (depth, columns). Both operands are
+// packed in the order in which the product reads them: left in strips of rows, right in panels of `panel`
+// columns. An element of c is one sum over the depth in rising order, by fused multiply-adds where the CPU
+// has them: it does not depend on what else is in the product.
 template <class T>
 struct ProductKernels {
   Index panel;
@@ -26,8 +26,8 @@ struct ProductKernels {
   void (*pack_left)(MatrixView<T> left, Index rows, Index depth, T* packed);       // rows * depth elements
   void (*pack_right)(MatrixView<T> right, Index depth, Index columns, T* packed);  // whole panels
   // c's rows are c_stride apart; right_stride: from one packed panel to the next. The sums are added to
-  // `start`, whose rows are start_stride apart (0: one row, a bias, for all; it may be c itself), unless it is
-  // null.
+  // `start`, whose rows are start_stride apart (0: one row, a bias, for all; it may be c itself), unless it
+  // is null.
   void (*multiply)(const T* left, Index rows, Index depth, const T* right, Index right_stride, Index columns,
                    const T* start, Index start_stride, T* c, Index c_stride);
 };

@@ -25,8 +25,8 @@ double target_weight(const std::int64_t* targets, Index rows, Index classes,
 
 // Returns the sum of the losses of logits (rows, classes), not divided. d_logits, of the same shape, receives
 // its gradient divided by `divisor`: target_weight for a mean, that of all parts if a step is made of
-// several, 1 for a sum. A divisor of 0, if no target counts, gives zeros. d_logits may be logits. losses, (rows,) or
-// null, receives the loss of each row. Throws as target_weight does, before anything is written.
+// several, 1 for a sum. A divisor of 0, if no target counts, gives zeros. d_logits may be logits. losses,
+// (rows,) or null, receives the loss of each row. Throws as target_weight does, before anything is written.
 template <class T>
 double cross_entropy(const Elements<T>& logits, Index rows, Index classes, const std::int64_t* targets,
                      const CrossEntropyOptions<T>& options, double divisor,

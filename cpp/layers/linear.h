@@ -39,8 +39,8 @@ template <class T>
 void linear_input_gradient(const T* d_y, Index d_y_stride, Index rows, Index out_features, const T* weight,
                            Index in_features, T* d_x, Write write);
 
-// d_weight = d_y^T x and d_bias = sum over the rows of d_y, written or added to: x (rows, in_features) and d_y
-// (rows, out_features) with rows d_y_stride apart; either gradient may be null.
+// d_weight = d_y^T x and d_bias = sum over the rows of d_y, written or added to: x (rows, in_features) and
+// d_y (rows, out_features) with rows d_y_stride apart; either gradient may be null.
 template <class T>
 void linear_weight_gradient(const T* x, const T* d_y, Index d_y_stride, Index rows, Index in_features,
                             Index out_features, T* d_weight, T* d_bias, Write write);

@@ -26,7 +26,8 @@ struct LowRank {
   double scale, dropout_p;
   bool merged = false;  // whether the weight has it in it: nothing is added, and nothing learns
 
-  // a is uniform in +-1 / sqrt(in_features), as a linear layer's weight, and b zero: at first nothing changes.
+  // a is uniform in +-1 / sqrt(in_features), as a linear layer's weight, and b zero: at first nothing
+  // changes.
   LowRank(Index in_features, Index out_features, Index rank, double scale, double dropout_p,
           Initialiser& random);
 

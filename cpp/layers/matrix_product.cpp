@@ -11,8 +11,8 @@ namespace blasformer {
 
 namespace {
 
-// How a product is cut: by shape alone. Only the cut of the depth is seen in the results, and it depends on the
-// depth alone; sums of blocks, each begun anew, also keep their accuracy where the depth is large.
+// How a product is cut: by shape alone. Only the cut of the depth is seen in the results, and it depends on
+// the depth alone; sums of blocks, each begun anew, also keep their accuracy where the depth is large.
 struct ProductCut {
   Index depth;            // of a block: a strip of rows and a panel of columns fit into the L1 cache together
   Index rows;             // of a task: its packed rows fit into the L2 cache

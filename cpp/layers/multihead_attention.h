@@ -92,8 +92,8 @@ struct MultiheadAttention {
     return forward(x, nullptr, nullptr, arguments, saved, asked);
   }
 
-  // The gradients of the inputs. An input that was not given has none of its own: its share is part of that of
-  // the input it stood for.
+  // The gradients of the inputs. An input that was not given has none of its own: its share is part of that
+  // of the input it stood for.
   struct InputGradients {
     Tensor<T> query, key, value;
 

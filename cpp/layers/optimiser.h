@@ -7,7 +7,8 @@
 // Adam (Kingma and Ba 2015):    g += decay p;  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
 //                               p -= lr m / c1 / (sqrt(v / c2) + eps),  c = 1 - beta^step
 // AdamW (Loshchilov and Hutter 2019): Adam without decay in g, but p -= lr decay p first
-// Lion (Chen et al. 2023):      p -= lr (sign(beta1 m + (1 - beta1) g) + decay p);  m = beta2 m + (1 - beta2) g
+// Lion (Chen et al. 2023):      p -= lr (sign(beta1 m + (1 - beta1) g) + decay p),
+//                               m = beta2 m + (1 - beta2) g
 
 #include <cstddef>
 #include <limits>

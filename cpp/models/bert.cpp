@@ -147,11 +147,12 @@ void BertModel<T>::backward(const Saved& saved, Tensor<T> d_hidden, const Tensor
     }
   } else if (write == Write::replace && gradients.pooler) {
     blasformer::each_storage(*gradients.pooler,
-                 [](Tensor<T>& tensor) { std::fill_n(tensor.data(), tensor.size(), T(0)); });
+                             [](Tensor<T>& tensor) { std::fill_n(tensor.data(), tensor.size(), T(0)); });
   }
 
-  const bool embeddings_learn = wants_gradients(gradients.word_embeddings) || wants_gradients(gradients.position_embeddings) ||
-                                wants_gradients(gradients.token_type_embeddings) || wants_gradients(gradients.embedding_norm);
+  const bool embeddings_learn =
+      wants_gradients(gradients.word_embeddings) || wants_gradients(gradients.position_embeddings) ||
+      wants_gradients(gradients.token_type_embeddings) || wants_gradients(gradients.embedding_norm);
   std::size_t lowest = 0;
   while (!embeddings_learn && lowest < layers.size() && !wants_gradients(gradients.layers[lowest])) ++lowest;
   for (std::size_t i = layers.size(); i-- > lowest;)
