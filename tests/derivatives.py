@@ -22,5 +22,6 @@ def assert_is_derivative(function, arrays, gradients, seed=0):
             )
             for step in STEPS
         ]
-        scale = np.linalg.norm(gradients[name]) * np.linalg.norm(direction) + 1e-3
+        # Of a gradient that is zero, as that of a key's bias, only what rounding makes of the steps is left.
+        scale = np.linalg.norm(gradients[name]) * np.linalg.norm(direction) + 0.1
         assert np.abs(differences).min() < 1e-6 * scale, f"{name}: off by {differences} of {scale}"
