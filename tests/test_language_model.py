@@ -8,7 +8,7 @@ import blasformer
 import numpy as np
 import pytest
 import reference
-from blasformer import models, nn, optim
+from blasformer import lora, models, nn, optim
 from derivatives import assert_is_derivative
 from layer_cases import same_bits
 
@@ -323,6 +323,29 @@ def test_a_small_model_learns_a_few_sequences_by_heart(dtype):
 
 def test_a_model_is_a_module():
     assert isinstance(make(), nn.Module)
+
+
+def test_adapters_learn_alone_and_are_saved_once_they_are_merged(tmp_path):
+    model, ids = make(), random_ids(2, 9)
+    frozen = model.state_dict()
+    names = lora.add(model, ["q_proj", "v_proj", "attn.c_proj", "c_fc"], rank=2, rng=0)
+    assert len(names) == 2 * 4
+    optimizer = optim.AdamW(model, lr=1e-2)
+    before = model.loss(ids)
+    for _ in range(5):
+        _, grads = model.loss_and_gradients(ids)
+        optimizer.step(grads)
+    assert set(grads) == {f"{name}.lora_{part}.weight" for name in names for part in "AB"}
+    assert model.loss(ids) < before
+    assert all(same_bits(array, model.parameters()[name]) for name, array in frozen.items())
+    assert model.generate(ids[0], 5).tolist() == [
+        int(model(np.concatenate([ids[0], model.generate(ids[0], count)]))[-1].argmax()) for count in range(5)
+    ]
+    expected = model(ids)
+    lora.merge(model)
+    model.save(tmp_path)
+    loaded = models.LanguageModel.from_pretrained(tmp_path)
+    np.testing.assert_allclose(loaded(ids), expected, atol=1e-12)
 
 
 # ----------------------------------------------------------------------------------------------------------

@@ -73,6 +73,7 @@ class Model(Layer):
         """Writes config.json and model.safetensors into a folder, which is made if need be.
 
         Each file appears as a whole or not at all: what was there stays until the new one is complete.
+        Adapters are saved by blasformer.lora; merge them first if they are to be part of the weights.
 
         Raises OSError if the folder cannot be written to.
         """
@@ -83,6 +84,7 @@ class Model(Layer):
                 array.T if self._is_stored_transposed(name) else array
             )
             for name, array in self.parameters().items()
+            if ".lora_" not in name
         }
         save_tensors(folder / "model.safetensors", arrays)
         write_file(folder / "config.json", json.dumps(self._config(), indent=2).encode() + b"\n")
