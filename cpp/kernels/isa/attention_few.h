@@ -64,7 +64,7 @@ template <class T, int queries, int vectors>
 void value_columns(Index count, Index columns, const KeyBlock<T>& values, const T* weights, Index width,
                    const T* factor, bool started, T* output, Index output_stride) {
   using S = Simd<T>;
-  const auto load = [columns](const T* x) {
+  const auto load = [=](const T* x) {
     if constexpr (vectors == 1) return S::load_first(x, columns);
     return S::load(x);
   };
