@@ -177,7 +177,8 @@ auto MultiheadAttention<T>::project(const Tensor<T>& query, const Tensor<T>& key
                                     std::optional<std::uint64_t> seed) const -> Projections {
   const Tensor<T>* const inputs[3] = {&query, &key, &value};
   const Tensor<T>* const weights[3] = {&q_proj_weight, &k_proj_weight, &v_proj_weight};
-  const std::array<Index, 4> first_row = first_rows();
+  const std::array<Index, 4> boundaries = first_rows();
+  const Index* const first_row = boundaries.data();
   const bool stacked = !in_proj_weight.empty();
 
   Projected projected[3];
@@ -395,7 +396,8 @@ auto MultiheadAttention<T>::backward(const Saved& saved, const Tensor<T>& d_y, M
   const Tensor<T>* const weights[3] = {&q_proj_weight, &k_proj_weight, &v_proj_weight};
   Tensor<T>* const d_weights[3] = {&gradients.q_proj_weight, &gradients.k_proj_weight,
                                    &gradients.v_proj_weight};
-  const std::array<Index, 4> first_row = first_rows();
+  const std::array<Index, 4> boundaries = first_rows();
+  const Index* const first_row = boundaries.data();
   InputGradients d_inputs;
   Tensor<T>* const d_input[3] = {&d_inputs.query, &d_inputs.key, &d_inputs.value};
   const Tensor<T>* const given[3] = {&saved.query, &saved.key, &saved.value};
