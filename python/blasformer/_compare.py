@@ -75,7 +75,7 @@ def relative_error(actual: Array, exact: Array, terms: float = 0.0) -> float:
     return difference / (magnitude or 1) if math.isfinite(difference) else math.inf
 
 
-def measure(problem: Problem, *, seconds: float = 0.5) -> Measurement:
+def measure(problem: Problem, *, seconds: float = 0.35) -> Measurement:
     """Judges the result and times it against NumPy, for about so many seconds.
 
     A result is right if error <= factor * NumPy's error + 8 epsilons, which are 1e-6 in float32.
