@@ -196,7 +196,7 @@ LAYERS = {
     "gated feed-forward, no bias": Case(
         _make(nn.GatedFeedForward, 33, 7, bias=False), (35, 33), _gated_feed_forward("silu")
     ),
-    "dropout": Case(_make_norm(nn.Dropout), (3, 5, 7), lambda p, x, *, dtype: np.asarray(x, dtype)),
+    "dropout": Case(_make_norm(nn.Dropout), (3, 5, 7), lambda p, x, *, dtype: x.astype(dtype)),
     **{
         f"positional encoding, {kind}": Case(
             _make(nn.PositionalEncoding, 34, max_len=47, kind=kind, scale=5.5),
