@@ -2,7 +2,7 @@
 
 A formula runs unchanged on arrays that note what is done with them (a tape, Linnainmaa 1970); read backwards,
 the notes are the chain rule. In float64 that is the truth that gradients are compared with, in float32 it
-shows how far from the truth plain NumPy arithmetic is (`assert_gradients_are_as_accurate_as_numpys`).
+shows how far from the truth plain NumPy arithmetic is (derivatives.Accuracy).
 """
 
 import math
@@ -108,7 +108,10 @@ class Array(NDArrayOperatorsMixin):
     def __getitem__(self, index):
         def scatter(g):
             whole = np.zeros_like(self.value)
-            np.add.at(whole, index, g)
+            if isinstance(index, np.ndarray):
+                np.add.at(whole, index, g)  # every use of a row counts
+            else:
+                whole[index] = g
             return whole
 
         return self.then(self.value[index], (self, scatter))

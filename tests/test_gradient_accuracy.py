@@ -3,8 +3,9 @@
 import blasformer
 import numpy as np
 import pytest
+import reference
 import tape
-from blasformer import _core
+from blasformer import _core, nn
 from derivatives import Accuracy, assert_is_derivative
 from layer_cases import (
     ATTENDING,
@@ -135,3 +136,86 @@ def test_attending_layers_are_as_accurate_as_numpy_for_hard_inputs(name, hard):
     case = (ATTENDING | WITH_MEMORY)[name]
     inputs = [hard(x) for x in inputs_of(case)]
     assert_as_accurate_as_numpy(lively(case), case.formula, inputs, orders=5)
+
+
+@pytest.mark.parametrize("num_kv_heads", [4, 2])
+@pytest.mark.parametrize("widths", [(24, 24), (24, 10), (7, 24), (7, 10)])
+def test_attention_to_keys_and_values_of_their_own_is_as_accurate_as_numpy(widths, num_kv_heads):
+    layer = nn.MultiheadAttention(24, 4, kdim=widths[0], vdim=widths[1], num_kv_heads=num_kv_heads, rng=0)
+    inputs = [normal((2, 35, 24)), *(normal((2, 19, width), seed=width) for width in widths)]
+
+    def formula(p, *inputs, **arguments):
+        heads = {"num_heads": 4, "num_kv_heads": num_kv_heads}
+        return reference.multi_head_attention(p, *inputs, **heads, **arguments)
+
+    assert_as_accurate_as_numpy(layer, formula, inputs, key_lengths=[19, 8], causal="lower_right")
+
+
+def test_an_embedding_is_as_accurate_as_numpy_however_often_an_id_occurs():
+    layer = nn.Embedding(5, 33, rng=0)
+    ids = np.random.default_rng(0).choice(5, (3, 1000), p=[0.9, 0.07, 0.02, 0.01, 0])
+    y, saved = layer.forward(ids)
+    d_y = normal(y.shape, seed=9)
+    _, grads = layer.backward(saved, d_y)
+    Accuracy(
+        lambda p, *, dtype: reference.embedding(ids, p["weight"], dtype=dtype),
+        layer.state_dict(),
+        d_y,
+        np.float32,
+    ).check({"y": y, **grads})
+
+
+@pytest.mark.parametrize("name", ["post-norm encoder layer", "pre-norm decoder layer"])
+@pytest.mark.parametrize("learning", ["everything", "a part", "nothing"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_layers_of_which_a_part_learns_are_as_accurate_as_numpy(name, learning, recompute):
+    case = (LAYERS | DECODING)[name]
+    layer = lively(case)
+    layer = type(layer)(**{**layer._arguments, "recompute": recompute})
+    layer.load_state_dict(lively(case).state_dict())
+    if learning != "everything":
+        layer.freeze()
+    if learning == "a part":
+        layer.unfreeze("self_attn.in_proj_weight", "linear1.bias", "norm2.*")
+    assert_as_accurate_as_numpy(layer, case.formula, inputs_of(case), causal=True)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Sizes at which something changes: edges of tiles, powers of two, heads one wider than a vector
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head_dim", [64, 65, 128, 129])
+@pytest.mark.parametrize("length", [1, 4, 5, 33, 129])
+def test_attention_of_any_head_dim_and_length_is_as_accurate_as_numpy(head_dim, length):
+    layer = nn.MultiheadAttention(2 * head_dim, 2, num_kv_heads=1, rng=0)
+
+    def formula(p, x, **arguments):
+        return reference.multi_head_attention(p, x, num_heads=2, num_kv_heads=1, **arguments)
+
+    assert_as_accurate_as_numpy(layer, formula, [normal((1, length, 2 * head_dim))], causal=True)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5, 17, 129])
+@pytest.mark.parametrize("widths", [(64, 512), (256, 256), (257, 65), (512, 33), (33, 513)], ids=str)
+def test_layers_of_any_rows_and_widths_are_as_accurate_as_numpy(rows, widths):
+    networks = [
+        (nn.FeedForward(*widths, rng=0), reference.feed_forward),
+        (nn.GatedFeedForward(*widths, rng=0), reference.gated_feed_forward),
+    ]
+    for layer, formula in networks:
+        assert_as_accurate_as_numpy(layer, formula, [normal((rows, widths[0]))])
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize(("d_model", "heads", "length"), [(128, 2, 129), (130, 2, 65), (129, 1, 257)])
+def test_encoder_layers_of_any_size_are_as_accurate_as_numpy(d_model, heads, length, norm_first):
+    layer = nn.TransformerEncoderLayer(
+        d_model, heads, 2 * d_model, activation="silu", norm_first=norm_first, rng=0
+    )
+
+    def formula(p, x, **arguments):
+        variant = {"num_heads": heads, "activation": "silu", "norm_first": norm_first}
+        return reference.transformer_encoder_layer(p, x, **variant, **arguments)
+
+    assert_as_accurate_as_numpy(layer, formula, [normal((1, length, d_model))])
