@@ -40,7 +40,7 @@ class Accuracy:
     single one it is luck whether a score that decides much was rounded up or down.
     """
 
-    def __init__(self, formula, arrays, d_y, dtype, orders=1):
+    def __init__(self, formula, arrays, d_y, dtype, orders=3):
         def run(dtype, order=None):
             y, gradients = tape.run(formula, arrays, d_y, dtype=dtype, order=order)
             return {"y": y, **gradients}

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import reference
 from blasformer import io, models, optim
+from derivatives import Accuracy, assert_is_derivative
 from layer_cases import normal, same_bits
-from test_layer_gradients import assert_is_derivative
 
 CONFIG = models.BertConfig(
     vocab_size=23,
@@ -32,7 +32,7 @@ def lively(model):
     random = np.random.default_rng(2)
     with model.edit() as parameters:
         for array in parameters.values():
-            array += 0.3 * random.standard_normal(array.shape)
+            array += (0.3 * random.standard_normal(array.shape)).astype(array.dtype)
     return model
 
 
@@ -82,6 +82,21 @@ def test_packed_sequences_have_the_gradients_each_has_alone():
         np.testing.assert_allclose(alone[name], together[name], rtol=0, atol=1e-11)
 
 
+def classifier_loss(parameters, pooling, dtype=np.float64, **arguments):
+    bert = reference.within(parameters, "bert.")
+    if pooling == "mean":
+        bert = {**bert, "pooler.dense.weight": np.zeros((24, 24)), "pooler.dense.bias": np.zeros(24)}
+    hidden, pooled = numpy_bert(bert, dtype)
+    if pooling == "mean":
+        seen = np.arange(11) < LENGTHS[:, None]
+        pooled = (hidden * seen[..., None]).sum(1) / np.maximum(LENGTHS, 1)[:, None].astype(dtype)
+    else:
+        pooled = pooled * (LENGTHS[:, None] > 0)
+    weight, bias = parameters["classifier.weight"], parameters["classifier.bias"]
+    logits = reference.linear(pooled, weight, bias, dtype=dtype)
+    return reference.cross_entropy(logits, LABELS, **arguments, dtype=dtype)[0]
+
+
 @pytest.mark.parametrize("pooling", ["pooler", "mean"])
 def test_the_loss_of_a_classifier_and_its_gradients_are_the_formula(pooling):
     model = lively(models.BertForSequenceClassification(CONFIG, 3, pooling, dtype=float, rng=0))
@@ -90,21 +105,28 @@ def test_the_loss_of_a_classifier_and_its_gradients_are_the_formula(pooling):
     )
 
     def function(parameters):
-        bert = reference.within(parameters, "bert.")
-        if pooling == "mean":
-            bert = {**bert, "pooler.dense.weight": np.zeros((24, 24)), "pooler.dense.bias": np.zeros(24)}
-        hidden, pooled = numpy_bert(bert)
-        if pooling == "mean":
-            seen = np.arange(11) < LENGTHS[:, None]
-            pooled = (hidden * seen[..., None]).sum(1) / np.maximum(LENGTHS, 1)[:, None]
-        else:
-            pooled = np.where(LENGTHS[:, None] > 0, pooled, 0)
-        logits = reference.linear(pooled, parameters["classifier.weight"], parameters["classifier.bias"])
-        return reference.cross_entropy(logits, LABELS, label_smoothing=0.1)[0]
+        return classifier_loss(parameters, pooling, label_smoothing=0.1)
 
     assert loss == pytest.approx(function(model.state_dict()), rel=1e-12)
     assert model.loss(IDS, LABELS, lengths=LENGTHS, token_type_ids=TYPES, label_smoothing=0.1) == loss
     assert_is_derivative(function, model.state_dict(), grads)
+
+
+@pytest.mark.parametrize("pooling", ["pooler", "mean"])
+def test_gradients_of_the_loss_are_as_accurate_as_numpys(pooling, isa):
+    model = lively(models.BertForSequenceClassification(CONFIG, 3, pooling, rng=0))
+    accuracy = Accuracy(
+        lambda parameters, dtype: classifier_loss(parameters, pooling, dtype),
+        model.state_dict(),
+        1,
+        np.float32,
+    )
+    _, grads = model.loss_and_gradients(IDS, LABELS, lengths=LENGTHS, token_type_ids=TYPES)
+    for name in [name for name in grads if name.endswith("key.bias")]:
+        # It adds the same to all scores of a row, which changes no weight: the gradient is zero.
+        largest = np.abs(grads[name.replace("key", "query")]).max()
+        assert np.abs(grads.pop(name)).max() < 2e-6 * largest
+    accuracy.check(grads)
 
 
 @pytest.mark.parametrize("pooling", ["pooler", "mean"])

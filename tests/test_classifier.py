@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference
 from blasformer import models, nn, optim
-from derivatives import assert_is_derivative
+from derivatives import Accuracy, assert_is_derivative
 from layer_cases import same_bits
 
 CLASSES, LONGEST, VOCABULARY, FEATURES = 5, 12, 23, 7
@@ -93,6 +93,20 @@ def test_gradients_are_the_derivatives_of_the_loss(variant, present):
     assert model.loss(x, targets, **options, **PRESENT[present]) == pytest.approx(loss, rel=1e-12)
     assert model.target_count(x, targets, class_weight=weight) == 0.25 + 0.5 + 3
     assert_is_derivative(function, model.state_dict(), grads)
+
+
+@pytest.mark.parametrize("present", PRESENT)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_of_the_loss_are_as_accurate_as_numpys(variant, present, isa):
+    model, x = make(variant, np.float32), inputs(variant, 4, 9, dtype=np.float32)
+    targets = np.array([3, 0, 4, 1])
+
+    def function(parameters, dtype):
+        logits = formula(model, x, parameters, dtype, **PRESENT[present])
+        return reference.cross_entropy(logits, targets, dtype=dtype)[0]
+
+    accuracy = Accuracy(function, model.state_dict(), 1, np.float32)
+    accuracy.check(model.loss_and_gradients(x, targets, **PRESENT[present])[1])
 
 
 @pytest.mark.parametrize("present", PRESENT)

@@ -53,7 +53,7 @@ def of_one_dict(formula, inputs, **arguments):
     return whole, dict(zip(names, inputs, strict=True))
 
 
-def assert_as_accurate_as_numpy(layer, formula, inputs, *, orders=1, **arguments):
+def assert_as_accurate_as_numpy(layer, formula, inputs, *, orders=3, **arguments):
     """y, every gradient the layer gives and that of every input; any instruction set, one thread and two."""
     whole, named = of_one_dict(formula, inputs, **arguments)
     y = layer(*inputs, **arguments)
@@ -98,8 +98,7 @@ def test_the_gradients_of_the_tape_are_the_derivatives_of_the_formula(name):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_layers_are_as_accurate_as_numpy(name, dtype):
     case = (LAYERS | WITH_MEMORY)[name]
-    orders = 1 if dtype == np.float32 else 3
-    assert_as_accurate_as_numpy(lively(case, dtype), case.formula, inputs_of(case, dtype), orders=orders)
+    assert_as_accurate_as_numpy(lively(case, dtype), case.formula, inputs_of(case, dtype))
 
 
 @pytest.mark.parametrize(("name", "mask"), MASKED)

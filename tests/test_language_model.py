@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reference
 from blasformer import lora, models, nn, optim
-from derivatives import assert_is_derivative
+from derivatives import Accuracy, assert_is_derivative
 from layer_cases import same_bits
 
 VOCABULARY, LONGEST = 29, 40
@@ -125,9 +125,9 @@ def test_empty_batches_are_legal(shape):
 # ----------------------------------------------------------------------------------------------------------
 
 
-def loss_formula(model, ids, parameters, *, targets, label_smoothing=0.0, **masks):
-    logits = formula(model, ids, parameters, **masks)
-    return reference.cross_entropy(logits, targets, label_smoothing=label_smoothing)[0]
+def loss_formula(model, ids, parameters, *, targets, label_smoothing=0.0, dtype=np.float64, **masks):
+    logits = formula(model, ids, parameters, dtype, **masks)
+    return reference.cross_entropy(logits, targets, label_smoothing=label_smoothing, dtype=dtype)[0]
 
 
 @pytest.mark.parametrize("masks", MASKS)
@@ -145,6 +145,21 @@ def test_gradients_are_the_derivatives_of_the_loss(variant, masks):
     assert loss == pytest.approx(function(model.state_dict()), rel=1e-12)
     assert model.loss(ids, targets, label_smoothing=0.1, **arguments) == pytest.approx(loss, rel=1e-12)
     assert_is_derivative(function, model.state_dict(), grads)
+
+
+@pytest.mark.parametrize("masks", MASKS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_of_the_loss_are_as_accurate_as_numpys(variant, masks, isa):
+    model = make(np.float32, **VARIANTS[variant])
+    ids, targets = random_ids(3, 17), random_ids(3, 17, seed=1)
+    lengths = MASKS[masks].get("lengths", np.full(3, 17))
+    counted = np.where(np.arange(17) < lengths[:, None], targets, -100)
+
+    def function(parameters, dtype):
+        return loss_formula(model, ids, parameters, targets=counted, dtype=dtype, **MASKS[masks])
+
+    accuracy = Accuracy(function, model.state_dict(), 1, np.float32)
+    accuracy.check(model.loss_and_gradients(ids, targets, **MASKS[masks])[1])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -1,5 +1,6 @@
 """Low-rank adapters: the formula of the paper, learnt alone, merged, saved alone."""
 
+import functools
 import json
 import pickle
 
@@ -8,49 +9,60 @@ import numpy as np
 import pytest
 import reference
 from blasformer import io, lora, models, nn, optim
+from derivatives import Accuracy, assert_is_derivative
 from layer_cases import normal, same_bits
-from test_layer_gradients import assert_is_derivative
 
 LAYERS = {
-    "linear": lambda: (nn.Linear(19, 11, dtype=float, rng=0), (3, 7, 19), {"linear": ["*"]}),
-    "feed-forward": lambda: (
-        nn.FeedForward(24, 37, activation="silu", dtype=float, rng=0),
+    "linear": lambda dtype=float: (nn.Linear(19, 11, dtype=dtype, rng=0), (3, 7, 19), {"linear": ["*"]}),
+    "feed-forward": lambda dtype=float: (
+        nn.FeedForward(24, 37, activation="silu", dtype=dtype, rng=0),
         (2, 9, 24),
         {"feed-forward": ["linear1", "linear2"]},
     ),
-    "gated": lambda: (
-        nn.GatedFeedForward(24, 37, dtype=float, rng=0),
+    "gated": lambda dtype=float: (
+        nn.GatedFeedForward(24, 37, dtype=dtype, rng=0),
         (2, 9, 24),
         {"gated": ["gate_proj", "up_proj", "down_proj"]},
     ),
-    "attention": lambda: (
-        nn.MultiheadAttention(24, 4, num_kv_heads=2, dtype=float, rng=0),
+    "attention": lambda dtype=float: (
+        nn.MultiheadAttention(24, 4, num_kv_heads=2, dtype=dtype, rng=0),
         (2, 9, 24),
         {"attention": ["q_proj", "v_proj", "out_proj"]},
     ),
-    "pre-norm layer": lambda: (
-        nn.TransformerEncoderLayer(24, 4, 37, activation="gelu", norm_first=True, dtype=float, rng=0),
+    "pre-norm layer": lambda dtype=float: (
+        nn.TransformerEncoderLayer(24, 4, 37, activation="gelu", norm_first=True, dtype=dtype, rng=0),
         (2, 9, 24),
         {"layer": ["self_attn.*", "linear1"]},
     ),
-    "encoder": lambda: (
+    "encoder": lambda dtype=float: (
         nn.TransformerEncoder(
-            nn.TransformerEncoderLayer(24, 4, 37, activation="gelu", dtype=float), 2, rng=0
+            nn.TransformerEncoderLayer(24, 4, 37, activation="gelu", dtype=dtype), 2, rng=0
         ),
         (2, 9, 24),
         {"encoder": ["layers.1.self_attn.k_proj", "layers.*.linear2"]},
     ),
 }
 
+FORMULAS = {
+    "linear": lambda p, x, **arguments: reference.linear(x, p["weight"], p["bias"], **arguments),
+    "feed-forward": functools.partial(reference.feed_forward, activation="silu"),
+    "gated": reference.gated_feed_forward,
+    "attention": functools.partial(reference.multi_head_attention, num_heads=4, num_kv_heads=2),
+    "pre-norm layer": functools.partial(
+        reference.transformer_encoder_layer, num_heads=4, activation="gelu", norm_first=True
+    ),
+    "encoder": functools.partial(reference.transformer_encoder, num_layers=2, num_heads=4, activation="gelu"),
+}
 
-def adapted(name, dropout=0.0, seed=1):
+
+def adapted(name, dropout=0.0, seed=1, dtype=float):
     """A layer with adapters that do something, and a shape that it takes."""
-    layer, shape, targets = LAYERS[name]()
+    layer, shape, targets = LAYERS[name](dtype)
     lora.add(layer, next(iter(targets.values())), rank=3, alpha=5.0, dropout=dropout, rng=seed)
     random = np.random.default_rng(seed)
     layer.load_state_dict(
         {
-            n: random.standard_normal(a.shape) / 5
+            n: (random.standard_normal(a.shape) / 5).astype(dtype)
             for n, a in layer.parameters().items()
             if ".lora_B" in n or n == "lora_B.weight"
         },
@@ -68,13 +80,14 @@ def effective_weights(parameters, scale):
         change = scale * b @ parameters[name.replace("lora_B", "lora_A")]
         module = name.removesuffix("lora_B.weight")
         if module + "weight" in plain:
-            plain[module + "weight"] += change
+            plain[module + "weight"] = plain[module + "weight"] + change
         else:  # rows of in_proj_weight
             prefix, projection = module.removesuffix(".").rpartition(".")[::2]
             whole = plain[f"{prefix}.in_proj_weight".lstrip(".")]
             kv_rows = (len(whole) - whole.shape[1]) // 2
             first = {"q_proj": 0, "k_proj": whole.shape[1], "v_proj": whole.shape[1] + kv_rows}[projection]
-            whole[first : first + len(change)] += change
+            rows = slice(first, first + len(change))
+            whole[rows] = whole[rows] + change
     return plain
 
 
@@ -113,6 +126,22 @@ def test_gradients_of_adapters_are_derivatives(name, dropout):
 
     trained = {name: array for name, array in layer.state_dict().items() if "lora_" in name}
     assert_is_derivative(function, {"x": x, **trained}, {"x": d_x, **grads})
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_of_adapters_are_as_accurate_as_numpys(name, isa):
+    layer, shape = adapted(name, dtype=np.float32)
+    x = normal(shape, seed=3)
+    y, saved = layer.forward(x)
+    d_y = normal(y.shape, seed=4)
+    d_x, grads = layer.backward(saved, d_y)
+    d_x = d_x[0] if isinstance(d_x, tuple) else d_x
+
+    def formula(arrays, dtype):
+        parameters = {name: array for name, array in arrays.items() if name != "x"}
+        return FORMULAS[name](effective_weights(parameters, 5 / 3), arrays["x"], dtype=dtype)
+
+    Accuracy(formula, {"x": x, **layer.state_dict()}, d_y, np.float32).check({"y": y, "x": d_x, **grads})
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reference
 from blasformer import models, nn, optim
-from derivatives import assert_is_derivative
+from derivatives import Accuracy, assert_is_derivative
 from layer_cases import same_bits
 
 SOURCES, TARGETS, BOS, EOS = 23, 19, 17, 18
@@ -122,6 +122,20 @@ def test_gradients_are_the_derivatives_of_the_loss(variant, lengths):
     assert model.loss(source, target, label_smoothing=0.1, **arguments) == pytest.approx(loss, rel=1e-12)
     assert model.target_count(source, target, **arguments) == (targets != -100).sum()
     assert_is_derivative(function, model.state_dict(), grads)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_of_the_loss_are_as_accurate_as_numpys(variant, lengths, isa):
+    model, (source, target) = make(variant, np.float32), pair()
+    targets = expected_targets(target, LENGTHS[lengths].get("target_lengths"))
+
+    def function(parameters, dtype):
+        logits = formula(model, source, target, parameters, dtype, **LENGTHS[lengths])
+        return reference.cross_entropy(logits, targets, dtype=dtype)[0]
+
+    accuracy = Accuracy(function, model.state_dict(), 1, np.float32)
+    accuracy.check(model.loss_and_gradients(source, target, **LENGTHS[lengths])[1])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
