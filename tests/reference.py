@@ -994,21 +994,22 @@ def bert(
     lengths=None,
     mask=None,
     token_type_ids=None,
+    positions=None,
     eps=1e-12,
     activation="gelu",
     dtype=np.float64,
 ):
     """(last_hidden_state, pooler_output or None) of BERT (Devlin et al. 2018) for ids (batch, length).
 
+    positions: (length,) or like the ids; from 0 by default
     mask: bool, broadcasts to (batch, heads, length, length); True = may attend
     """
     input_ids = np.asarray(input_ids)
     token_type_ids = np.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+    positions = np.arange(input_ids.shape[-1]) if positions is None else positions
     x = (
         embedding(input_ids, parameters["embeddings.word_embeddings.weight"], dtype=dtype)
-        + embedding(
-            np.arange(input_ids.shape[-1]), parameters["embeddings.position_embeddings.weight"], dtype=dtype
-        )
+        + embedding(positions, parameters["embeddings.position_embeddings.weight"], dtype=dtype)
         + embedding(token_type_ids, parameters["embeddings.token_type_embeddings.weight"], dtype=dtype)
     )
     x = layer_norm(

@@ -1,5 +1,7 @@
 """BERT as it is trained: gradients of packed sequences, a classifier on top, fine-tuning of parts."""
 
+import dataclasses
+
 import blasformer
 import numpy as np
 import pytest
@@ -222,6 +224,41 @@ def test_a_saved_model_comes_back_with_its_bits(tmp_path):
         same = models.BertForSequenceClassification.from_pretrained(tmp_path)
         assert same_bits(same(IDS, lengths=LENGTHS), model(IDS, lengths=LENGTHS))
         assert same._arguments == model._arguments
+
+
+@pytest.mark.parametrize("pooling", ["pooler", "mean"])
+def test_a_saved_roberta_has_the_names_that_transformers_gives_it(tmp_path, pooling):
+    config = dataclasses.replace(CONFIG, model_type="roberta", pad_token_id=None)
+    model = models.BertForSequenceClassification(config, 3, pooling, rng=0)
+    model.save(tmp_path)
+    stored = io.load_tensors(tmp_path)
+    expected = {"roberta.embeddings.LayerNorm.bias", "classifier.out_proj.weight", "classifier.out_proj.bias"}
+    if pooling == "pooler":
+        expected |= {"classifier.dense.weight", "classifier.dense.bias"}
+    assert expected <= set(stored)
+    assert all(name.startswith(("roberta.", "classifier.")) for name in stored)
+    same = models.BertForSequenceClassification.from_pretrained(tmp_path)
+    assert same_bits(same(IDS, lengths=LENGTHS), model(IDS, lengths=LENGTHS))
+    assert same._arguments == model._arguments
+
+
+def test_an_encoder_of_roberta_gets_a_new_head(tmp_path):
+    config = dataclasses.replace(CONFIG, model_type="xlm-roberta", pad_token_id=1)
+    encoder = models.BertModel(config, rng=0)
+    encoder.save(tmp_path)
+    model = models.BertForSequenceClassification.from_pretrained(tmp_path, 4, rng=1)
+    own = model.parameters()
+    assert model(IDS).shape == (5, 4)
+    assert own["bert.pooler.dense.weight"].any()  # new: that of the encoder was trained for something else
+    assert not same_bits(own["bert.pooler.dense.weight"], encoder.parameters()["pooler.dense.weight"])
+    model.save(tmp_path)
+    wider = models.BertForSequenceClassification.from_pretrained(tmp_path, 6, rng=2)
+    assert wider(IDS).shape == (5, 6)
+    assert same_bits(wider.parameters()["bert.pooler.dense.weight"], own["bert.pooler.dense.weight"])
+    lone = {"classifier.out_proj.weight": own["classifier.weight"]}
+    io.save_tensors(tmp_path / "model.safetensors", lone)
+    with pytest.raises(ValueError, match=r"missing: bert\.embeddings\.LayerNorm\.bias"):
+        models.BertForSequenceClassification.from_pretrained(tmp_path)
 
 
 def test_an_encoder_gets_a_new_classifier(tmp_path):

@@ -5,11 +5,15 @@ import pickle
 import sys
 
 import blasformer
+import checkpoint_files
+import ml_dtypes
 import numpy as np
 import pytest
 import reference
 from blasformer import lora, models, nn, optim
 from derivatives import Accuracy, assert_is_derivative
+from hypothesis import given
+from hypothesis import strategies as st
 from layer_cases import same_bits
 
 VOCABULARY, LONGEST = 29, 40
@@ -343,8 +347,8 @@ def test_a_model_is_a_module():
 def test_adapters_learn_alone_and_are_saved_once_they_are_merged(tmp_path):
     model, ids = make(), random_ids(2, 9)
     frozen = model.state_dict()
-    names = lora.add(model, ["q_proj", "v_proj", "attn.c_proj", "c_fc"], rank=2, rng=0)
-    assert len(names) == 2 * 4
+    names = lora.add(model, ["c_attn", "attn.c_proj", "c_fc"], rank=2, rng=0)
+    assert len(names) == 2 * 3
     optimizer = optim.AdamW(model, lr=1e-2)
     before = model.loss(ids)
     for _ in range(5):
@@ -353,6 +357,7 @@ def test_adapters_learn_alone_and_are_saved_once_they_are_merged(tmp_path):
     assert set(grads) == {f"{name}.lora_{part}.weight" for name in names for part in "AB"}
     assert model.loss(ids) < before
     assert all(same_bits(array, model.parameters()[name]) for name, array in frozen.items())
+    assert model.parameters()["h.1.attn.c_attn.lora_B.weight"].shape == (72, 2)
     assert model.generate(ids[0], 5).tolist() == [
         int(model(np.concatenate([ids[0], model.generate(ids[0], count)]))[-1].argmax()) for count in range(5)
     ]
@@ -379,6 +384,121 @@ def test_a_saved_model_is_loaded_as_it_was(tmp_path, variant, dtype):
     assert same_bits(loaded(ids), model(ids))
     restored = pickle.loads(pickle.dumps(model))
     assert same_bits(restored(ids), model(ids))
+
+
+def test_gradients_of_adapters_are_derivatives():
+    model, ids = make(), random_ids(2, 9)
+    lora.add(model, ["c_attn", "c_proj", "c_fc"], rank=2, rng=0)
+    random = np.random.default_rng(3)
+    adapters = {name: a for name, a in model.parameters().items() if ".lora_" in name}
+    arrays = {name: random.standard_normal(array.shape) / 5 for name, array in adapters.items()}
+
+    def function(arrays):
+        model.load_state_dict(arrays, strict=False)
+        return model.loss(ids)
+
+    model.load_state_dict(arrays, strict=False)
+    _, grads = model.loss_and_gradients(ids)
+    assert_is_derivative(function, arrays, grads)
+
+
+def test_a_block_with_adapters_alone_is_gone_through():
+    model, ids = make(), random_ids(2, 9)
+    lora.add(model, "h.0.attn.c_attn", rank=2, rng=0)
+    _, grads = model.loss_and_gradients(ids)
+    assert list(grads) == ["h.0.attn.c_attn.lora_A.weight", "h.0.attn.c_attn.lora_B.weight"]
+    assert grads["h.0.attn.c_attn.lora_B.weight"].any()
+
+
+def published_gpt2(dtype, prefix):
+    """GPT-2 as it is published: matrices (inputs, outputs), query, key and value in one, causal masks."""
+    random = np.random.default_rng(5)
+
+    def normal(*shape):
+        return (0.4 * random.standard_normal(shape)).astype(dtype)
+
+    tensors = {"wte.weight": normal(VOCABULARY, 24), "wpe.weight": normal(LONGEST, 24)}
+    for h in ("h.0.", "h.1."):
+        for name, shape in {
+            "attn.c_attn": (24, 72),
+            "attn.c_proj": (24, 24),
+            "mlp.c_fc": (24, 96),
+            "mlp.c_proj": (96, 24),
+        }.items():
+            tensors |= {f"{h}{name}.weight": normal(*shape), f"{h}{name}.bias": normal(shape[1])}
+        for name in ("ln_1", "ln_2"):
+            tensors |= {f"{h}{name}.weight": 1 + normal(24), f"{h}{name}.bias": normal(24)}
+        tensors[f"{h}attn.bias"] = np.tril(np.ones((1, 1, LONGEST, LONGEST), dtype))
+    tensors |= {"ln_f.weight": 1 + normal(24), "ln_f.bias": normal(24)}
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+PUBLISHED_CONFIG = {
+    "model_type": "gpt2",
+    "architectures": ["GPT2LMHeadModel"],
+    "activation_function": "gelu_new",
+    "attn_pdrop": 0.1,
+    "embd_pdrop": 0.1,
+    "resid_pdrop": 0.1,
+    "layer_norm_epsilon": 1e-5,
+    "n_ctx": LONGEST,
+    "n_embd": 24,
+    "n_head": 3,
+    "n_layer": 2,
+    "n_positions": LONGEST,
+    "vocab_size": VOCABULARY,
+}
+
+
+def gpt2_of_openai(tensors, ids, dtype):
+    """GPT-2 as its authors wrote it down: x @ w + b."""
+    p = {name.removeprefix("transformer."): tensor.astype(dtype) for name, tensor in tensors.items()}
+
+    def norm(name, x):
+        return reference.layer_norm(x, p[f"{name}.weight"], p[f"{name}.bias"], dtype=dtype)
+
+    def matrix(name, x):
+        return x @ p[f"{name}.weight"] + p[f"{name}.bias"]
+
+    x = p["wte.weight"][ids] + p["wpe.weight"][: ids.shape[-1]]
+    for h in ("h.0", "h.1"):
+        q, k, v = np.split(matrix(f"{h}.attn.c_attn", norm(f"{h}.ln_1", x)), 3, axis=-1)
+        heads = [reference.split_heads(part, 3) for part in (q, k, v)]
+        scores = heads[0] @ np.swapaxes(heads[1], -1, -2) / np.sqrt(dtype(8))
+        scores = np.where(np.tri(ids.shape[-1], dtype=bool), scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        x = x + matrix(f"{h}.attn.c_proj", reference.merge_heads(weights @ heads[2]))
+        hidden = reference.ACTIVATIONS["gelu_tanh"](
+            matrix(f"{h}.mlp.c_fc", norm(f"{h}.ln_2", x)), dtype=dtype
+        )
+        x = x + matrix(f"{h}.mlp.c_proj", hidden)
+    return norm("ln_f", x) @ p["wte.weight"].T
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+@pytest.mark.parametrize("stored", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_published_checkpoint_computes_what_its_authors_wrote_down(tmp_path, prefix, stored, shards):
+    tensors, ids = published_gpt2(stored, prefix), random_ids(2, 13)
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_CONFIG))
+    if shards == 1:
+        checkpoint_files.save(tmp_path / "model.safetensors", tensors)
+    else:
+        items = list(tensors.items())
+        checkpoint_files.save_sharded(tmp_path, *(dict(items[i::shards]) for i in range(shards)))
+    model = models.LanguageModel.from_pretrained(tmp_path)
+    assert model.dtype == (np.float64 if stored == np.float64 else np.float32)
+    exact = gpt2_of_openai(tensors, ids, np.float64)
+    plain = gpt2_of_openai(tensors, ids, np.float32)
+    error = np.abs(model(ids) - exact).max()
+    assert error <= (1e-11 if stored == np.float64 else 2 * np.abs(plain - exact).max() + 1e-6)
+    wide = models.LanguageModel.from_pretrained(tmp_path, dtype=np.float64)
+    np.testing.assert_allclose(wide(ids), exact, rtol=0, atol=1e-11)
+    expected = list(ids[0])
+    for _ in range(4):
+        expected.append(int(gpt2_of_openai(tensors, np.array(expected), np.float64)[-1].argmax()))
+    assert wide.generate(ids[0], 4).tolist() == expected[len(ids[0]) :]
 
 
 def test_a_folder_is_laid_out_as_gpt2_is_published(tmp_path):
@@ -419,7 +539,14 @@ def test_names_of_older_checkpoints_are_understood(tmp_path):
         ({"n_layer": 1}, "unexpected: h.1.attn.c_attn.bias"),
         ({"vocab_size": 7}, r"misshapen: wte.weight \(29, 24\) instead of \(7, 24\)"),
         ({"activation_function": "mish"}, "activation_function must be one of gelu_new"),
-        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx must be False"),
+        ({"activation_function": ["gelu"]}, "activation_function must be one of gelu_new"),
+        (
+            {"scale_attn_by_inverse_layer_idx": True},
+            "scale_attn_by_inverse_layer_idx must be False, got True",
+        ),
+        ({"scale_attn_weights": False}, "scale_attn_weights must be True, got False"),
+        ({"add_cross_attention": True}, "add_cross_attention must be False, got True"),
+        ({"n_layer": 10**9}, "num_layers must be at most 1000, got 1000000000"),
     ],
 )
 def test_a_folder_of_something_else_is_refused(tmp_path, change, text):
@@ -428,6 +555,25 @@ def test_a_folder_of_something_else_is_refused(tmp_path, change, text):
     (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
     with pytest.raises(ValueError, match=text):
         models.LanguageModel.from_pretrained(tmp_path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(), values, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(changes=st.dictionaries(st.sampled_from(sorted(PUBLISHED_CONFIG)), JSON, max_size=3))
+def test_any_configuration_loads_or_is_refused(tmp_path, changes):
+    if not (tmp_path / "model.safetensors").exists():
+        checkpoint_files.save(tmp_path / "model.safetensors", published_gpt2(np.float32, ""))
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_CONFIG | changes))
+    try:
+        outcome = models.LanguageModel.from_pretrained(tmp_path)
+    except (ValueError, MemoryError) as error:
+        outcome = str(error)
+    assert isinstance(outcome, models.LanguageModel) or str(tmp_path) in outcome
 
 
 def test_a_missing_folder_is_named(tmp_path):

@@ -223,6 +223,95 @@ def test_loaded_adapters_compute_what_the_saved_ones_did(tmp_path):
     assert other.frozen == layer.frozen
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_adapters_of_any_layer_come_back(name, tmp_path):
+    layer, shape = adapted(name)
+    lora.save(layer, tmp_path)
+    other = LAYERS[name]()[0]
+    lora.load(other, tmp_path)
+    assert same_bits(other(normal(shape, np.float64)), layer(normal(shape, np.float64)))
+    assert other._lora == layer._lora
+
+
+def test_parameters_trained_besides_come_back_as_they_were_and_alone(tmp_path):
+    layer = nn.TransformerEncoderLayer(24, 4, 37, rng=0)
+    lora.add(layer, ["q_proj"], rank=2, also=["linear*.bias", "norm1.weight"], rng=1)
+    with layer.edit() as parameters:
+        for name in layer._lora["also"]:
+            parameters[name] += 1
+    lora.save(layer, tmp_path)
+    other = nn.TransformerEncoderLayer(24, 4, 37, rng=0)
+    lora.load(other, tmp_path)
+    assert other.frozen == layer.frozen
+    assert all(same_bits(array, layer.parameters()[name]) for name, array in other.parameters().items())
+
+
+def gpt2():
+    return models.LanguageModel(11, 9, 8, 2, 2, dropout=0.0, dtype=np.float64, rng=0)
+
+
+def write_peft(folder, arrays, **config):
+    """A folder as PEFT writes it."""
+    folder.mkdir()
+    plain = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "bias": "none", "target_modules": ["c_attn"]}
+    (folder / "adapter_config.json").write_text(json.dumps(plain | {"fan_in_fan_out": True} | config))
+    stored = {f"base_model.model.{name}": array for name, array in arrays.items()}
+    io.save_tensors(folder / "adapter_model.safetensors", stored)
+
+
+@pytest.mark.parametrize(("use_rslora", "scale"), [(False, 3), (True, 6 / np.sqrt(2))])
+def test_adapters_that_peft_wrote_for_gpt2_change_its_weights(tmp_path, use_rslora, scale):
+    model, ids = gpt2(), np.arange(9)
+    a, b = normal((2, 8), np.float64), normal((24, 2), np.float64)
+    module = "transformer.h.1.attn.c_attn"
+    arrays = {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+    write_peft(tmp_path / "peft", arrays, target_modules=r".*\.1\.attn\.c_attn", use_rslora=use_rslora)
+    assert lora.load(model, tmp_path / "peft") == ["h.1.attn.c_attn"]
+    expected = gpt2()
+    with expected.edit() as parameters:
+        parameters["h.1.attn.c_attn.weight"] += scale * b @ a
+    np.testing.assert_allclose(model(ids), expected(ids), atol=1e-12)
+
+
+def test_what_is_saved_of_gpt2_is_laid_out_as_peft_has_it(tmp_path):
+    model = gpt2()
+    lora.add(model, ["c_attn"], rank=2, also=["h.0.mlp.c_fc.*", "wpe.weight"], rng=0)
+    lora.save(model, tmp_path)
+    stored = io.load_tensors(tmp_path / "adapter_model.safetensors")
+    shapes = {
+        name.removeprefix("base_model.model.transformer."): array.shape for name, array in stored.items()
+    }
+    assert shapes == {
+        **{f"h.{h}.attn.c_attn.lora_A.weight": (2, 8) for h in (0, 1)},
+        **{f"h.{h}.attn.c_attn.lora_B.weight": (24, 2) for h in (0, 1)},
+        "h.0.mlp.c_fc.weight": (8, 32),  # as the checkpoint has it
+        "h.0.mlp.c_fc.bias": (32,),
+        "wpe.weight": (9, 8),
+    }
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["fan_in_fan_out"]
+    assert config["target_modules"] == ["transformer.h.0.attn.c_attn", "transformer.h.1.attn.c_attn"]
+    assert config["modules_to_save"] == ["transformer.h.0.mlp.c_fc", "transformer.wpe"]
+    other = gpt2()
+    lora.load(other, tmp_path)
+    assert all(same_bits(array, model.parameters()[name]) for name, array in other.parameters().items())
+
+
+def test_adapters_of_roberta_have_the_names_of_its_checkpoints(tmp_path):
+    config = models.BertConfig(20, 8, 1, 2, 16, model_type="roberta")
+    model = models.BertForSequenceClassification(config, 2, rng=0)
+    lora.add(model, ["query", "pooler.dense"], rank=2, also=["classifier.*"], rng=1)
+    lora.save(model, tmp_path)
+    stored = io.load_tensors(tmp_path / "adapter_model.safetensors")
+    assert {name.removeprefix("base_model.model.") for name in stored} == {
+        *(f"roberta.encoder.layer.0.attention.self.query.lora_{part}.weight" for part in "AB"),
+        *(f"classifier.dense.lora_{part}.weight" for part in "AB"),
+        *(f"classifier.out_proj.{part}" for part in ("weight", "bias")),
+    }
+    other = models.BertForSequenceClassification(config, 2, rng=0)
+    assert lora.load(other, tmp_path) == model._lora["names"]
+
+
 @pytest.mark.parametrize(
     ("spoil", "text"),
     [
@@ -230,8 +319,26 @@ def test_loaded_adapters_compute_what_the_saved_ones_did(tmp_path):
         (lambda config, arrays: config.update(use_dora=True), "use_dora must be False, got True"),
         (lambda config, arrays: config.pop("r"), "lacks r"),
         (
-            lambda config, arrays: config.update(target_modules=["query"]),
-            "targets must match linear layers, got 'query'",
+            lambda config, arrays: config.update(target_modules=["q_proj", "linear1"]),
+            "missing: base_model.model.linear1.lora_A.weight, base_model.model.linear1.lora_B.weight",
+        ),
+        (lambda config, arrays: config.update(target_modules=[3]), "target_modules must hold names, got"),
+        (lambda config, arrays: config.update(r="2"), "rank must be an integer, got str"),
+        (lambda config, arrays: config.update(r=0), "rank must be positive, got 0"),
+        (lambda config, arrays: config.update(lora_alpha=None), "alpha must be a number, got NoneType"),
+        (lambda config, arrays: config.update(alpha_pattern={"q_proj": 3}), "alpha_pattern must be {}, got"),
+        (
+            lambda config, arrays: config.update(init_lora_weights="pissa"),
+            "init_lora_weights must be one that",
+        ),
+        (lambda config, arrays: arrays.clear(), "missing: base_model.model.self_attn.q_proj.lora_A.weight"),
+        (
+            lambda config, arrays: (config.update(target_modules=".*nothing"), arrays.clear()),
+            "there are no adapters",
+        ),
+        (
+            lambda config, arrays: arrays.update({n: a.astype(np.int64) for n, a in arrays.items()}),
+            "not floating point: base_model.model.self_attn.q_proj.lora_A.weight",
         ),
         (lambda config, arrays: config.update(r=3), "misshapen: .*lora_A.weight"),
         (lambda config, arrays: arrays.popitem(), "missing: base_model.model"),

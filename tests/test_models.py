@@ -21,6 +21,7 @@ from blasformer.models import BertConfig, BertModel, SentenceEncoder
 from checkpoint_files import save, save_sharded
 from hypothesis import given
 from hypothesis import strategies as st
+from layer_cases import same_bits
 from reference import assert_as_accurate_as_numpy, error
 
 CONFIG = {
@@ -389,6 +390,85 @@ def test_a_checkpoint_of_a_task_gives_its_encoder(tmp_path):
     assert_is_the_formula(model(ids), tiny_tensors(), ids)
 
 
+def roberta_tensors(prefix="roberta."):
+    """A RoBERTa checkpoint with one token type, as it is published."""
+    tensors = tiny_tensors()
+    tensors["embeddings.token_type_embeddings.weight"] = tensors["embeddings.token_type_embeddings.weight"][
+        :1
+    ]
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+ROBERTA = {"model_type": "roberta", "type_vocab_size": 1, "pad_token_id": 1, "layer_norm_eps": 1e-5}
+
+
+def roberta_formula(tensors, ids, *, dtype, positions):
+    own = {name.removeprefix("roberta."): tensor for name, tensor in tensors.items()}
+    return reference.bert(own, ids, num_heads=3, positions=positions, eps=1e-5, dtype=dtype)
+
+
+@pytest.mark.parametrize("pad", [0, 1, 5])
+@pytest.mark.parametrize("prefix", ["roberta.", ""])
+def test_positions_of_roberta_begin_behind_that_of_padding(tmp_path, prefix, pad, isa):
+    tensors, ids = roberta_tensors(prefix), 6 + random_ids(3, 11, vocab=61)
+    bert = BertModel.from_pretrained(publish(tmp_path, tensors, **ROBERTA | {"pad_token_id": pad}))
+    wide = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
+    out = bert(ids)
+    positions = pad + 1 + np.arange(11)
+    found = (out.last_hidden_state, out.pooler_output)
+    assert_as_accurate_as_numpy(found, roberta_formula, wide, ids, positions=positions)
+    assert bert.config.max_length == 37 - pad - 1
+
+
+def test_the_padding_token_of_roberta_is_not_counted(tmp_path):
+    tensors = roberta_tensors()
+    bert = BertModel.from_pretrained(publish(tmp_path, tensors, **ROBERTA), dtype=np.float64)
+    ids = np.array([[7, 1, 9, 1, 1, 12, 7]])
+    exact, _ = roberta_formula(tensors, ids, dtype=np.float64, positions=np.array([2, 1, 3, 1, 1, 4, 5]))
+    np.testing.assert_allclose(bert(ids).last_hidden_state, exact, atol=1e-12)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing_in_roberta(tmp_path, side):
+    bert = BertModel.from_pretrained(publish(tmp_path, roberta_tensors(), **ROBERTA), dtype=np.float64)
+    ids, padding = 2 + random_ids(1, 6, vocab=60), [[1, 1, 1]]
+    parts = [padding, ids] if side == "left" else [ids, padding]
+    mask = np.concatenate(parts, axis=1) != 1
+    padded = bert(np.concatenate(parts, axis=1), attention_mask=mask).last_hidden_state
+    np.testing.assert_allclose(padded[mask], bert(ids).last_hidden_state[0], atol=1e-12)
+
+
+def test_a_sequence_of_roberta_leaves_room_for_the_position_of_padding(tmp_path):
+    bert = BertModel.from_pretrained(publish(tmp_path, roberta_tensors(), **ROBERTA))
+    assert bert(random_ids(1, 35)).last_hidden_state.shape == (1, 35, 24)
+    text = r"at most 35 positions \(max_position_embeddings - pad_token_id - 1\), got a sequence of 36"
+    with pytest.raises(ValueError, match=text):
+        bert(2 + random_ids(1, 36, vocab=60))
+    with pytest.raises(IndexError, match=r"token_type_ids must lie in \[0, 0\], got 1"):
+        bert(random_ids(1, 3), token_type_ids=[[0, 0, 1]])
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "xlm-roberta", "camembert"])
+@pytest.mark.parametrize("pooler", [True, False])
+def test_a_saved_encoder_is_loaded_as_it_was(tmp_path, model_type, pooler):
+    config = BertConfig(**SIZES | {"model_type": model_type, "pad_token_id": 3})
+    bert = BertModel(config, dtype=np.float64, with_pooler=pooler, rng=0)
+    bert.save(tmp_path / "new" / "folder")
+    loaded = BertModel.from_pretrained(tmp_path / "new" / "folder")
+    assert loaded._arguments == bert._arguments
+    assert all(same_bits(array, bert.parameters()[name]) for name, array in loaded.parameters().items())
+    restored = pickle.loads(pickle.dumps(bert))
+    assert restored.config == config
+
+
+def test_a_checkpoint_of_masked_words_gives_its_encoder(tmp_path):
+    tensors = {name: tensor for name, tensor in roberta_tensors().items() if "pooler" not in name}
+    heads = {"lm_head.bias": np.ones(67, np.float32), "lm_head.dense.weight": np.ones((24, 24), np.float32)}
+    bert = BertModel.from_pretrained(publish(tmp_path, tensors | heads, **ROBERTA))
+    assert not bert.with_pooler
+    assert bert(random_ids(1, 5)).pooler_output is None
+
+
 def test_names_from_before_pytorch_are_understood(tmp_path):
     tensors = {
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
@@ -452,7 +532,17 @@ def test_integer_weights_are_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"model_type": "roberta"}, "model_type must be 'bert' for BertModel, got 'roberta'"),
+        (
+            {"model_type": "mpnet"},
+            "model_type must be one of bert, roberta, xlm-roberta, camembert for BertModel, got 'mpnet'",
+        ),
+        ({"model_type": None}, "model_type must be one of"),
+        ({"model_type": ["bert"]}, "model_type must be one of"),
+        (
+            {"model_type": "roberta", "pad_token_id": 36},
+            "pad_token_id must be at least 0 and leave positions: at most max_position_embeddings - 2",
+        ),
+        ({"model_type": "roberta", "pad_token_id": "1"}, "pad_token_id must be an integer, got '1'"),
         (
             {"position_embedding_type": "relative_key"},
             "position_embedding_type must be 'absolute' for BertModel",
@@ -497,7 +587,7 @@ JSON = st.recursive(
 
 @given(
     changes=st.dictionaries(
-        st.sampled_from([*CONFIG, "is_decoder", "position_embedding_type"]), JSON, max_size=3
+        st.sampled_from([*CONFIG, "is_decoder", "position_embedding_type", "pad_token_id"]), JSON, max_size=3
     )
 )
 def test_any_configuration_loads_or_is_refused(tmp_path, changes):
@@ -963,7 +1053,7 @@ def test_an_encoder_can_be_made_of_its_parts(tiny):
         ({"files": [("tokenizer.json", {})]}, "tokenizer.json is not a valid tokenizer: Model missing"),
         (
             {"files": [("config.json", CONFIG | {"model_type": "mpnet"})]},
-            "model_type must be 'bert' for BertModel, got 'mpnet'",
+            "model_type must be one of bert, roberta, xlm-roberta",
         ),
     ],
 )

@@ -191,6 +191,10 @@ auto MultiheadAttention<T>::project(const Tensor<T>& query, const Tensor<T>& key
     const T* bias = in_proj_bias.empty() ? nullptr : in_proj_bias.data() + first_row[first];
     Tensor<T> y(with_last(x.shape(), rows));
     linear(x.data(), x.size() / features, features, weight, bias, rows, y.data());
+    if (in_proj_adapter) {
+      require(last - first == 3, "an adapter of in_proj_weight needs query, key and value to be the same");
+      in_proj_adapter->add(x.data(), x.size() / features, adapter_seed(seed, 0), y.data(), rows);
+    }
     for (int i = first; i < last; ++i) {
       projected[i] = {y, first_row[i] - first_row[first]};
       if (const auto& adapter = adapters[static_cast<std::size_t>(i)]) {
@@ -423,6 +427,11 @@ auto MultiheadAttention<T>::backward(const Saved& saved, const Tensor<T>& d_y, M
         d_columns, stride, rows, outputs,
         stacked ? in_proj_weight.data() + first_row[first] * features : weights[first]->data(), features,
         d_x.data(), write_input);
+    if (in_proj_adapter) {
+      in_proj_adapter->parameter_gradients(x.data(), rows, adapter_seed(seed, 0), d_columns, stride,
+                                           *gradients.in_proj_adapter, write);
+      in_proj_adapter->add_input_gradient(d_columns, stride, rows, adapter_seed(seed, 0), d_x.data());
+    }
     for (int i = first; i < last; ++i) {
       if (!adapters[static_cast<std::size_t>(i)]) continue;
       const T* const d_own = d_rows[i].data() + projected[i]->first_column;

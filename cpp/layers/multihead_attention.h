@@ -39,6 +39,8 @@ struct MultiheadAttention {
   Linear<T> out_proj;                                     // (embed_dim, embed_dim)
   std::optional<RotaryPositions> rotary;                  // of projected queries and keys
   std::array<std::optional<LowRank<T>>, 3> adapters;      // of the query's, key's and value's projection
+  // Of in_proj_weight as a whole, for models whose published name for it is one; only for self-attention.
+  std::optional<LowRank<T>> in_proj_adapter;
 
   // Columns [first_column, first_column + heads * head_dim) of dense rows (batch, length, ..) or (length,
   // ..).
@@ -128,6 +130,7 @@ struct MultiheadAttention {
     }
     if (!self.in_proj_bias.empty()) visit("in_proj_bias", self.in_proj_bias);
     each_parameter_of("out_proj", self.out_proj, visit);
+    if (self.in_proj_adapter) each_parameter_of("in_proj", *self.in_proj_adapter, visit);
     for (std::size_t i = 0; i < 3; ++i) {
       if (self.adapters[i]) each_parameter_of(kProjectionNames[i], *self.adapters[i], visit);
     }

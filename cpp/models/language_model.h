@@ -6,7 +6,6 @@
 //   x = block(x) for each pre-norm block h.i, in which a token attends to itself and to those before it
 //   logits = ln_f(x) wte^T, or lm_head of ln_f(x)
 
-#include <array>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -113,11 +112,9 @@ struct LanguageModel {
       each_parameter_of(name + ".ln_1", block.norm1, visit);
       visit(name + ".attn.c_attn.weight", block.self_attn.in_proj_weight);
       visit(name + ".attn.c_attn.bias", block.self_attn.in_proj_bias);
+      if (block.self_attn.in_proj_adapter)
+        each_parameter_of(name + ".attn.c_attn", *block.self_attn.in_proj_adapter, visit);
       each_parameter_of(name + ".attn.c_proj", block.self_attn.out_proj, visit);
-      for (std::size_t k = 0; k < 3; ++k) {
-        auto& adapter = block.self_attn.adapters[k];
-        if (adapter) each_parameter_of(name + ".attn." + kProjectionNames[k], *adapter, visit);
-      }
       each_parameter_of(name + ".ln_2", block.norm2, visit);
       each_parameter_of(name + ".mlp.c_fc", block.feed_forward.linear1, visit);
       each_parameter_of(name + ".mlp.c_proj", block.feed_forward.linear2, visit);
@@ -125,16 +122,15 @@ struct LanguageModel {
     each_parameter_of("ln_f", self.ln_f, visit);
     if (self.lm_head) each_parameter_of("lm_head", *self.lm_head, visit);
   }
-  // The linear layers of the blocks; the three parts of c_attn apart.
+  // The linear layers of the blocks; the projections of query, key and value are one, as in GPT-2.
   template <class Self, class Visit>
   static void each_linear(Self& self, Visit&& visit) {
     for (std::size_t i = 0; i < self.h.size(); ++i) {
       auto& block = self.h[i];
       const std::string name = "h." + std::to_string(i);
-      MultiheadAttention<T>::each_projection(block.self_attn, kProjectionNames,
-                                             [&](const std::string& part, const auto& weight, auto& adapter) {
-                                               visit(name + ".attn." + part, weight, adapter);
-                                             });
+      const Tensor<T>& c_attn = block.self_attn.in_proj_weight;
+      visit(name + ".attn.c_attn", AdaptedWeight<T>{c_attn, 0, c_attn.extent(0)},
+            block.self_attn.in_proj_adapter);
       each_linear_of(name + ".attn.c_proj", block.self_attn.out_proj, visit);
       each_linear_of(name + ".mlp.c_fc", block.feed_forward.linear1, visit);
       each_linear_of(name + ".mlp.c_proj", block.feed_forward.linear2, visit);
@@ -142,8 +138,6 @@ struct LanguageModel {
   }
 
  private:
-  static constexpr std::array<const char*, 3> kProjectionNames = {"q_proj", "k_proj", "v_proj"};
-
   const Tensor<T>& output_weight() const { return lm_head ? lm_head->weight : wte.weight; }
   Tensor<T>& output_weight() { return lm_head ? lm_head->weight : wte.weight; }
   // What the logits are linear in. `saved`, if given, is filled for blocks from first_saved on.

@@ -1,9 +1,9 @@
-"""BERT on NumPy arrays: published encoders, loaded from their folders, run and trained."""
+"""BERT and RoBERTa on NumPy arrays: published encoders, loaded from their folders, run and trained."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,16 +13,10 @@ import numpy.typing as npt
 
 from . import _core
 from ._attention import Array, ChosenWeights, LayerWeights, choose_layers
+from ._model import MAX_LAYERS, read_parameters, save_folder
 from ._module import add_gradients
 from ._random import Rng, draw_seed
-from .io import (
-    FLOATING,
-    Checkpoint,
-    PathLike,
-    float_dtype,
-    read_json,
-    some_names,
-)
+from .io import Checkpoint, PathLike, float_dtype, read_json, some_names
 from .nn import Layer
 
 # What config.json calls an activation, and what it is called here.
@@ -33,25 +27,36 @@ BERT_ACTIVATIONS = {
     "relu": "relu",
     "silu": "silu",
 }
-MAX_LAYERS = 1000
+
+# What config.json calls the models that are read, and what transformers calls their classes.
+BERT_CLASSES = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "xlm-roberta": "XLMRoberta",
+    "camembert": "Camembert",
+}
 
 # Buffers that some versions saved with the weights: the numbers from 0, and zeros.
 BERT_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 # Parts on top of the encoder in checkpoints for one task: masked words, next sentence, classes, answers.
-BERT_HEADS = ("cls.", "classifier.", "qa_outputs.")
+BERT_HEADS = ("cls.", "lm_head.", "classifier.", "qa_outputs.")
 # Names that checkpoints converted from TensorFlow still have.
 BERT_OLD_SUFFIXES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
 @dataclass(frozen=True)
 class BertConfig:
-    """The sizes and choices of a BERT encoder, under the names of config.json.
+    """The sizes and choices of a BERT or RoBERTa encoder, under the names of config.json.
+
+    model_type: "bert"; or "roberta", "xlm-roberta" or "camembert", in which positions count from
+        pad_token_id + 1, and so many of the position embeddings are not for tokens
+    pad_token_id: which token stands for padding; 0 by default, in RoBERTa 1
 
     >>> config = BertConfig(
     ...     vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
     ... )
-    >>> config.layer_norm_eps
-    1e-12
+    >>> config.layer_norm_eps, config.max_length
+    (1e-12, 512)
     """
 
     vocab_size: int
@@ -65,8 +70,16 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
+    model_type: str = "bert"
+    pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model_type, str) or self.model_type not in BERT_CLASSES:
+            raise ValueError(
+                f"model_type must be one of {', '.join(BERT_CLASSES)} for BertModel, got {self.model_type!r}"
+            )
+        if self.pad_token_id is None:
+            object.__setattr__(self, "pad_token_id", 1 if self.is_roberta else 0)
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type == "int":
@@ -92,6 +105,30 @@ class BertConfig:
             p = getattr(self, name)
             if not isinstance(p, (int, float)) or isinstance(p, bool) or not 0 <= p <= 1:
                 raise ValueError(f"{name} must be a number from 0 to 1, got {p!r}")
+        pad = self.pad_token_id
+        if not isinstance(pad, int) or isinstance(pad, bool):
+            raise TypeError(f"pad_token_id must be an integer, got {pad!r}")
+        if self.is_roberta and not 0 <= pad < self.max_position_embeddings - 1:
+            raise ValueError(
+                f"pad_token_id must be at least 0 and leave positions: at most max_position_embeddings - 2 = "
+                f"{self.max_position_embeddings - 2}, got {pad}"
+            )
+
+    @property
+    def is_roberta(self) -> bool:
+        """Whether it is RoBERTa, or one of the models that are like it."""
+        return self.model_type != "bert"
+
+    @property
+    def first_position(self) -> int:
+        """Which position embedding the first token of a sequence has."""
+        assert self.pad_token_id is not None
+        return self.pad_token_id + 1 if self.is_roberta else 0
+
+    @property
+    def max_length(self) -> int:
+        """How many tokens a sequence may have."""
+        return self.max_position_embeddings - self.first_position
 
     @classmethod
     def from_file(cls, path: PathLike) -> BertConfig:
@@ -99,7 +136,6 @@ class BertConfig:
         path = Path(path)
         values = read_json(path, dict)
         for name, supported in {
-            "model_type": "bert",
             "position_embedding_type": "absolute",
             "is_decoder": False,
             "add_cross_attention": False,
@@ -138,11 +174,15 @@ class BertOutput(NamedTuple):
 
 
 class BertModel(Layer):
-    """BERT, the encoder (Devlin et al. 2018, https://arxiv.org/abs/1810.04805).
+    """BERT, the encoder (Devlin et al. 2018, https://arxiv.org/abs/1810.04805); or RoBERTa (Liu et al. 2019,
+    https://arxiv.org/abs/1907.11692), XLM-RoBERTa and CamemBERT, whose formula is the same.
 
         x = LayerNorm(word embedding + position embedding + token type embedding)
         x = LayerNorm(x + attention(x));  x = LayerNorm(x + feed_forward(x))      in each layer
         pooled = tanh(dense(x of the first token))
+
+    Positions count from 0, in RoBERTa from pad_token_id + 1; there the padding token, should it be among the
+    tokens, has the position pad_token_id and is not counted.
 
     Made by `from_pretrained`, or with random weights by `BertModel(config, dtype=..., rng=...)`. `config`
     is its BertConfig, `dtype` what it computes in, `parameters()` its weights under the names of checkpoints.
@@ -197,8 +237,8 @@ class BertModel(Layer):
             (float16 and bfloat16 are widened exactly)
         strict: False ignores tensors that the model does not have. What it has must be there in any case.
 
-        The parts that checkpoints for one task have on top (cls, classifier, qa_outputs) are left out. A
-        model without a pooler has pooler_output None.
+        Read are BERT, RoBERTa, XLM-RoBERTa and CamemBERT. The parts that checkpoints for one task have on top
+        (cls, lm_head, classifier, qa_outputs) are left out. A model without a pooler has pooler_output None.
 
         Raises FileNotFoundError for a missing file; ValueError for a damaged one (see `io.Checkpoint`), for
         another kind of model, and for missing, unexpected or misshapen tensors, all of which it names.
@@ -208,7 +248,7 @@ class BertModel(Layer):
             raise FileNotFoundError(f"{folder} is not a folder")
         config = BertConfig.from_file(folder / "config.json")
         with Checkpoint(folder) as checkpoint:
-            stored_names = _bert_names(checkpoint)
+            stored_names = _bert_names(checkpoint, config)
             if dtype is None:
                 dtypes = {checkpoint.dtypes[stored] for stored in stored_names.values()}
                 dtype = np.float64 if "float64" in dtypes else np.float32
@@ -218,8 +258,19 @@ class BertModel(Layer):
                 model._allocate(config, float_dtype(dtype), with_pooler, None)
             except MemoryError:
                 raise MemoryError(f"{folder}: not enough memory for the sizes in config.json") from None
-            _read_parameters(model, checkpoint, stored_names, strict)
+            read_parameters(model, checkpoint, stored_names, strict=strict)
         return model
+
+    def save(self, folder: PathLike) -> None:
+        """Writes config.json and model.safetensors, which `from_pretrained` and transformers read, into a
+        folder, which is made if need be.
+
+        Each file appears as a whole or not at all: what was there stays until the new one is complete.
+        Adapters are saved by blasformer.lora; merge them first if they are to be part of the weights.
+
+        Raises OSError if the folder cannot be written to.
+        """
+        save_folder(self, folder, published_config(self.config, "Model", self.dtype))
 
     def __repr__(self) -> str:
         return f"BertModel({self.config}, dtype={self.dtype}, with_pooler={self.with_pooler})"
@@ -239,16 +290,17 @@ class BertModel(Layer):
         lengths: (batch,) integers: how many tokens, from the left, each sequence has
         attention_mask: (batch, length) of 0 and 1 or bool, as tokenizers give it: 1 = a token. Padding may be
             right, left or in between. Positions count from the first token, so that left padding changes
-            nothing either (Hugging Face counts it unless told otherwise). Not together with lengths.
-        token_type_ids: (batch, length) integers: 0 for the first text of a pair, 1 for the second; default 0
+            nothing either (Hugging Face's BERT counts it unless told otherwise). Not together with lengths.
+        token_type_ids: (batch, length) integers: 0 for the first text of a pair, 1 for the second; default 0.
+            RoBERTa has one type only.
         return_weights: which attention weights to return: True for those of all layers, the indices of
             layers, as (0, -1), or a WeightSelection for each, as {0: WeightSelection(heads=[3]), -1: True}
 
         Ids and types where there is no token are not looked at. Sequences without tokens are legal.
 
         Raises IndexError for ids and types out of range and for layers that do not exist, ValueError for
-        shapes that do not fit and for sequences longer than max_position_embeddings, TypeError for what is
-        not integer: all before anything is computed.
+        shapes that do not fit and for sequences longer than config.max_length, TypeError for what is not
+        integer: all before anything is computed.
         """
         config = self.config
         tokens = _packed(config, input_ids, lengths, attention_mask, token_type_ids)
@@ -368,14 +420,18 @@ def _packed(
         raise ValueError(f"token_type_ids must have the shape of input_ids {ids.shape}, got {types.shape}")
     _require_range("input_ids", ids, is_token, config.vocab_size)
     _require_range("token_type_ids", types, is_token, config.type_vocab_size)
-    positions = _positions(is_token)
+    positions = _positions(config, ids, is_token)
     if positions.size and positions.max() >= config.max_position_embeddings:
         raise ValueError(
-            f"input_ids must have at most {config.max_position_embeddings} positions "
-            f"(max_position_embeddings), got a sequence of {positions.max() + 1}"
+            f"input_ids must have at most {config.max_length} positions "
+            f"({_max_length_text(config)}), got a sequence of {positions.max() - config.first_position + 1}"
         )
     counts = np.atleast_1d(is_token.sum(-1))
     return _Packed(is_token, (ids[is_token], positions, types[is_token], starts_of(counts)))
+
+
+def _max_length_text(config: BertConfig) -> str:
+    return "max_position_embeddings" + (" - pad_token_id - 1" if config.is_roberta else "")
 
 
 def starts_of(lengths: Array) -> list[int]:
@@ -400,25 +456,20 @@ def _sizes(config: BertConfig, with_pooler: bool) -> dict[str, Any]:
     }
 
 
-def _read_parameters(
-    model: Layer,
-    checkpoint: Checkpoint,
-    stored_names: dict[str, str],
-    strict: bool,
-    new: Collection[str] = (),
-) -> None:
-    """new: parameters that stay as they are."""
-    expected = {name: array.shape for name, array in model.parameters().items() if name not in new}
-    _require_match(expected, checkpoint, stored_names, strict)
-    # One at a time: a model and its file need not both fit into memory.
-    for name in expected:
-        model._held.load({name: checkpoint.read(stored_names[name], model.dtype)}, None)
+def published_config(config: BertConfig, kind: str, dtype: np.dtype[Any]) -> dict[str, Any]:
+    """What config.json says of a model that transformers calls Bert<kind>, Roberta<kind>, ..."""
+    return {
+        "architectures": [BERT_CLASSES[config.model_type] + kind],
+        **vars(config),
+        "torch_dtype": dtype.name,
+    }
 
 
-def _bert_names(checkpoint: Checkpoint) -> dict[str, str]:
+def _bert_names(checkpoint: Checkpoint, config: BertConfig) -> dict[str, str]:
     """The names of BertModel's parameters, and what they are called in this checkpoint."""
     stored_names = list(checkpoint.shapes)
-    prefix = "bert." if any(name.startswith("bert.") for name in stored_names) else ""
+    own = "roberta." if config.is_roberta else "bert."
+    prefix = own if any(name.startswith(own) for name in stored_names) else ""
     names: dict[str, str] = {}
     for stored in stored_names:
         if prefix and stored.startswith(BERT_HEADS):
@@ -432,23 +483,6 @@ def _bert_names(checkpoint: Checkpoint) -> dict[str, str]:
         if name not in BERT_BUFFERS:
             names[name] = stored
     return names
-
-
-def _require_match(
-    expected: dict[str, tuple[int, ...]], checkpoint: Checkpoint, stored_names: dict[str, str], strict: bool
-) -> None:
-    """Names all that is missing, unexpected, of another shape or no weights at all, at once."""
-    found = {name: checkpoint.shapes[stored] for name, stored in stored_names.items()}
-    common = expected.keys() & found.keys()
-    faults = {
-        "missing": expected.keys() - found.keys(),
-        "unexpected": found.keys() - expected.keys() if strict else set(),
-        "misshapen": {f"{n} {found[n]} instead of {expected[n]}" for n in common if found[n] != expected[n]},
-        "not floating point": {n for n in common if checkpoint.dtypes[stored_names[n]] not in FLOATING},
-    }
-    text = "; ".join(f"{fault}: {some_names(names)}" for fault, names in faults.items() if names)
-    if text:
-        raise ValueError(f"{checkpoint.path}: the tensors are not those of the model; {text}")
 
 
 def _array(name: str, values: npt.ArrayLike) -> Array:
@@ -497,14 +531,14 @@ def _tokens(
     return mask.astype(np.bool_)
 
 
-def _positions(is_token: npt.NDArray[np.bool_]) -> Array:
+def _positions(config: BertConfig, ids: Array, is_token: npt.NDArray[np.bool_]) -> Array:
     """Of every token, counted from the first token of its sequence."""
     sequences = np.atleast_2d(is_token)
-    length = sequences.shape[-1]
-    columns = np.arange(length)
-    first = np.where(sequences, columns, length).min(-1, initial=length)
-    positions: Array = columns - first[:, None]
-    return positions[sequences]
+    counted = np.logical_or.accumulate(sequences, axis=-1)
+    if config.is_roberta:
+        counted &= ~(sequences & (np.atleast_2d(ids) == config.pad_token_id))
+    positions: Array = np.cumsum(counted, axis=-1, dtype=np.int64) - 1 + config.first_position
+    return np.where(counted, positions, config.first_position - 1)[sequences]
 
 
 def _require_range(name: str, ids: Array, is_token: Array, count: int) -> None:

@@ -1,8 +1,7 @@
-"""BERT for sequence classification: fine-tuned as a whole, in part, or by adapters."""
+"""BERT and RoBERTa for sequence classification: fine-tuned as a whole, in part, or by adapters."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,29 @@ from ._bert import (
     _bert_names,
     _integers,
     _packed,
-    _read_parameters,
     _sizes,
+    published_config,
 )
+from ._model import read_parameters, save_folder
 from ._module import add_gradients
 from ._random import Rng, draw_seed
 from .functional import softmax
-from .io import Checkpoint, PathLike, float_dtype, read_json, save_tensors, write_file
+from .io import Checkpoint, PathLike, float_dtype, read_json
 from .nn import Layer, _integer
 
 POOLINGS = ("pooler", "mean")
-CLASSIFIER = frozenset({"classifier.weight", "classifier.bias"})
+CLASSIFIER = ("classifier.weight", "classifier.bias")
+POOLER = ("bert.pooler.dense.weight", "bert.pooler.dense.bias")
+# The beginnings of our names, and what transformers has instead in RoBERTa; the longer ones first.
+ROBERTA_NAMES = {
+    "bert.pooler.dense.": "classifier.dense.",
+    "bert.": "roberta.",
+    "classifier.": "classifier.out_proj.",
+}
 
 
 class BertForSequenceClassification(Layer):
-    """A class for each sequence of tokens: BERT, and a linear layer on what it says of the sequence.
+    """A class for each sequence of tokens: BERT or RoBERTa, and a linear layer on what it says of it.
 
         features = tanh(dense(x of the first token)), or the mean of x over the tokens
         logits = dropout(features) @ classifier.weight.T + classifier.bias
@@ -48,7 +55,8 @@ class BertForSequenceClassification(Layer):
     rng : numpy.random.Generator or int that the initial weights are drawn from; a fresh one by default
 
     State: bert.* as BertModel, classifier.weight (num_labels, hidden_size), classifier.bias: the names that
-    transformers gives them.
+    transformers gives them. (Its RoBERTa has others, which are in the files of `save`: roberta.* for bert.*,
+    classifier.dense.* for bert.pooler.dense.*, classifier.out_proj.* for classifier.*.)
 
     Calling it
     ----------
@@ -58,7 +66,8 @@ class BertForSequenceClassification(Layer):
 
     References
     ----------
-    Devlin et al. 2018, "BERT", section 4.1; Reimers and Gurevych 2019, "Sentence-BERT".
+    Devlin et al. 2018, "BERT", section 4.1; Liu et al. 2019, "RoBERTa"; Reimers and Gurevych 2019,
+    "Sentence-BERT".
 
     Examples
     --------
@@ -155,24 +164,24 @@ class BertForSequenceClassification(Layer):
         noted = read_json(folder / "config.json", dict)
         chosen = str(noted.get("blasformer_pooling", "pooler")) if pooling is None else pooling
         with Checkpoint(folder) as checkpoint:
-            head = {name: name for name in CLASSIFIER if name in checkpoint.shapes}
-            shape = checkpoint.shapes["classifier.weight"] if len(head) == 2 else ()
+            stored_names = _classifier_names(checkpoint, config)
+            shape = checkpoint.shapes[stored_names[CLASSIFIER[0]]] if CLASSIFIER[0] in stored_names else ()
             classes = shape[0] if shape else None
             if num_labels is None:
                 if classes is None:
                     raise ValueError(f"num_labels must be given: {folder} has no classifier")
                 num_labels = classes
-            stored_names = {f"bert.{name}": stored for name, stored in _bert_names(checkpoint).items()}
+            new = [] if classes == num_labels else list(CLASSIFIER)
             if chosen == "mean":  # where the pooler has nothing to say
-                stored_names = {n: s for n, s in stored_names.items() if not n.startswith("bert.pooler.")}
+                stored_names = {name: stored for name, stored in stored_names.items() if name not in POOLER}
+            elif config.is_roberta and not any(name in stored_names for name in POOLER):
+                new += POOLER
+            stored_names = {name: stored for name, stored in stored_names.items() if name not in new}
             if dtype is None:
                 dtypes = {checkpoint.dtypes[stored] for stored in stored_names.values()}
                 dtype = np.float64 if "float64" in dtypes else np.float32
             model = cls(config, num_labels, chosen, noted.get("classifier_dropout"), dtype=dtype, rng=rng)
-            if classes == num_labels:
-                stored_names |= head
-            new = frozenset() if classes == num_labels else CLASSIFIER
-            _read_parameters(model, checkpoint, stored_names, strict=True, new=new)
+            read_parameters(model, checkpoint, stored_names, new=new)
         return model
 
     def save(self, folder: PathLike) -> None:
@@ -181,22 +190,16 @@ class BertForSequenceClassification(Layer):
         Each file appears as a whole or not at all. Adapters are saved by blasformer.lora; merge them first if
         they are to be part of the weights. Raises OSError if the folder cannot be written to.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_tensors(
-            folder / "model.safetensors",
-            {name: array for name, array in self.parameters().items() if ".lora_" not in name},
-        )
-        config = {
-            "architectures": ["BertForSequenceClassification"],
-            "model_type": "bert",
-            **vars(self.config),
+        config = published_config(self.config, "ForSequenceClassification", self.dtype) | {
             "classifier_dropout": self._arguments["classifier_dropout"],
             "id2label": {str(i): f"LABEL_{i}" for i in range(self.num_labels)},
             "label2id": {f"LABEL_{i}": i for i in range(self.num_labels)},
             "blasformer_pooling": self._arguments["pooling"],
         }
-        write_file(folder / "config.json", json.dumps(config, indent=2).encode() + b"\n")
+        save_folder(self, folder, config)
+
+    def _stored_name(self, name: str) -> str:
+        return _published_name(self.config, name)
 
     def __call__(
         self,
@@ -287,6 +290,23 @@ class BertForSequenceClassification(Layer):
     ) -> int:
         """How many labels count: what `loss` divides by. Arguments as for `loss_and_gradients`."""
         return int(np.count_nonzero(_labels(labels) != ignore_index))
+
+
+def _published_name(config: BertConfig, name: str) -> str:
+    """What transformers calls a parameter."""
+    for ours, published in ROBERTA_NAMES.items():
+        if config.is_roberta and name.startswith(ours):
+            return published + name.removeprefix(ours)
+    return name
+
+
+def _classifier_names(checkpoint: Checkpoint, config: BertConfig) -> dict[str, str]:
+    """The names of the parameters, and what they are called in this checkpoint."""
+    names = {f"bert.{name}": stored for name, stored in _bert_names(checkpoint, config).items()}
+    if config.is_roberta:  # the pooler, if there is one, is not what its classifier was trained on
+        names = {name: stored for name, stored in names.items() if name not in POOLER}
+    own = {name: _published_name(config, name) for name in (*CLASSIFIER, *POOLER)}
+    return names | {name: stored for name, stored in own.items() if stored in checkpoint.shapes}
 
 
 def _labels(labels: npt.ArrayLike) -> Array:

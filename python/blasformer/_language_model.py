@@ -349,6 +349,8 @@ class LanguageModel(Model):
 
     def _config(self) -> dict[str, Any]:
         arguments = self._arguments
+        # What transformers takes for the end of a text unless it is told.
+        end = {} if arguments["vocab_size"] > 50256 else {"bos_token_id": None, "eos_token_id": None}
         activations = {ours: published for published, ours in reversed(GPT2_ACTIVATIONS.items())}
         return {
             "model_type": "gpt2",
@@ -364,6 +366,7 @@ class LanguageModel(Model):
             **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), arguments["dropout"]),
             "tie_word_embeddings": arguments["tied"],
             "torch_dtype": arguments["dtype"],
+            **end,
         }
 
     @classmethod
@@ -376,7 +379,7 @@ class LanguageModel(Model):
             if config.get(name, supported) != supported:
                 raise ValueError(f"{name} must be {supported}, got {config[name]!r}")
         activation = config.get("activation_function", "gelu_new")
-        if activation not in GPT2_ACTIVATIONS:
+        if not isinstance(activation, str) or activation not in GPT2_ACTIVATIONS:
             raise ValueError(
                 f"activation_function must be one of {', '.join(GPT2_ACTIVATIONS)}, got {activation!r}"
             )
@@ -394,16 +397,13 @@ class LanguageModel(Model):
             "recompute": False,
         }
 
-    @classmethod
-    def _stored_name(cls, name: str) -> str:
+    def _stored_name(self, name: str) -> str:
         return name if name.startswith("lm_head.") else f"transformer.{name}"
 
-    @classmethod
-    def _is_stored_transposed(cls, name: str) -> bool:
+    def _is_stored_transposed(self, name: str) -> bool:
         return name.endswith(GPT2_TRANSPOSED)
 
-    @classmethod
-    def _names_in(cls, checkpoint: Checkpoint, names: list[str]) -> dict[str, str]:
+    def _names_in(self, checkpoint: Checkpoint, names: list[str]) -> dict[str, str]:
         found: dict[str, str] = {}
         for stored in checkpoint.shapes:
             name = stored.removeprefix("transformer.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -13,6 +13,8 @@ import numpy.typing as npt
 from ._attention import Array
 from .io import FLOATING, Checkpoint, PathLike, float_dtype, read_json, save_tensors, some_names, write_file
 from .nn import Layer
+
+MAX_LAYERS = 1000
 
 Self = TypeVar("Self", bound="Model")
 
@@ -54,19 +56,9 @@ class Model(Layer):
         """The arguments of the constructor that config.json means."""
         return {name: value for name, value in config.items() if name != "model_type"}
 
-    @classmethod
-    def _stored_name(cls, name: str) -> str:
-        """What a parameter is called in the file."""
-        return name
-
-    @classmethod
-    def _is_stored_transposed(cls, name: str) -> bool:
-        return False
-
-    @classmethod
-    def _names_in(cls, checkpoint: Checkpoint, names: list[str]) -> dict[str, str]:
+    def _names_in(self, checkpoint: Checkpoint, names: list[str]) -> dict[str, str]:
         """What a file calls the parameters, {name: stored name}, and what it holds besides."""
-        known = {cls._stored_name(name): name for name in names}
+        known = {self._stored_name(name): name for name in names}
         return {known.get(stored, stored): stored for stored in checkpoint.shapes}
 
     def save(self, folder: PathLike) -> None:
@@ -77,17 +69,7 @@ class Model(Layer):
 
         Raises OSError if the folder cannot be written to.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        arrays = {
-            self._stored_name(name): np.ascontiguousarray(
-                array.T if self._is_stored_transposed(name) else array
-            )
-            for name, array in self.parameters().items()
-            if ".lora_" not in name
-        }
-        save_tensors(folder / "model.safetensors", arrays)
-        write_file(folder / "config.json", json.dumps(self._config(), indent=2).encode() + b"\n")
+        save_folder(self, folder, self._config())
 
     @classmethod
     def from_pretrained(cls: type[Self], folder: PathLike, *, dtype: npt.DTypeLike | None = None) -> Self:
@@ -114,38 +96,71 @@ class Model(Layer):
                 dtype = np.float64 if "float64" in checkpoint.dtypes.values() else np.float32
             model = cls.__new__(cls)
             try:
-                model._allocate({**cls._arguments_of(config), "dtype": float_dtype(dtype).name}, None)
+                arguments = cls._arguments_of(config)
+                _require_sane(arguments)
+                model._allocate({**arguments, "dtype": float_dtype(dtype).name}, None)
             except MemoryError:
                 raise MemoryError(f"{folder}: not enough memory for the sizes in config.json") from None
             except KeyError as error:
                 raise ValueError(f"{file} lacks {error.args[0]}") from None
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{file}: {error}") from error
-            model._read(checkpoint)
+            read_parameters(model, checkpoint, model._names_in(checkpoint, list(model.parameters())))
         return model
 
-    def _read(self, checkpoint: Checkpoint) -> None:
-        """Loads all parameters."""
-        live = self.parameters()
-        stored = self._names_in(checkpoint, list(live))
-        wanted = {
-            name: array.shape[::-1] if self._is_stored_transposed(name) else array.shape
-            for name, array in live.items()
-        }
-        found = {name: checkpoint.shapes[stored[name]] for name in stored}
-        common = wanted.keys() & found.keys()
-        faults = {
-            "missing": wanted.keys() - found.keys(),
-            "unexpected": found.keys() - wanted.keys(),
-            "misshapen": {f"{n} {found[n]} instead of {wanted[n]}" for n in common if found[n] != wanted[n]},
-            "not floating point": {n for n in common if checkpoint.dtypes[stored[n]] not in FLOATING},
-        }
-        text = "; ".join(f"{fault}: {some_names(names)}" for fault, names in faults.items() if names)
-        if text:
-            raise ValueError(f"{checkpoint.path}: the tensors are not those of the model; {text}")
-        self.load_state_dict(
-            {
-                name: array.T if self._is_stored_transposed(name) else array
-                for name, array in ((name, checkpoint.read(stored[name], self.dtype)) for name in live)
-            }
-        )
+
+def _require_sane(arguments: Mapping[str, Any]) -> None:
+    """Layers are made one by one: so many that memory ends would take everything with them."""
+    for name, value in arguments.items():
+        if name.endswith("layers") and value > MAX_LAYERS:
+            raise ValueError(f"{name} must be at most {MAX_LAYERS}, got {value}")
+
+
+def save_folder(model: Layer, folder: PathLike, config: Mapping[str, Any]) -> None:
+    """Writes config.json, and model.safetensors with all parameters but those of adapters."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        model._stored_name(name): array.T if model._is_stored_transposed(name) else array
+        for name, array in model.parameters().items()
+        if ".lora_" not in name
+    }
+    save_tensors(folder / "model.safetensors", arrays)
+    write_file(folder / "config.json", json.dumps(config, indent=2).encode() + b"\n")
+
+
+def read_parameters(
+    model: Layer,
+    checkpoint: Checkpoint,
+    stored_names: Mapping[str, str],
+    *,
+    strict: bool = True,
+    new: Collection[str] = (),
+) -> None:
+    """Loads the parameters of a model that nobody else has yet.
+
+    stored_names: what the checkpoint calls them, and what it holds besides, which strict refuses
+    new: parameters that stay as they are
+
+    Raises ValueError that names all that is missing, unexpected, of another shape or no weights at all.
+    """
+    wanted = {
+        name: array.shape[::-1] if model._is_stored_transposed(name) else array.shape
+        for name, array in model.parameters().items()
+        if name not in new
+    }
+    found = {name: checkpoint.shapes[stored] for name, stored in stored_names.items()}
+    common = wanted.keys() & found.keys()
+    faults = {
+        "missing": wanted.keys() - found.keys(),
+        "unexpected": found.keys() - wanted.keys() if strict else set(),
+        "misshapen": {f"{n} {found[n]} instead of {wanted[n]}" for n in common if found[n] != wanted[n]},
+        "not floating point": {n for n in common if checkpoint.dtypes[stored_names[n]] not in FLOATING},
+    }
+    text = "; ".join(f"{fault}: {some_names(names)}" for fault, names in faults.items() if names)
+    if text:
+        raise ValueError(f"{checkpoint.path}: the tensors are not those of the model; {text}")
+    # One at a time: a model and its file need not both fit into memory.
+    for name in wanted:
+        array = checkpoint.read(stored_names[name], model.dtype)
+        model._held.load({name: array.T if model._is_stored_transposed(name) else array}, None)

@@ -56,9 +56,9 @@ class SentenceEncoder:
     ) -> None:
         if pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
-        positions = bert.config.max_position_embeddings
+        longest = bert.config.max_length
         specials = tokenizer.num_special_tokens_to_add(False)
-        self.max_seq_length = positions if max_seq_length is None else min(max_seq_length, positions)
+        self.max_seq_length = longest if max_seq_length is None else min(max_seq_length, longest)
         if self.max_seq_length <= specials:
             raise ValueError(
                 f"max_seq_length must be more than the {specials} special tokens, got {self.max_seq_length}"
@@ -168,7 +168,8 @@ class SentenceEncoder:
         lengths = np.array([len(encoding) for encoding in encodings], np.int64)
         ids = np.array([token for encoding in encodings for token in encoding.ids], np.int64)
         types = np.array([kind for encoding in encodings for kind in encoding.type_ids], np.int64)
-        positions = np.array([place for length in lengths for place in range(length)], np.int64)
+        first = self.bert.config.first_position
+        positions = np.array([first + place for length in lengths for place in range(length)], np.int64)
         hidden, _, _ = self.bert._held.call(ids, positions, types, starts_of(lengths), [], False)
         return _pooled(self.pooling, hidden, lengths)
 

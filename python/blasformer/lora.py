@@ -23,20 +23,34 @@ from __future__ import annotations
 import fnmatch
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ._attention import Array
 from ._random import Rng, draw_seed
-from .io import Checkpoint, PathLike, read_json, save_tensors, some_names, write_file
+from .io import FLOATING, Checkpoint, PathLike, read_json, save_tensors, some_names, write_file
 from .nn import Layer, _integer, _number
 
 __all__ = ["add", "load", "merge", "remove", "save", "unmerge"]
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-SUPPORTED = {"peft_type": "LORA", "bias": "none", "fan_in_fan_out": False, "use_dora": False}
+# What PEFT can do besides, and what its configuration says if it does not.
+SUPPORTED = {
+    "peft_type": "LORA",
+    "bias": "none",
+    "use_dora": False,
+    "use_qalora": False,
+    "lora_bias": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "layer_replication": None,
+    "trainable_token_indices": None,
+}
+# Ways to begin that leave the weights of the model as they are. Others change them.
+INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
 PREFIX = "base_model.model."  # of all names in the file, as PEFT writes them
 
 
@@ -56,7 +70,8 @@ def add(
 
     model: a layer or model of blasformer
     targets: which linear layers: names, shell-style patterns of names such as "*.query", or the last parts of
-        names, such as "query". The projections of nn.MultiheadAttention are q_proj, k_proj, v_proj, out_proj.
+        names, such as "query". The projections of nn.MultiheadAttention are q_proj, k_proj, v_proj, out_proj;
+        those of GPT-2 are c_attn (query, key and value as one, as in PEFT) and c_proj.
     rank: of the adapters' products; alpha: alpha / rank is what they are multiplied by
     dropout: probability with which elements of an adapter's input are dropped in training
     also: names, or patterns of names, of parameters that are trained besides, as "classifier.*"
@@ -69,34 +84,14 @@ def add(
     >>> add(nn.FeedForward(8, 32), "linear?", rank=2)
     ['linear1', 'linear2']
     """
-    if not isinstance(model, Layer):
-        raise TypeError(f"model must be a layer or model of blasformer, got {type(model).__name__}")
-    if model._lora is not None:
-        raise ValueError("model must have no adapters yet: merge or remove them first")
+    _require_none(model)
     names = _matching(
         list(model._held.linear_layers()), [targets] if isinstance(targets, str) else list(targets)
     )
-    rank, alpha, dropout = _integer("rank", rank), _number("alpha", alpha), _number("dropout", dropout)
-    if rank < 1:
-        raise ValueError(f"rank must be positive, got {rank}")
-    if not math.isfinite(alpha):
-        raise ValueError(f"alpha must be finite, got {alpha}")
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"dropout must lie between 0 and 1, got {dropout}")
+    rank, alpha, dropout = _checked(rank, alpha, dropout)
     also = [also] if isinstance(also, str) else list(also)
     trained = model._matching(tuple(also)) if also else set()
-    seed = draw_seed(np.random.default_rng() if rng is None else rng)
-    frozen = set(model.parameters()) - trained
-    model._held.adapt(set(names), rank, alpha / rank, dropout, seed)
-    model._held.set_frozen(frozen)
-    model._lora = {
-        "names": names,
-        "rank": rank,
-        "alpha": alpha,
-        "dropout": dropout,
-        "also": sorted(trained),
-        "merged": False,
-    }
+    _attach(model, names, rank, alpha, dropout, trained, np.random.default_rng() if rng is None else rng)
     return names
 
 
@@ -163,8 +158,13 @@ def save(model: Layer, folder: PathLike) -> None:
     settings = _adapted(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = model.parameters()
-    save_tensors(folder / WEIGHTS_FILE, {PREFIX + name: arrays[name] for name in _stored(model)})
+    parameters = model.parameters()
+    saved = {name: PREFIX + model._stored_name(name) for name in _saved_names(settings)}
+    save_tensors(
+        folder / WEIGHTS_FILE,
+        {stored: _as_stored(model, name, parameters[name]) for name, stored in saved.items()},
+    )
+    weights = [_parameter(name, "weight") for name in settings["names"]]
     config = {
         "peft_type": "LORA",
         "task_type": None,
@@ -173,10 +173,11 @@ def save(model: Layer, folder: PathLike) -> None:
         "r": settings["rank"],
         "lora_alpha": settings["alpha"],
         "lora_dropout": settings["dropout"],
-        "target_modules": settings["names"],
-        "modules_to_save": sorted({name.rpartition(".")[0] for name in settings["also"]}) or None,
+        "target_modules": [_module_of(model._stored_name(weight)) for weight in weights],
+        "modules_to_save": sorted({_module_of(model._stored_name(name)) for name in settings["also"]})
+        or None,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": any(model._is_stored_transposed(weight) for weight in weights),
         "init_lora_weights": True,
     }
     write_file(folder / CONFIG_FILE, json.dumps(config, indent=2).encode() + b"\n")
@@ -184,6 +185,9 @@ def save(model: Layer, folder: PathLike) -> None:
 
 def load(model: Layer, folder: PathLike) -> list[str]:
     """Give a model the adapters in a folder that `save` or the PEFT library wrote.
+
+    The file of weights says which linear layers have adapters, and what was trained besides. All adapters
+    have one rank and one alpha (also with use_rslora); adapters of other kinds, as of DoRA, are refused.
 
     Returns the names of the linear layers that have adapters. Raises ValueError for adapters of another kind,
     or of another model: nothing is changed then.
@@ -197,50 +201,142 @@ def load(model: Layer, folder: PathLike) -> list[str]:
     ...     load(other, folder)
     ['linear1']
     """
+    _require_none(model)
     folder = Path(folder)
     file = folder / CONFIG_FILE
     config = read_json(file, dict)
-    for name, supported in {
-        "peft_type": "LORA",
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "use_dora": False,
-    }.items():
-        if config.get(name, supported) != supported:
-            raise ValueError(f"{file}: {name} must be {supported!r}, got {config[name]!r}")
-    if missing := {"r", "lora_alpha", "target_modules"} - config.keys():
-        raise ValueError(f"{file} lacks {some_names(missing)}")
-    modules = config.get("modules_to_save") or []
+    try:
+        rank, alpha, dropout = _settings(config)
+        targets, modules = _strings(config, "target_modules"), _strings(config, "modules_to_save")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: {error}") from error
+    with Checkpoint(folder / WEIGHTS_FILE) as checkpoint:
+        linear_layers = model._held.linear_layers()
+        names = [
+            name
+            for name in linear_layers
+            if PREFIX + model._stored_name(_parameter(name, "lora_A.weight")) in checkpoint.shapes
+            or _is_targeted(_module_of(model._stored_name(_parameter(name, "weight"))), targets, modules)
+        ]
+        wanted = {
+            name: array.shape
+            for name, array in model.parameters().items()
+            if PREFIX + model._stored_name(name) in checkpoint.shapes
+        }
+        also = list(wanted)
+        for name in names:
+            out_features, in_features = linear_layers[name]
+            wanted[_parameter(name, "lora_A.weight")] = (rank, in_features)
+            wanted[_parameter(name, "lora_B.weight")] = (out_features, rank)
+        stored = {name: PREFIX + model._stored_name(name) for name in wanted}
+        found = {name: checkpoint.shapes[own] for name, own in stored.items() if own in checkpoint.shapes}
+        common = {
+            name: shape[::-1] if model._is_stored_transposed(name) else shape
+            for name, shape in wanted.items()
+            if name in found
+        }
+        faults = {
+            "missing": {stored[name] for name in wanted if name not in found},
+            "unexpected": checkpoint.shapes.keys() - set(stored.values()),
+            "misshapen": {
+                f"{stored[n]} {found[n]} instead of {common[n]}" for n in common if found[n] != common[n]
+            },
+            "not floating point": {
+                stored[name] for name in found if checkpoint.dtypes[stored[name]] not in FLOATING
+            },
+        }
+        text = "; ".join(f"{fault}: {some_names(names)}" for fault, names in faults.items() if names)
+        if text or not names:
+            raise ValueError(
+                f"{folder}: the adapters are not those of the model; {text or 'there are no adapters'}"
+            )
+        arrays = {
+            name: _as_stored(model, name, checkpoint.read(own, model.dtype)) for name, own in stored.items()
+        }
+    _attach(model, names, rank, alpha, dropout, set(also), rng=0)
+    model.load_state_dict(arrays, strict=False)
+    return names
+
+
+def _attach(
+    model: Layer, names: list[str], rank: int, alpha: float, dropout: float, also: set[str], rng: Rng
+) -> None:
+    """Gives linear layers adapters, and freezes all else but `also`."""
+    frozen = set(model.parameters()) - also
+    model._held.adapt(set(names), rank, alpha / rank, dropout, draw_seed(rng))
+    model._held.set_frozen(frozen)
+    model._lora = {
+        "names": names,
+        "rank": rank,
+        "alpha": alpha,
+        "dropout": dropout,
+        "also": sorted(also),
+        "merged": False,
+    }
+
+
+def _require_none(model: Layer) -> None:
     if not isinstance(model, Layer):
         raise TypeError(f"model must be a layer or model of blasformer, got {type(model).__name__}")
-    before = model.frozen
-    with Checkpoint(folder / WEIGHTS_FILE) as checkpoint:
-        names = add(
-            model,
-            config["target_modules"],
-            config["r"],
-            config["lora_alpha"],
-            config.get("lora_dropout", 0.0),
-            also=[f"{module}.*" for module in modules],
-            rng=0,
+    if model._lora is not None:
+        raise ValueError("model must have no adapters yet: merge or remove them first")
+
+
+def _checked(rank: int, alpha: float, dropout: float) -> tuple[int, float, float]:
+    rank, alpha, dropout = _integer("rank", rank), _number("alpha", alpha), _number("dropout", dropout)
+    if rank < 1:
+        raise ValueError(f"rank must be positive, got {rank}")
+    if not math.isfinite(alpha):
+        raise ValueError(f"alpha must be finite, got {alpha}")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout must lie between 0 and 1, got {dropout}")
+    return rank, alpha, dropout
+
+
+def _settings(config: Mapping[str, Any]) -> tuple[int, float, float]:
+    """rank, alpha and dropout, of adapters that can be read."""
+    for name, supported in SUPPORTED.items():
+        if (config.get(name) or supported) != supported:
+            raise ValueError(f"{name} must be {supported!r}, got {config[name]!r}")
+    if config.get("init_lora_weights", True) not in INITIALISATIONS:
+        raise ValueError(
+            f"init_lora_weights must be one that leaves the model's weights as they are, "
+            f"got {config['init_lora_weights']!r}"
         )
-        try:
-            wanted = {PREFIX + name: model.parameters()[name].shape for name in _stored(model)}
-            faults = {
-                "missing": wanted.keys() - checkpoint.shapes.keys(),
-                "unexpected": checkpoint.shapes.keys() - wanted.keys(),
-                "misshapen": {n for n in wanted if checkpoint.shapes.get(n, wanted[n]) != wanted[n]},
-            }
-            text = "; ".join(f"{fault}: {some_names(found)}" for fault, found in faults.items() if found)
-            if text:
-                raise ValueError(f"{folder}: the adapters are not those of the model; {text}")
-            arrays = {name: checkpoint.read(PREFIX + name, model.dtype) for name in _stored(model)}
-            model.load_state_dict(arrays, strict=False)
-        except BaseException:
-            remove(model)
-            model._held.set_frozen(set(before))
-            raise
-    return names
+    if missing := {"r", "lora_alpha", "target_modules"} - config.keys():
+        raise ValueError(f"lacks {some_names(missing)}")
+    rank, alpha, dropout = _checked(config["r"], config["lora_alpha"], config.get("lora_dropout") or 0.0)
+    return rank, alpha * math.sqrt(rank) if config.get("use_rslora") else alpha, dropout
+
+
+def _strings(config: Mapping[str, Any], name: str) -> list[str] | None:
+    """The names in a list; None for what is no list, as for patterns, which only PEFT can match."""
+    values = config.get(name)
+    if not isinstance(values, list):
+        return None
+    if not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{name} must hold names, got {values!r}")
+    return values
+
+
+def _is_targeted(module: str, targets: list[str] | None, modules: list[str] | None) -> bool:
+    """Whether a linear layer must have an adapter: if it is named, and not trained as a whole."""
+    whole = any(f".{module}.".find(f".{name}.") >= 0 for name in modules or ())
+    return not whole and any(f".{module}".endswith(f".{target}") for target in targets or ())
+
+
+def _parameter(name: str, part: str) -> str:
+    """The name of a parameter of a linear layer, which may itself be all there is."""
+    return f"{name}.{part}" if name else part
+
+
+def _module_of(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _as_stored(model: Layer, name: str, array: Array) -> Array:
+    """A parameter as it lies in files; or back."""
+    return array.T if model._is_stored_transposed(name) else array
 
 
 def _adapted(model: Layer) -> dict[str, Any]:
@@ -250,10 +346,9 @@ def _adapted(model: Layer) -> dict[str, Any]:
     return settings
 
 
-def _stored(model: Layer) -> list[str]:
+def _saved_names(settings: Mapping[str, Any]) -> list[str]:
     """The names of what is saved."""
-    settings = _adapted(model)
-    adapters = [f"{name}.lora_{part}.weight" for name in settings["names"] for part in "AB"]
+    adapters = [_parameter(name, f"lora_{part}.weight") for name in settings["names"] for part in "AB"]
     return adapters + list(settings["also"])
 
 

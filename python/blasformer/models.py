@@ -1,9 +1,10 @@
 """Models on NumPy arrays: published ones, and ones to train.
 
-No PyTorch, no network, no conversion step: `BertModel` and `LanguageModel` (GPT-2) read config.json and
-model.safetensors as they are published, and `SentenceEncoder` also the tokenizer and the pooling that a
-sentence-transformers folder names. Models that are trained here are layers (see `blasformer.nn`) with
-`loss_and_gradients`, one call for a forward and a backward pass, and are saved in such folders.
+No PyTorch, no network, no conversion step: `BertModel` (BERT, RoBERTa, XLM-RoBERTa, CamemBERT) and
+`LanguageModel` (GPT-2) read config.json and model.safetensors as they are published, and `SentenceEncoder`
+also the tokenizer and the pooling that a sentence-transformers folder names. Models that are trained here are
+layers (see `blasformer.nn`) with `loss_and_gradients`, one call for a forward and a backward pass, and are
+saved in such folders, which transformers reads.
 """
 
 from ._bert import BertConfig, BertModel, BertOutput

@@ -206,6 +206,14 @@ class Layer:
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (type(self), self._arguments, self.state_dict(), self.frozen, self._lora)
 
+    def _stored_name(self, name: str) -> str:
+        """What a parameter is called in files."""
+        return name
+
+    def _is_stored_transposed(self, name: str) -> bool:
+        """Whether files hold that parameter as (in_features, out_features)."""
+        return False
+
     def _described(self) -> str:
         shown = {name: value for name, value in self._arguments.items() if value is not None}
         described = (
