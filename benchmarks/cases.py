@@ -6,19 +6,28 @@ results travel between them. Errors are taken on a sample of the result, since t
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import zlib
 from dataclasses import dataclass
 
 import numpy as np
-
-Arrays = dict[str, np.ndarray]
+from formulas import (
+    Arrays,
+    encoder_layer,
+    exact_gelu,
+    layer_norm,
+    multihead_attention,
+    rms_norm,
+    softmax,
+    tanh_gelu,
+)
+from sentence_cases import Sentences
 
 # Queries of one head that the truth is computed for at a time: bounds its memory.
 ROWS_AT_A_TIME = 512
 # Queries of one head whose output is compared.
 SAMPLED_ROWS = 64
-LAYER_NORM_EPS = 1e-5
 
 
 def generator(name: str) -> np.random.Generator:
@@ -29,6 +38,13 @@ def end_of_sequences(batch: int, length: int) -> np.ndarray:
     """A batch of sequences that end between 60 % and 100 % of the full length; a single one ends at 80 %."""
     fractions = np.linspace(0.6, 1.0, batch) if batch > 1 else np.array([0.8])
     return np.ceil(fractions * length).astype(np.int64)
+
+
+def rounded_to_bfloat16(x: np.ndarray) -> np.ndarray:
+    """To the nearest, ties to even; float32 that is finite."""
+    bits = x.view(np.uint32)
+    bits = bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32) & np.uint32(0xFFFF0000)
+    return bits.view(np.float32)
 
 
 @dataclass(frozen=True)
@@ -49,11 +65,12 @@ class Attention:
     mask: str | None = None
     dropout_p: float = 0.0
     backward: bool = False
-    dtype: str = "float32"
+    dtype: str = "float32"  # or "float64" or "bfloat16"
     # "heads first": dense (batch, heads, length, dim); "length first": a view of (batch, length, heads, dim)
     layout: str = "heads first"
 
     kind = "attention"
+    precision = "highest"
 
     @property
     def results(self) -> tuple[str, ...]:
@@ -87,13 +104,28 @@ class Attention:
         products = 7 if self.backward else 2
         return float(2 * products * self.batch * self.heads * self.length * pairs * self.dim)
 
+    @property
+    def cache_bytes(self) -> int | None:
+        """Of the keys and values, where reading them once is the work: one query per head."""
+        if self.length > 1 or self.backward:
+            return None
+        return 2 * math.prod(self.key_shape) * {"bfloat16": 2, "float32": 4, "float64": 8}[self.dtype]
+
+    @property
+    def pytorch_fuses(self) -> bool:
+        """Whether PyTorch has a kernel that does not form the matrix of all weights."""
+        return not self.dropout_p and not (self.backward and self.bias_shape)
+
     def key_lengths(self) -> np.ndarray:
         return end_of_sequences(self.batch, self.key_shape[2])
 
     def inputs(self) -> Arrays:
+        """For bfloat16, float32 arrays of numbers that are exact in it."""
         rng = generator(self.name)
 
         def normal(*shape: int) -> np.ndarray:
+            if self.dtype == "bfloat16":
+                return rounded_to_bfloat16(rng.standard_normal(shape, dtype=np.float32))
             return rng.standard_normal(shape, dtype=self.dtype)
 
         def operand(shape: tuple[int, int, int, int]) -> np.ndarray:
@@ -207,30 +239,6 @@ class Attention:
         return {"query": d_query[None], "key": d_key[None, None], "value": d_value[None, None]}
 
 
-def softmax(x: np.ndarray) -> np.ndarray:
-    weights = np.exp(x - x.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
-
-
-def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = (centred * centred).mean(axis=-1, keepdims=True)
-    return centred / np.sqrt(variance + LAYER_NORM_EPS) * weight + bias
-
-
-def rms_norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + LAYER_NORM_EPS) * weight
-
-
-def exact_gelu(x: np.ndarray) -> np.ndarray:
-    erf = np.vectorize(math.erf, otypes=[np.float64])
-    return x * (1 + erf(x / math.sqrt(2))) / 2
-
-
-def tanh_gelu(x: np.ndarray) -> np.ndarray:
-    return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))) / 2
-
-
 @dataclass(frozen=True)
 class Function:
     """A function of random normal inputs, on the last axis or on every element, in float32."""
@@ -243,6 +251,9 @@ class Function:
     kind = "function"
     group = "functions"
     backward = False
+    precision = "highest"
+    cache_bytes = None
+    dtype = "float32"
     results = ("output",)
 
     @property
@@ -298,11 +309,16 @@ class EncoderLayer:
     causal: bool = False
     ragged: bool = False  # sequences of different lengths
     dtype: str = "float32"
+    precision: str = "highest"  # or "medium": products of bfloat16 numbers are good enough
 
     kind = "encoder_layer"
-    group = "layers"
     backward = False
+    cache_bytes = None
     results = ("output",)
+
+    @property
+    def group(self) -> str:
+        return "layers" if self.precision == "highest" else f"layers {self.precision}"
 
     @property
     def flops(self) -> float:
@@ -348,36 +364,55 @@ class EncoderLayer:
         return {"output": encoder_layer(x, state, self.heads, self.norm_first, allowed, exact_gelu)}
 
 
-def encoder_layer(x, state, heads, norm_first, allowed, gelu):
-    """The formula, in x's dtype; `allowed` is None or broadcasts to (batch, heads, length, length)."""
-    batch, length, d_model = x.shape
+@dataclass(frozen=True)
+class MultiheadAttention:
+    """Self-attention with its projections, one sequence, inference."""
 
-    def linear(x, name, separator="."):
-        return x @ state[f"{name}{separator}weight"].T + state[f"{name}{separator}bias"]
+    name: str
+    length: int
+    d_model: int
+    heads: int
 
-    def norm(x, name):
-        return layer_norm(x, state[f"{name}.weight"], state[f"{name}.bias"])
+    kind = "multihead_attention"
+    group = "multihead attention"
+    backward = False
+    precision = "highest"
+    cache_bytes = None
+    dtype = "float32"
+    results = ("output",)
 
-    def self_attention(x):
-        projected = linear(x, "self_attn.in_proj", "_").reshape(batch, length, 3, heads, d_model // heads)
-        query, key, value = projected.transpose(2, 0, 3, 1, 4)
-        scores = (query * x.dtype.type((d_model // heads) ** -0.5)) @ key.swapaxes(-1, -2)
-        if allowed is not None:
-            scores = np.where(allowed, scores, x.dtype.type(-np.inf))
-        output = (softmax(scores) @ value).swapaxes(1, 2).reshape(batch, length, d_model)
-        return linear(output, "self_attn.out_proj")
+    @property
+    def flops(self) -> float:
+        return float(self.length * (8 * self.d_model**2 + 4 * self.length * self.d_model))
 
-    def feed_forward(x):
-        return linear(gelu(linear(x, "linear1")), "linear2")
+    def state(self) -> Arrays:
+        """Weights, named as PyTorch names them."""
+        rng = generator(self.name + " weights")
+        state = {
+            "in_proj_weight": rng.standard_normal((3 * self.d_model, self.d_model)),
+            "out_proj.weight": rng.standard_normal((self.d_model, self.d_model)),
+            "in_proj_bias": rng.standard_normal(3 * self.d_model),
+            "out_proj.bias": rng.standard_normal(self.d_model),
+        }
+        scale = 1 / math.sqrt(self.d_model)
+        return {name: (scale * array).astype(np.float32) for name, array in state.items()}
 
-    if norm_first:
-        x = x + self_attention(norm(x, "norm1"))
-        return x + feed_forward(norm(x, "norm2"))
-    x = norm(x + self_attention(x), "norm1")
-    return norm(x + feed_forward(x), "norm2")
+    def inputs(self) -> Arrays:
+        shape = 1, self.length, self.d_model
+        return {"x": generator(self.name).standard_normal(shape, dtype=np.float32)}
+
+    def comparable(self) -> bool:
+        return True
+
+    def sample(self, results: Arrays) -> Arrays:
+        return results
+
+    def truth(self) -> Arrays:
+        state = {name: array.astype(np.float64) for name, array in self.state().items()}
+        return {"output": multihead_attention(self.inputs()["x"].astype(np.float64), state, self.heads)}
 
 
-Case = Attention | Function | EncoderLayer
+Case = Attention | Function | EncoderLayer | MultiheadAttention | Sentences
 
 
 def _attention_cases() -> list[Attention]:
@@ -429,7 +464,8 @@ def _attention_cases() -> list[Attention]:
             {"key_heads": key_heads, "key_length": keys},
         )
         for key_heads in (32, 8, 1)
-        for keys in (512, 2048, 8192)
+        for keys in (512, 2048, 8192, 32768)
+        if (key_heads, keys) != (1, 32768)
     ]
     tiny = [
         ("H2 L8 d16", (1, 2, 8, 16), {}),
@@ -453,6 +489,18 @@ def _attention_cases() -> list[Attention]:
         ("Llama L512 causal, float64", llama, {"causal": True}),
         ("decode 32/8 heads, 2048 keys, float64", (1, 32, 1, 128), {"key_heads": 8, "key_length": 2048}),
     ]
+    half = [
+        ("BERT B1 L128, bfloat16", (1, 12, 128, 64), {}),
+        ("BERT B8 L128, bfloat16", (8, 12, 128, 64), {}),
+        ("BERT B1 L512, bfloat16", (1, 12, 512, 64), {}),
+        ("ViT B1 L197, bfloat16", (1, 12, 197, 64), {}),
+        ("GPT-2 L1024 causal, bfloat16", gpt2, {"causal": True}),
+        ("Whisper H8 L1500, bfloat16", (1, 8, 1500, 64), {}),
+        ("Llama L512 causal, bfloat16", llama, {"causal": True}),
+        ("Llama L512 causal, 8 key heads, bfloat16", llama, {"causal": True, "key_heads": 8}),
+        ("H8 L4096, bfloat16", (1, 8, 4096, 64), {}),
+        ("decode 32/8 heads, 2048 keys, bfloat16", (1, 32, 1, 128), {"key_heads": 8, "key_length": 2048}),
+    ]
     forward = {
         "models": models,
         "masks": masks,
@@ -468,7 +516,9 @@ def _attention_cases() -> list[Attention]:
         for name, shape, options in entries
     ]
     cases += [
-        Attention(name, "float64", *shape, **options, dtype="float64") for name, shape, options in double
+        Attention(name, group, *shape, **options, dtype=group)
+        for group, entries in (("float64", double), ("bfloat16", half))
+        for name, shape, options in entries
     ]
     # Forward and backward of all but the inference cases and the slowest.
     backward = [
@@ -523,7 +573,7 @@ def _function_cases() -> list[Function]:
 
 def _layer_cases() -> list[EncoderLayer]:
     base = 768, 12, 3072
-    return [
+    highest = [
         EncoderLayer("BERT layer B1 L128", 1, 128, *base),
         EncoderLayer("BERT layer B1 L512", 1, 512, *base),
         EncoderLayer("BERT layer B8 L128", 8, 128, *base),
@@ -533,10 +583,35 @@ def _layer_cases() -> list[EncoderLayer]:
         EncoderLayer("GPT-2 layer L1024 causal, norm first", 1, 1024, *base, norm_first=True, causal=True),
         EncoderLayer("Whisper layer L1500, norm first", 1, 1500, 512, 8, 2048, norm_first=True),
         EncoderLayer("tiny layer L16", 1, 16, 128, 2, 512),
-        EncoderLayer("BERT layer B1 L128, float64", 1, 128, *base, dtype="float64"),
+    ]
+    double = [EncoderLayer("BERT layer B1 L128, float64", 1, 128, *base, dtype="float64")]
+    medium = [
+        dataclasses.replace(layer, name=f"{layer.name}, medium", precision="medium")
+        for layer in highest
+        if not layer.ragged
+    ]
+    return [*highest, *double, *medium]
+
+
+def _multihead_attention_cases() -> list[MultiheadAttention]:
+    return [
+        MultiheadAttention(f"MultiheadAttention(128, 2), L{length}", length, 128, 2) for length in range(1, 7)
     ]
 
 
-CASES: list[Case] = [*_attention_cases(), *_function_cases(), *_layer_cases()]
+def _sentence_cases() -> list[Sentences]:
+    return [
+        Sentences("MiniLM, one sentence", 1),
+        Sentences("MiniLM, 256 sentences", 256),
+    ]
+
+
+CASES: list[Case] = [
+    *_attention_cases(),
+    *_function_cases(),
+    *_layer_cases(),
+    *_multihead_attention_cases(),
+    *_sentence_cases(),
+]
 BY_NAME = {case.name: case for case in CASES}
 assert len(BY_NAME) == len(CASES), "every case has a name of its own"

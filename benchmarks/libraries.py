@@ -1,30 +1,31 @@
 """How each library computes a case.
 
-For every kind of case a library has a method of that name. It takes the case and its inputs, does whatever a
-user would do once (build a mask, repeat heads, load weights), and returns a function without arguments that
-does the rest and returns the results named in `case.results`. Each is called in the way that suits it best.
+For every kind of case that a library can compute it has a method of that name. It takes the case and its
+inputs, does whatever a user would do once (build a mask, repeat heads, load weights), and returns a function
+without arguments that does the rest and returns the results named in `case.results`. Each is called in the
+way that suits it best.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 
 import numpy as np
-from cases import (
+from cases import Attention, Case, EncoderLayer, Function, MultiheadAttention
+from formulas import (
     LAYER_NORM_EPS,
     Arrays,
-    Attention,
-    Case,
-    EncoderLayer,
-    Function,
     encoder_layer,
     layer_norm,
+    multihead_attention,
     rms_norm,
     softmax,
     tanh_gelu,
 )
+from sentence_cases import Sentences, checkpoint, embed_padded
 
 Call = Callable[[], tuple]
 Context = contextlib.AbstractContextManager[None]
@@ -34,7 +35,24 @@ class Unsupported(Exception):
     """The library cannot compute this case, or not within reason; the text says why."""
 
 
-class Blasformer:
+class Library(ABC):
+    @abstractmethod
+    def version(self) -> str: ...
+
+    def check(self, case: Case) -> None:
+        """Raises Unsupported."""
+        return
+
+    def context(self, case: Case) -> Context:
+        """What calls run within."""
+        return contextlib.nullcontext()
+
+    def array(self, result) -> np.ndarray:
+        """One result of a call, for comparison."""
+        return np.asarray(result)
+
+
+class Blasformer(Library):
     """This package."""
 
     def version(self) -> str:
@@ -43,11 +61,20 @@ class Blasformer:
         return f"blasformer {blasformer.__version__}"
 
     def context(self, case: Case) -> Context:
-        return contextlib.nullcontext()
+        import blasformer
+
+        return blasformer.precision(case.precision)
+
+    def array(self, result) -> np.ndarray:
+        return result if result.dtype.char in "fd" else result.astype(np.float32)
 
     def attention(self, case: Attention, inputs: Arrays) -> Call:
         import blasformer
 
+        if case.dtype == "bfloat16":
+            import ml_dtypes
+
+            inputs = {name: array.astype(ml_dtypes.bfloat16) for name, array in inputs.items()}
         query, key, value = inputs["query"], inputs["key"], inputs["value"]
         options = {name: inputs[name] for name in ("mask", "bias") if name in inputs}
         if case.causal:
@@ -104,24 +131,54 @@ class Blasformer:
             options["key_lengths"] = case.key_lengths()
         return lambda: (layer(x, **options),)
 
+    def multihead_attention(self, case: MultiheadAttention, inputs: Arrays) -> Call:
+        from blasformer import nn
 
-class PyTorch:
-    """torch.nn.functional and torch.nn, in inference mode or through autograd."""
+        layer = nn.MultiheadAttention(case.d_model, case.heads)
+        layer.load_state_dict(case.state())
+        x = inputs["x"]
+        return lambda: (layer(x),)
+
+    def sentences(self, case: Sentences, inputs: Arrays) -> Call:
+        from blasformer.models import SentenceEncoder
+
+        encoder = SentenceEncoder.from_pretrained(checkpoint())
+        texts = case.texts()
+        return lambda: (encoder.encode(texts, show_progress_bar=False),)
+
+
+class PyTorch(Library):
+    """torch.nn.functional and torch.nn, in inference mode or through autograd; transformers for sentences."""
 
     def version(self) -> str:
         import torch
 
         return f"PyTorch {torch.__version__}"
 
-    def context(self, case: Case) -> Context:
+    @contextlib.contextmanager
+    def context(self, case: Case) -> Iterator[None]:
         import torch
 
-        return contextlib.nullcontext() if case.backward else torch.inference_mode()
+        torch.set_float32_matmul_precision(case.precision)
+        with contextlib.nullcontext() if case.backward else torch.inference_mode():
+            yield
+
+    def array(self, result) -> np.ndarray:
+        import torch
+
+        if isinstance(result, np.ndarray):
+            return result
+        return (result.float() if result.dtype == torch.bfloat16 else result).detach().numpy()
+
+    def compiled(self, function: Callable) -> Callable:
+        return function
 
     def attention(self, case: Attention, inputs: Arrays) -> Call:
         import torch
 
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        if case.dtype == "bfloat16":
+            tensors = {name: tensor.bfloat16() for name, tensor in tensors.items()}
         query, key, value = tensors["query"], tensors["key"], tensors["value"]
         options = {}
         if case.causal and case.window is None:
@@ -136,12 +193,16 @@ class PyTorch:
             options["dropout_p"] = case.dropout_p
         if case.key_heads not in (None, case.heads):
             options["enable_gqa"] = True
-        attend = torch.nn.functional.scaled_dot_product_attention
+        operands = [tensors[name].requires_grad_() for name in case.results] if case.backward else []
+
+        @self.compiled
+        def attend() -> torch.Tensor:
+            return torch.nn.functional.scaled_dot_product_attention(query, key, value, **options)
+
         if not case.backward:
-            return lambda: (attend(query, key, value, **options),)
-        operands = [tensors[name].requires_grad_() for name in case.results]
+            return lambda: (attend(),)
         d_output = tensors["d_output"]
-        return lambda: torch.autograd.grad(attend(query, key, value, **options), operands, d_output)
+        return lambda: torch.autograd.grad(attend(), operands, d_output)
 
     def function(self, case: Function, inputs: Arrays) -> Call:
         import torch
@@ -160,7 +221,7 @@ class PyTorch:
             "rms_norm": lambda: (functional.rms_norm(x, features, weight, LAYER_NORM_EPS),),
             "linear": lambda: (functional.linear(x, weight, bias),),
         }
-        return calls[case.function]
+        return self.compiled(calls[case.function])
 
     def encoder_layer(self, case: EncoderLayer, inputs: Arrays) -> Call:
         import torch
@@ -185,10 +246,37 @@ class PyTorch:
         if case.ragged:
             hidden = np.arange(case.length) >= case.key_lengths()[:, None]
             options["src_key_padding_mask"] = torch.from_numpy(hidden)
+        layer = self.compiled(layer)
         return lambda: (layer(x, **options),)
 
+    def multihead_attention(self, case: MultiheadAttention, inputs: Arrays) -> Call:
+        import torch
 
-class NumPy:
+        layer = torch.nn.MultiheadAttention(case.d_model, case.heads, batch_first=True).eval()
+        layer.load_state_dict({name: torch.from_numpy(array) for name, array in case.state().items()})
+        x = torch.from_numpy(inputs["x"])
+        layer = self.compiled(layer)
+        return lambda: (layer(x, x, x, need_weights=False)[0],)
+
+    def sentences(self, case: Sentences, inputs: Arrays) -> Call:
+        import torch
+
+        try:
+            import transformers
+        except ImportError:
+            raise Unsupported("transformers is not installed beside it") from None
+        transformers.utils.logging.disable_progress_bar()
+        model = transformers.AutoModel.from_pretrained(checkpoint()).eval()
+
+        def hidden_states(ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+            attention_mask = torch.from_numpy(np.arange(ids.shape[1]) < lengths[:, None]).long()
+            output = model(input_ids=torch.from_numpy(ids), attention_mask=attention_mask)
+            return output.last_hidden_state.numpy()
+
+        return embed_padded(case, hidden_states)
+
+
+class NumPy(Library):
     """The formula, all heads at once."""
 
     # Scores of all heads beyond which the formula is not run: it would take minutes and most of the memory.
@@ -197,8 +285,9 @@ class NumPy:
     def version(self) -> str:
         return f"NumPy {np.__version__}"
 
-    def context(self, case: Case) -> Context:
-        return contextlib.nullcontext()
+    def check(self, case: Case) -> None:
+        if case.precision != "highest" or case.dtype == "bfloat16":
+            raise Unsupported("no bfloat16")
 
     def attention(self, case: Attention, inputs: Arrays) -> Call:
         if case.batch * case.heads * case.length * case.key_shape[2] > self.MOST_SCORES:
@@ -278,6 +367,10 @@ class NumPy:
             allowed = (np.arange(case.length) < case.key_lengths()[:, None])[:, None, None]
         return lambda: (encoder_layer(x, state, case.heads, case.norm_first, allowed, approximate_gelu),)
 
+    def multihead_attention(self, case: MultiheadAttention, inputs: Arrays) -> Call:
+        x, state = inputs["x"], case.state()
+        return lambda: (multihead_attention(x, state, case.heads),)
+
 
 def sum_to(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     axes = tuple(axis for axis, extent in enumerate(shape) if extent == 1 < x.shape[axis])
@@ -297,4 +390,4 @@ def approximate_gelu(x: np.ndarray) -> np.ndarray:
     return x * (1 + np.copysign(1 - series * np.exp(-z * z), x)) / 2
 
 
-LIBRARIES = {"blasformer": Blasformer, "pytorch": PyTorch, "numpy": NumPy}
+LIBRARIES: dict[str, type[Library]] = {"blasformer": Blasformer, "pytorch": PyTorch, "numpy": NumPy}

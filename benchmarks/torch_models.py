@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from cases import LAYER_NORM_EPS
+from formulas import LAYER_NORM_EPS
 from torch import Tensor, nn
 from torch.nn import functional
 from training_cases import ClassifierTraining, LanguageModelTraining, Seq2SeqTraining

@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from cases import Arrays, EncoderLayer, generator
+from cases import EncoderLayer, generator
+from formulas import Arrays
 
 LEARNING_RATE = 1e-3
 # Batches that steps go through in turn when they are timed.
@@ -36,6 +37,7 @@ class LayerTraining:
     heads: int
     dim_feedforward: int
     norm_first: bool = False
+    causal: bool = False
 
     kind = "layer"
     group = "training layers"
@@ -223,9 +225,21 @@ TRANSLATION = {"batch": 16, "length": 32, "d_model": 256, "heads": 8, "layers": 
 TINY = {"batch": 16, "length": 16, "d_model": 64, "heads": 4, "layers": 2, "vocab_size": 256, "classes": 4}
 
 TRAINING_CASES: list[TrainingCase] = [
+    LayerTraining("BERT-base layer B1 L128, fwd+bwd", 1, 128, 768, 12, 3072),
     LayerTraining("BERT-base layer B8 L128, fwd+bwd", 8, 128, 768, 12, 3072),
+    LayerTraining("ViT-B layer B1 L197, norm first, fwd+bwd", 1, 197, 768, 12, 3072, norm_first=True),
     LayerTraining("ViT-B layer B8 L197, norm first, fwd+bwd", 8, 197, 768, 12, 3072, norm_first=True),
     LayerTraining("Whisper-base layer B1 L1500, norm first, fwd+bwd", 1, 1500, 512, 8, 2048, norm_first=True),
+    LayerTraining(
+        "GPT-2 layer B1 L1024 causal, norm first, fwd+bwd",
+        1,
+        1024,
+        768,
+        12,
+        3072,
+        norm_first=True,
+        causal=True,
+    ),
     LanguageModelTraining("character GPT 6 x 384, B4 L256", **GPT),
     LanguageModelTraining("character GPT 6 x 384, B4 L256, dropout 0.1", **GPT, dropout=0.1),
     Seq2SeqTraining("encoder-decoder 4+4 x 256, B16 L32", **TRANSLATION),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import numpy as np
-from cases import LAYER_NORM_EPS, Arrays
+from formulas import LAYER_NORM_EPS, Arrays
 from training_cases import (
     LEARNING_RATE,
     ClassifierTraining,
@@ -44,11 +44,12 @@ class OurLayer(Trainer):
             layer_norm_eps=LAYER_NORM_EPS,
             norm_first=case.norm_first,
         )
+        self.masks = {"causal": True} if case.causal else {}
         if state is not None:
             self.layer.load_state_dict(state)
 
     def gradients(self, batch: Arrays) -> Arrays:
-        _, saved = self.layer.forward(batch["x"])
+        _, saved = self.layer.forward(batch["x"], **self.masks)
         d_x, grads = self.layer.backward(saved, batch["d_y"])
         return {"x": d_x, **grads}
 
@@ -154,15 +155,25 @@ class TorchLayer(Trainer):
             dtype=getattr(torch, dtype),
         )
         self.dtype = dtype
+        self.call = self.compiled(self.layer)
+        self.masks = {}
+        if case.causal:
+            mask = torch.nn.Transformer.generate_square_subsequent_mask(
+                case.length, dtype=getattr(torch, dtype)
+            )
+            self.masks = {"src_mask": mask, "is_causal": True}
         if state is not None:
             self.layer.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
+
+    def compiled(self, model):
+        return model
 
     def gradients(self, batch: Arrays) -> Arrays:
         import torch
 
         x = torch.from_numpy(batch["x"].astype(self.dtype, copy=False)).requires_grad_()
         self.layer.zero_grad(set_to_none=True)
-        self.layer(x).backward(torch.from_numpy(batch["d_y"].astype(self.dtype, copy=False)))
+        self.call(x, **self.masks).backward(torch.from_numpy(batch["d_y"].astype(self.dtype, copy=False)))
         return {"x": x.grad.numpy()} | {
             name: parameter.grad.numpy() for name, parameter in self.layer.named_parameters()
         }
@@ -182,12 +193,16 @@ class TorchModel(Trainer):
         self.model = torch_models.MODELS[case.kind](case).to(getattr(torch, dtype))
         if state is not None:
             self.model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
+        self.call = self.compiled(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, fused=True)
+
+    def compiled(self, model):
+        return model
 
     def loss(self, batch: Arrays):
         import torch
 
-        return self.model(*map(torch.from_numpy, batch.values()))
+        return self.call(*map(torch.from_numpy, batch.values()))
 
     def gradients(self, batch: Arrays) -> Arrays:
         self.loss(batch).backward()
@@ -203,6 +218,20 @@ class TorchModel(Trainer):
         return loss.item()
 
 
+class CompiledLayer(TorchLayer):
+    def compiled(self, model):
+        import torch
+
+        return torch.compile(model, dynamic=False)
+
+
+class CompiledModel(TorchModel):
+    def compiled(self, model):
+        import torch
+
+        return torch.compile(model, dynamic=False)
+
+
 TRAINERS = {
     "blasformer": {
         "layer": OurLayer,
@@ -215,5 +244,11 @@ TRAINERS = {
         "language_model": TorchModel,
         "classifier": TorchModel,
         "seq2seq": TorchModel,
+    },
+    "torch.compile": {
+        "layer": CompiledLayer,
+        "language_model": CompiledModel,
+        "classifier": CompiledModel,
+        "seq2seq": CompiledModel,
     },
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -13,8 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from cases import BY_NAME, Arrays
+from cases import BY_NAME
+from formulas import Arrays
 from libraries import LIBRARIES, Unsupported
+from peers import PEERS
+from scaling_cases import SCALING_BY_NAME
 from training_cases import BATCHES, TRAINING_BY_NAME, TrainingCase
 from training_libraries import TRAINERS, Trainer
 
@@ -29,7 +33,7 @@ STEPS_FOR_MEMORY = 3
 class Worker:
     def __init__(self, library: str) -> None:
         self.name = library
-        self.library = LIBRARIES[library]()
+        self.library = (LIBRARIES | PEERS)[library]()
         self.case = None
         self.call: Callable[[], tuple] = lambda: ()
 
@@ -42,10 +46,14 @@ class Worker:
 
     def prepare(self, name: str, results: str) -> dict:
         """Makes the inputs, calls once, and writes the compared sample of the results into a file."""
-        self.case = BY_NAME[name]
+        self.case = (BY_NAME | SCALING_BY_NAME)[name]
+        self.call = lambda: ()  # the arrays of the case before go
         try:
-            inputs = self.case.inputs()
-            self.call = getattr(self.library, self.case.kind)(self.case, inputs)
+            prepared = getattr(self.library, self.case.kind, None)
+            if prepared is None:
+                raise Unsupported(f"no {self.case.kind.replace('_', ' ')}")
+            self.library.check(self.case)
+            self.call = prepared(self.case, self.case.inputs())
             with self.library.context(self.case):
                 start = time.perf_counter()
                 arrays = self.call()
@@ -53,9 +61,23 @@ class Worker:
         except Unsupported as reason:
             return {"unsupported": str(reason)}
         if self.case.comparable():
-            named = {name: np.asarray(array) for name, array in zip(self.case.results, arrays, strict=True)}
+            results_of_call = map(self.library.array, arrays)
+            named = dict(zip(self.case.results, results_of_call, strict=True))
             np.savez(results, **self.case.sample(named))
         return {"first_call": seconds}
+
+    def peak_memory_of_call(self, name: str) -> dict:
+        """Bytes that the first call takes at most, result included, above what the library has after a tiny
+        one, the inputs and the weights. To be asked of a process that has done nothing else."""
+        case = SCALING_BY_NAME[name]
+        with self.library.context(case):
+            tiny = dataclasses.replace(case, batch=1, length=2)
+            getattr(self.library, case.kind)(tiny, tiny.inputs())()
+            call = getattr(self.library, case.kind)(case, case.inputs())
+            base = memory("VmRSS")
+            forget_peak_memory()
+            call()
+        return {"bytes": memory("VmHWM") - base}
 
     def measure(self, seconds: float, least_samples: int, clock: str) -> dict:
         """Calls for that long after one untimed call; returns the seconds per call of each sample."""
@@ -112,7 +134,7 @@ class Worker:
             trainer.step(batch)
         batches = case.batches(STEPS_FOR_MEMORY)
         base = memory("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of before
+        forget_peak_memory()
         trainer = self.trainer(case, None)
         for batch in batches:
             trainer.step(batch)
@@ -121,6 +143,10 @@ class Worker:
 
 def memory(name: str) -> int:
     return 1024 * int(re.search(rf"{name}:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+
+def forget_peak_memory() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def main() -> None:
