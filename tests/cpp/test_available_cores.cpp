@@ -39,6 +39,7 @@ TEST(a_version_2_quota_is_rounded_up_to_whole_cores) {
   const FakeGroups groups;
   groups.write("proc", "0::/a/b\n");
   for (const auto& [text, cores] : {std::pair("150000 100000\n", 2),
+                                    {"50000 100000\n", 1},
                                     {"100000 100000\n", 1},
                                     {"1000 100000\n", 1},
                                     {"max 100000\n", 0},
