@@ -57,6 +57,7 @@ class Array(NDArrayOperatorsMixin):
 
     shape = property(lambda self: self.value.shape)
     ndim = property(lambda self: self.value.ndim)
+    size = property(lambda self: self.value.size)
     dtype = property(lambda self: self.value.dtype)
 
     def __len__(self):

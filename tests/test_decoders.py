@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import reference
 from blasformer import WeightSelection, lora, nn
+from derivatives import Accuracy, assert_is_derivative
 from layer_cases import (
     DECODER_MASKS,
     DECODING,
@@ -18,7 +19,6 @@ from layer_cases import (
     same_bits,
 )
 from reference import assert_as_accurate_as_numpy
-from test_layer_gradients import assert_is_derivative
 
 
 def inputs_of(case, dtype=np.float32):
@@ -143,13 +143,13 @@ class Seeded(np.random.Generator):
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
-def test_a_decoder_layer_drops_in_six_places(norm_first):
+def test_a_decoder_layer_drops_in_six_places(norm_first, isa):
     layer = nn.TransformerDecoderLayer(12, 3, 31, 0.2, norm_first=norm_first, rng=0)
     target, memory = normal((2, 9, 12)), normal((2, 7, 12), seed=1)
     seed = reference.dropout_seed(7)
 
-    def formula(x, memory, dtype):
-        p = layer.parameters()
+    def formula(p, dtype):
+        x, memory = p["target"], p["memory"]
 
         def drop(place, y):
             return reference.dropout(y, 0.2, (seed + place) % 2**64, dtype=dtype)
@@ -164,7 +164,8 @@ def test_a_decoder_layer_drops_in_six_places(norm_first):
             )
 
         def feed(y):
-            hidden = reference.relu(reference.linear(y, p["linear1.weight"], p["linear1.bias"], dtype=dtype))
+            hidden = reference.linear(y, p["linear1.weight"], p["linear1.bias"], dtype=dtype)
+            hidden = reference.relu(hidden, dtype=dtype)
             return drop(
                 5, reference.linear(drop(4, hidden), p["linear2.weight"], p["linear2.bias"], dtype=dtype)
             )
@@ -180,7 +181,12 @@ def test_a_decoder_layer_drops_in_six_places(norm_first):
         x = norm(2, x + attend("multihead_attn", 2, x, memory))
         return norm(3, x + feed(x))
 
-    assert_as_accurate_as_numpy(layer.forward(target, memory, rng=7)[0], formula, target, memory)
+    y, saved = layer.forward(target, memory, rng=7)
+    d_y = normal(y.shape, seed=4)
+    (d_target, d_memory), grads = layer.backward(saved, d_y)
+    arrays = {"target": target, "memory": memory, **layer.state_dict()}
+    results = {"y": y, "target": d_target, "memory": d_memory, **grads}
+    Accuracy(formula, arrays, d_y, np.float32).check(results)
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import reference
 from blasformer import nn
+from derivatives import Accuracy
 from layer_cases import ATTENDING, LAYERS, MASKS, lively, make_encoder, normal, same_bits
 from reference import assert_as_accurate_as_numpy
 
@@ -364,13 +365,13 @@ def test_dropout_in_a_positional_encoding_is_its_formula(kind):
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
-def test_an_encoder_layer_drops_in_four_places(norm_first):
+def test_an_encoder_layer_drops_in_four_places(norm_first, isa):
     layer = nn.TransformerEncoderLayer(12, 3, 31, 0.2, norm_first=norm_first, rng=0)
     x = normal((2, 9, 12))
     seed = reference.dropout_seed(7)
 
-    def formula(x, dtype):
-        p = layer.parameters()
+    def formula(p, dtype):
+        x = p["x"]
 
         def drop(place, y):
             return reference.dropout(y, 0.2, (seed + place) % 2**64, dtype=dtype)
@@ -381,7 +382,8 @@ def test_an_encoder_layer_drops_in_four_places(norm_first):
             return drop(1, attended)
 
         def feed(y):
-            hidden = reference.relu(reference.linear(y, p["linear1.weight"], p["linear1.bias"], dtype=dtype))
+            hidden = reference.linear(y, p["linear1.weight"], p["linear1.bias"], dtype=dtype)
+            hidden = reference.relu(hidden, dtype=dtype)
             return drop(
                 3, reference.linear(drop(2, hidden), p["linear2.weight"], p["linear2.bias"], dtype=dtype)
             )
@@ -395,7 +397,11 @@ def test_an_encoder_layer_drops_in_four_places(norm_first):
         x = norm("norm1", x + attend(x))
         return norm("norm2", x + feed(x))
 
-    assert_as_accurate_as_numpy(layer.forward(x, rng=7)[0], formula, x)
+    y, saved = layer.forward(x, rng=7)
+    d_y = normal(y.shape, seed=4)
+    d_x, grads = layer.backward(saved, d_y)
+    accuracy = Accuracy(formula, {"x": x, **layer.state_dict()}, d_y, np.float32)
+    accuracy.check({"y": y, "x": d_x, **grads})
 
 
 @pytest.mark.parametrize("dropout_p", [0.1, 0.5, 0.9])

@@ -95,6 +95,22 @@ def test_many_more_threads_than_cores_may_be_asked_for() -> None:
     assert_right_and_idle("", "blasformer.set_num_threads(64)")
 
 
+def test_threads_beyond_the_cores_do_not_wait_at_the_expense_of_the_work() -> None:
+    program = """
+def cost(threads):
+    blasformer.set_num_threads(threads)
+    seconds = []
+    for _ in range(20):
+        began = time.process_time()
+        for _ in range(5):
+            is_right()
+        seconds.append(time.process_time() - began)
+    return min(seconds)
+
+print(cost(64) / cost(1))"""
+    assert float(run("", program)) < 8
+
+
 @pytest.fixture
 def group_of_half_a_core(tmp_path: Path) -> Iterator[Path]:
     """A control group that may use half a core, if this user may make one."""
