@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from blasformer import nn, optim
+from blasformer import nn, optim, train
 from blasformer.testing import check_gradients
 
 
@@ -235,6 +235,50 @@ def test_arguments_reach_their_layer():
     )
     with pytest.raises(IndexError, match="arguments must be given by layer, 0 to 1, got 2"):
         model(x, arguments={2: {}})
+
+
+class Sum(nn.Sequential):
+    """y = layers[0](a) + layers[1](b): a class of a user, whose layers do not stand in a row."""
+
+    def __call__(self, a, b):
+        return self.layers[0](a) + self.layers[1](b)
+
+    def forward(self, a, b, *, rng=None):
+        (y, saved_a), (z, saved_b) = self.layers[0].forward(a), self.layers[1].forward(b)
+        return y + z, (saved_a, saved_b)
+
+    def backward(self, saved, d_y):
+        (d_a, of_a), (d_b, of_b) = (
+            layer.backward(s, d_y) for layer, s in zip(self.layers, saved, strict=True)
+        )
+        named = {f"0.{name}": array for name, array in of_a.items()}
+        return (d_a, d_b), named | {f"1.{name}": array for name, array in of_b.items()}
+
+
+def test_a_class_derived_from_sequential_connects_its_layers_in_its_own_way():
+    model = Sum(nn.Linear(5, 3, dtype=np.float64, rng=0), nn.Linear(2, 3, dtype=np.float64, rng=1))
+    random = np.random.default_rng(0)
+    a, b, wanted = (random.standard_normal((7, size)) for size in (5, 2, 3))
+    check_gradients(model, a, b)
+    model[0].freeze("bias")
+    check_gradients(model, a, b)
+
+    def squares(y, targets):
+        return np.square(y - targets).mean(), 2 * (y - targets) / y.size
+
+    before = model.state_dict()
+    history = train.fit(
+        model, [(a, b, wanted)], loss=squares, optimizer=optim.AdamW(model, lr=0.1), epochs=100
+    )
+    assert history.loss[-1] < 0.5 * history.loss[0]
+    assert {name for name, array in model.parameters().items() if (array != before[name]).any()} == {
+        "0.weight",
+        "1.weight",
+        "1.bias",
+    }
+    copy = Sum(nn.Linear(5, 3, dtype=np.float64), nn.Linear(2, 3, dtype=np.float64))
+    copy.load_state_dict(model.state_dict())
+    np.testing.assert_array_equal(copy(a, b), model(a, b))
 
 
 def test_state_dicts_of_a_sequential_are_loaded_as_a_whole_or_not_at_all():

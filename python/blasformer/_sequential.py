@@ -39,6 +39,28 @@ class Sequential:
     >>> model = Sequential(nn.Embedding(10, 8, rng=1), encoder, nn.Linear(8, 3, rng=2))
     >>> model(np.array([[1, 2, 3], [4, 5, 0]]), arguments={1: {"key_lengths": [3, 2]}}).shape
     (2, 3, 3)
+
+    Layers that are connected in another way: derive a class, and write `forward` and `backward`, and
+    `__call__` for inference. Everything about parameters is inherited; a gradient has the layer's index in
+    front of its name.
+
+    >>> class Sum(Sequential):  # y = layers[0](a) + layers[1](b)
+    ...     def __call__(self, a, b):
+    ...         return self.layers[0](a) + self.layers[1](b)
+    ...
+    ...     def forward(self, a, b, *, rng=None):
+    ...         (y, saved_a), (z, saved_b) = self.layers[0].forward(a), self.layers[1].forward(b)
+    ...         return y + z, (saved_a, saved_b)
+    ...
+    ...     def backward(self, saved, d_y):
+    ...         (d_a, of_a), (d_b, of_b) = (x.backward(s, d_y) for x, s in zip(self.layers, saved))
+    ...         named = {f"0.{name}": array for name, array in of_a.items()}
+    ...         return (d_a, d_b), named | {f"1.{name}": array for name, array in of_b.items()}
+    >>> from blasformer.testing import check_gradients
+    >>> a, b = np.ones((5, 3)), np.ones((5, 2))
+    >>> both = Sum(nn.Linear(3, 4, dtype="float64", rng=0), nn.Linear(2, 4, dtype="float64", rng=1))
+    >>> max(check_gradients(both, a, b).values()) < 1e-6
+    True
     """
 
     def __init__(self, *layers: Any) -> None:
