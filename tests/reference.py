@@ -1088,6 +1088,58 @@ def language_model(
     return linear(x, parameters.get("lm_head.weight", parameters["wte.weight"]), dtype=dtype)
 
 
+def llama_block_parameters(parameters, index):
+    """Block `index` of Llama under the names of a pre-norm encoder layer."""
+    own = within(parameters, f"layers.{index}.")
+    result = {"self_attn.out_proj.weight": own["self_attn.o_proj.weight"]}
+    for kind in ("weight", "bias"):
+        projections = [f"self_attn.{name}_proj.{kind}" for name in "qkv"]
+        if projections[0] in own:
+            result[f"self_attn.in_proj_{kind}"] = np.concatenate([own[name] for name in projections])
+    result["norm1.weight"] = own["input_layernorm.weight"]
+    result["norm2.weight"] = own["post_attention_layernorm.weight"]
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        result[f"{name}.weight"] = own[f"mlp.{name}.weight"]
+    return result
+
+
+def llama(
+    parameters,
+    ids,
+    *,
+    num_heads,
+    num_kv_heads,
+    lengths=None,
+    segments=None,
+    base=10000.0,
+    eps=1e-6,
+    activation="silu",
+    dtype=np.float64,
+):
+    """The logits of Llama (Touvron et al. 2023) for ids (batch, length), with matrices (outputs, inputs)."""
+    x = embedding(np.asarray(ids), parameters["embed_tokens.weight"], dtype=dtype)
+    blocks = {name.split(".")[1] for name in parameters if name.startswith("layers.")}
+    for index in range(len(blocks)):
+        x = transformer_encoder_layer(
+            llama_block_parameters(parameters, index),
+            x,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            rotary={"base": base, "interleaved": False},
+            activation=activation,
+            norm_first=True,
+            norm="rms",
+            gated=True,
+            layer_norm_eps=eps,
+            causal=True,
+            key_lengths=lengths,
+            query_segments=segments,
+            dtype=dtype,
+        )
+    x = rms_norm(x, parameters["norm.weight"], eps=eps, dtype=dtype)
+    return linear(x, parameters.get("lm_head.weight", parameters["embed_tokens.weight"]), dtype=dtype)
+
+
 def classifier(
     parameters,
     x,

@@ -176,6 +176,85 @@ def test_shards_and_narrow_weights_of_transformers_are_read(tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------------------
+# Llama
+# ----------------------------------------------------------------------------------------------------------
+
+LLAMA = {
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 40,
+    "hidden_size": 24,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 2,
+    "intermediate_size": 37,
+    "initializer_range": 0.3,
+    "sliding_window": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+LLAMAS = {
+    "Llama": {},
+    "Mistral": {"rope_parameters": {"rope_type": "default", "rope_theta": 300.0}},
+    "Qwen2": {"tie_word_embeddings": True},
+}
+
+
+def llama_config(family):
+    return getattr(transformers, f"{family}Config")(**LLAMA | LLAMAS[family])
+
+
+# Its norms and angles transformers computes in float32 whatever the dtype: float64 has no more to be compared
+# with, and the tests of the model compare it with its formula.
+@pytest.mark.parametrize("family", LLAMAS)
+def test_a_llama_computes_what_transformers_computes(tmp_path, family):
+    theirs = published(tmp_path, f"{family}ForCausalLM", llama_config(family), "float32")
+    ours, ids = models.LanguageModel.from_pretrained(tmp_path), random_ids(2, LENGTH)
+    assert_same(ours(ids), theirs(torch.tensor(ids)).logits, "float32")
+    assert_same(ours(ids, return_weights=True)[1][1], weights_of(theirs, ids, 1), "float32")
+    loss, grads = ours.loss_and_gradients(ids)
+    expected = next_token_loss(theirs, ids)
+    expected.backward()
+    assert abs(loss - expected.item()) <= 1e-5 * abs(loss)
+
+    def name_of(name):
+        return (name if name.startswith("lm_head.") else f"model.{name}"), False
+
+    assert_same_gradients(grads, theirs, name_of, "float32")
+
+
+@pytest.mark.parametrize("family", LLAMAS)
+def test_a_llama_generates_what_transformers_generates(tmp_path, family):
+    theirs = published(tmp_path, f"{family}ForCausalLM", llama_config(family), "float64")
+    ours, ids = models.LanguageModel.from_pretrained(tmp_path), random_ids(1, 5)
+    expected = theirs.generate(torch.tensor(ids), max_new_tokens=20, do_sample=False, pad_token_id=0)
+    assert ours.generate(ids[0], 20).tolist() == expected[0, 5:].tolist()
+
+
+@pytest.mark.parametrize("family", LLAMAS)
+def test_transformers_reads_the_llama_that_was_trained_here(tmp_path, family):
+    published(tmp_path / "theirs", f"{family}ForCausalLM", llama_config(family), "float32")
+    ids = random_ids(2, LENGTH)
+    ours = trained(models.LanguageModel.from_pretrained(tmp_path / "theirs"), ids)
+    ours.save(tmp_path / "ours")
+    again = opened(tmp_path / "ours", "AutoModelForCausalLM", "float32")
+    assert_same(ours(ids), again(torch.tensor(ids)).logits, "float32")
+
+
+def test_adapters_of_llama_go_both_ways(tmp_path):
+    published(tmp_path / "base", "LlamaForCausalLM", llama_config("Llama"), "float32")
+    base = opened(tmp_path / "base", "LlamaForCausalLM", "float32")
+    theirs = with_adapters(base, target_modules=["q_proj", "v_proj", "down_proj"])
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours, ids = models.LanguageModel.from_pretrained(tmp_path / "base"), random_ids(2, LENGTH)
+    lora.load(ours, tmp_path / "theirs")
+    assert_same(ours(ids), theirs(torch.tensor(ids)).logits, "float32")
+    lora.save(trained(ours, ids), tmp_path / "ours")
+    base = opened(tmp_path / "base", "LlamaForCausalLM", "float32")
+    again = peft.PeftModel.from_pretrained(base, tmp_path / "ours").eval()
+    assert_same(ours(ids), again(torch.tensor(ids)).logits, "float32")
+
+
+# ----------------------------------------------------------------------------------------------------------
 # BERT and RoBERTa
 # ----------------------------------------------------------------------------------------------------------
 

@@ -221,6 +221,24 @@ def test_results_have_the_same_bits_for_every_number_of_threads(dtype):
         assert all(same_bits(gradient, results[0][2][name]) for name, gradient in grads.items())
 
 
+def test_each_part_has_its_own_dropout(tmp_path):
+    ids = random_ids(2, 9)
+
+    def drops(**dropout):
+        model = make(**dropout)
+        return model.loss_and_gradients(ids, rng=1)[0] != model.loss(ids)
+
+    assert not drops()
+    assert drops(embedding_dropout=0.2)
+    assert drops(attention_dropout=0.2)
+    assert drops(dropout=0.2, embedding_dropout=0.0, attention_dropout=0.0)
+    model = make(dropout=0.1, embedding_dropout=0.2, attention_dropout=0.3)
+    model.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert [config[f"{name}_pdrop"] for name in ("resid", "embd", "attn")] == [0.1, 0.2, 0.3]
+    assert models.LanguageModel.from_pretrained(tmp_path)._arguments == model._arguments
+
+
 def test_dropout_is_drawn_from_rng_alone():
     model, ids = make(dropout=0.3), random_ids(2, 9)
     losses = [model.loss_and_gradients(ids, rng=rng)[0] for rng in (None, 1, 1, 2)]
@@ -531,7 +549,10 @@ def test_names_of_older_checkpoints_are_understood(tmp_path):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"model_type": "bert"}, "model_type must be 'gpt2' for LanguageModel, got 'bert'"),
+        (
+            {"model_type": "bert"},
+            "model_type must be one of gpt2, llama, mistral, qwen2 for LanguageModel, got",
+        ),
         ({"n_embd": None}, "config.json lacks n_embd"),
         ({"n_embd": "24"}, "n_embd must be an integer, got str"),
         ({"n_head": 5}, "d_model must be a multiple of nhead = 5, got 24"),
@@ -642,6 +663,8 @@ def test_arguments_that_do_not_fit_are_named(arguments, error, text):
         ({"d_model": 0}, ValueError, "d_model must be positive, got 0"),
         ({"nhead": 5}, ValueError, "d_model must be a multiple of nhead = 5, got 8"),
         ({"dropout": 1.5}, ValueError, "dropout must lie between 0 and 1, got 1.5"),
+        ({"embedding_dropout": -1}, ValueError, "embedding_dropout must lie between 0 and 1, got -1"),
+        ({"attention_dropout": "0"}, TypeError, "attention_dropout must be a number, got str"),
         ({"activation": "tanh"}, ValueError, "activation must be"),
         ({"nhead": 2.0}, TypeError, "nhead must be an integer, got float"),
         ({"dtype": np.float16}, TypeError, "dtype must be float32 or float64, got float16"),

@@ -85,14 +85,23 @@ class LanguageModelOf : public Holding<LanguageModelLayer, L> {
   py::tuple loss_and_gradients(const SequenceInput& input, const Tensor<std::int64_t>& targets,
                                const LossArguments& arguments, Seed seed,
                                const py::object& accumulate) const override {
-    auto gradients =
-        accumulate.is_none() ? this->new_gradients() : this->gradients_in(accumulate.cast<py::dict>());
+    auto gradients = gradients_for(accumulate);
     const double loss = compute_loss(input, targets, arguments, seed, &gradients.values, gradients.write);
     return py::make_tuple(loss, std::move(gradients.arrays));
   }
 
  private:
   class Tokens;
+
+  // Gradients that are parts of larger tensors cannot be those of the caller: nothing is to be added to then.
+  auto gradients_for(const py::object& accumulate) const {
+    if constexpr (L::Family::kProjectionsApart) {
+      require(accumulate.is_none(), "accumulate must be None for this model");
+      return this->new_gradients();
+    } else {
+      return accumulate.is_none() ? this->new_gradients() : this->gradients_in(accumulate.cast<py::dict>());
+    }
+  }
 
   double compute_loss(const SequenceInput& input, const Tensor<std::int64_t>& targets,
                       const LossArguments& arguments, Seed seed, L* gradients, Write write) const {
@@ -144,27 +153,45 @@ std::unique_ptr<TokenCache> LanguageModelOf<L>::new_cache(Index batch, Index cap
   return std::make_unique<Tokens>(*this, batch, capacity);
 }
 
-std::unique_ptr<LanguageModelLayer> language_model(const std::string& dtype, Index vocab_size,
-                                                   Index max_length, Index d_model, Index nhead,
-                                                   Index num_layers, Index dim_feedforward, double dropout,
-                                                   const std::string& activation, double layer_norm_eps,
-                                                   bool tied, bool recompute, Seed seed) {
-  const LanguageModelSizes sizes{vocab_size,
-                                 max_length,
-                                 d_model,
-                                 nhead,
-                                 num_layers,
-                                 dim_feedforward,
-                                 activation_from_name(activation),
-                                 dropout,
-                                 layer_norm_eps,
-                                 tied,
-                                 recompute};
+LanguageModelSizes language_model_sizes(const py::dict& sizes) {
+  const auto size = [&](const char* name) { return sizes[name].cast<Index>(); };
+  const auto number = [&](const char* name) { return sizes[name].cast<double>(); };
+  const auto flag = [&](const char* name) { return sizes[name].cast<bool>(); };
+  LanguageModelSizes result{};
+  result.vocab_size = size("vocab_size");
+  result.max_length = size("max_length");
+  result.d_model = size("d_model");
+  result.num_heads = size("nhead");
+  result.num_layers = size("num_layers");
+  result.dim_feedforward = size("dim_feedforward");
+  result.activation = activation_from_name(sizes["activation"].cast<std::string>());
+  result.layer_norm_eps = number("layer_norm_eps");
+  result.embedding_dropout_p = number("embedding_dropout");
+  result.attention_dropout_p = number("attention_dropout");
+  result.dropout_p = number("dropout");
+  result.tied = flag("tied");
+  result.recompute = flag("recompute");
+  result.num_kv_heads = size("num_kv_heads");
+  result.rotary_base = number("rotary_base");
+  result.projection_bias = flag("projection_bias");
+  return result;
+}
+
+template <template <class> class FamilyOf>
+std::unique_ptr<LanguageModelLayer> model_of_family(const std::string& dtype, const LanguageModelSizes& sizes,
+                                                    Seed seed) {
   return for_dtype<LanguageModelLayer>(dtype, [&]<class T>(T) {
-    LanguageModel<T> model(sizes);
+    using L = LanguageModel<T, FamilyOf>;
+    L model(sizes);
     if (seed) return initialised<LanguageModelOf>(std::move(model), *seed);
-    return std::make_unique<LanguageModelOf<LanguageModel<T>>>(std::move(model));
+    return std::make_unique<LanguageModelOf<L>>(std::move(model));
   });
+}
+
+std::unique_ptr<LanguageModelLayer> language_model(const std::string& dtype, bool llama,
+                                                   const py::dict& sizes, Seed seed) {
+  if (llama) return model_of_family<Llama>(dtype, language_model_sizes(sizes), seed);
+  return model_of_family<Gpt2>(dtype, language_model_sizes(sizes), seed);
 }
 
 template <class T>
@@ -240,10 +267,8 @@ void bind_language_model(py::module_& module) {
           py::arg("label_smoothing"), py::arg("ignore_index"), py::arg("seed"), py::arg("accumulate"));
   module.def("sample_tokens", sample_tokens, py::arg("logits"), py::arg("temperature"), py::arg("top_k"),
              py::arg("top_p"), py::arg("uniform"));
-  module.def("language_model", language_model, py::arg("dtype"), py::arg("vocab_size"), py::arg("max_length"),
-             py::arg("d_model"), py::arg("nhead"), py::arg("num_layers"), py::arg("dim_feedforward"),
-             py::arg("dropout"), py::arg("activation"), py::arg("layer_norm_eps"), py::arg("tied"),
-             py::arg("recompute"), py::arg("seed"));
+  module.def("language_model", language_model, py::arg("dtype"), py::arg("llama"), py::arg("sizes"),
+             py::arg("seed"));
 }
 
 }  // namespace blasformer::bindings

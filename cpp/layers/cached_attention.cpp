@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <functional>
 #include <initializer_list>
+#include <numeric>
 #include <type_traits>
 
 #include "core/array_view.h"
 #include "core/require.h"
+#include "core/tensor_view.h"
 #include "core/thread_pool.h"
 #include "layers/attention.h"
 
@@ -42,6 +44,18 @@ template <class View, class T>
 View heads_of(T* data, const Shape& rows, Index heads, Index dim) {
   return view_of<View>(data, dtype_of<std::remove_const_t<T>>(), {rows[0], heads, rows[1], dim},
                        {rows[1] * rows[2], dim, rows[2], 1});
+}
+
+// Turns heads in place by their positions, (batch, length).
+template <class T>
+void turn(const RotaryPositions& rotary, typename MultiheadAttention<T>::Projected& projected, Index heads,
+          Index head_dim, const Tensor<std::int64_t>& positions) {
+  Tensor<T>& rows = projected.rows;
+  const auto view =
+      heads_of<MutableArrayView>(rows.data() + projected.first_column, rows.shape(), heads, head_dim);
+  rotary_embedding<T>(Elements<T>(readable(view)), rows.extent(0), heads, rows.extent(1), head_dim,
+                      positions.data(), true, rotary.base, rotary.pairs, rotary.dims,
+                      MutableElements<T>(view));
 }
 
 // Writes the heads of the first count(b) rows of each sequence to the positions of the cache from first(b)
@@ -109,8 +123,15 @@ template <class T>
 Tensor<T> attend_causally(const MultiheadAttention<T>& attention, const Tensor<T>& x,
                           const Tensor<std::int64_t>& added, const Tensor<std::int64_t>& seen,
                           KeysAndValues<T>& cache) {
-  require(!attention.rotary, "attention with rotary positions cannot be cached");
-  const auto projected = attention.project(x, x, x, std::nullopt);
+  auto projected = attention.project(x, x, x, std::nullopt);
+  if (attention.rotary) {
+    const Index length = x.extent(1);
+    Tensor<std::int64_t> positions({x.extent(0), length});
+    for (Index b = 0; b < x.extent(0); ++b)
+      std::iota(positions.data() + b * length, positions.data() + (b + 1) * length, seen.data()[b]);
+    turn<T>(*attention.rotary, projected.query, attention.num_heads, attention.head_dim, positions);
+    turn<T>(*attention.rotary, projected.key, attention.num_kv_heads, attention.head_dim, positions);
+  }
   const auto count = [&](Index b) { return added.data()[b]; };
   const auto first = [&](Index b) { return seen.data()[b]; };
   store<T>(projected.key, count, first, cache.key);
@@ -129,6 +150,7 @@ Tensor<T> attend_causally(const MultiheadAttention<T>& attention, const Tensor<T
 
 template <class T>
 KeysAndValues<T> keys_and_values(const MultiheadAttention<T>& attention, const Tensor<T>& memory) {
+  require(!attention.rotary, "keys and values of a memory must have no rotary positions");
   const Tensor<T> no_query({memory.extent(0), 0, attention.embed_dim()});
   const auto projected = attention.project(no_query, memory, memory, std::nullopt);
   const Index length = memory.extent(1);

@@ -1,7 +1,7 @@
 #pragma once
 
-// Attention for those who add a few positions at a time: the keys and values of what came before are kept.
-// Not for attention with rotary positions.
+// Attention for those who add a few positions at a time: the keys and values of what came before are kept,
+// turned by their positions where these are rotary.
 
 #include <cstdint>
 #include <vector>
@@ -30,7 +30,8 @@ Tensor<T> attend_causally(const MultiheadAttention<T>& attention, const Tensor<T
                           const Tensor<std::int64_t>& added, const Tensor<std::int64_t>& seen,
                           KeysAndValues<T>& cache);
 
-// The keys and values of memory (batch, memory_length, kdim), for attend_to.
+// The keys and values of memory (batch, memory_length, kdim), for attend_to. Without rotary positions, which
+// are for self-attention.
 template <class T>
 KeysAndValues<T> keys_and_values(const MultiheadAttention<T>& attention, const Tensor<T>& memory);
 

@@ -12,10 +12,8 @@
 #include <array>
 #include <cstdint>
 #include <map>
-#include <memory>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "core/tensor.h"
@@ -26,6 +24,7 @@
 #include "layers/layer_norm.h"
 #include "layers/linear.h"
 #include "layers/parameters.h"
+#include "models/projections.h"
 
 namespace blasformer {
 
@@ -43,14 +42,6 @@ struct PackedTokens {
   Tensor<std::int64_t> ids, positions, types;
   std::vector<Index> starts;  // sequence i is tokens [starts[i], starts[i + 1])
 };
-
-// A tensor of that shape on the memory of another, beginning with one of its rows.
-template <class T>
-Tensor<T> shared_rows(const Tensor<T>& tensor, Index first_row, Shape shape) {
-  if (tensor.empty()) return {};
-  T* const first = tensor.memory().get() + first_row * (tensor.size() / tensor.extent(0));
-  return Tensor<T>(std::shared_ptr<T[]>(tensor.memory(), first), std::move(shape));
-}
 
 template <class T>
 struct BertModel {
@@ -119,7 +110,7 @@ struct BertModel {
     for (std::size_t i = 0; i < self.layers.size(); ++i) {
       auto& layer = self.layers[i];
       const std::string name = "encoder.layer." + std::to_string(i);
-      each_projection(name + ".attention.self.", layer.self_attn, visit);
+      each_projection_parameter(name + ".attention.self.", kProjectionNames, layer.self_attn, visit);
       each_parameter_of(name + ".attention.output.dense", layer.self_attn.out_proj, visit);
       each_parameter_of(name + ".attention.output.LayerNorm", layer.norm1, visit);
       each_parameter_of(name + ".intermediate.dense", layer.feed_forward.linear1, visit);
@@ -158,21 +149,6 @@ struct BertModel {
  private:
   static constexpr std::array<const char*, 3> kProjectionNames = {"query", "key", "value"};
 
-  // Checkpoints hold the three projections apart; here they are rows of one matrix, so that one product
-  // computes them.
-  template <class Attention, class Visit>
-  static void each_projection(const std::string& prefix, Attention& attention, Visit&& visit) {
-    const Index width = attention.embed_dim();
-    for (std::size_t i = 0; i < 3; ++i) {
-      const std::string name = prefix + kProjectionNames[i];
-      const Index first = static_cast<Index>(i) * width;
-      Tensor<T> weight = shared_rows(attention.in_proj_weight, first, {width, width});
-      Tensor<T> bias = shared_rows(attention.in_proj_bias, first, {width});
-      visit(name + ".weight", weight);
-      visit(name + ".bias", bias);
-      if (attention.adapters[i]) each_parameter_of(name, *attention.adapters[i], visit);
-    }
-  }
   // Recomputes the weights from the layer's input, so that who does not ask for them pays nothing.
   static void weigh(const MultiheadAttention<T>& attention, const Tensor<T>& x,
                     const std::vector<Index>& starts, Asked& asked);

@@ -1,11 +1,12 @@
 #pragma once
 
-// A decoder-only language model: GPT-2 (Radford et al. 2019), with its parameters named as GPT-2's are.
+// A decoder-only language model, of the family of GPT-2 or of Llama, with its parameters named as published.
 //
-//   x = dropout(wte[ids] + wpe[positions])
-//   x = block(x) for each pre-norm block h.i, in which a token attends to itself and to those before it
-//   logits = ln_f(x) wte^T, or lm_head of ln_f(x)
+//   x = tokens[ids], in GPT-2 dropout(tokens[ids] + places[positions])
+//   x = block(x) for each pre-norm block, in which a token attends to itself and to those before it
+//   logits = last_norm(x) tokens^T, or lm_head of last_norm(x)
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -18,6 +19,7 @@
 #include "layers/cross_entropy.h"
 #include "layers/embedding.h"
 #include "layers/encoder_layer.h"
+#include "layers/gated_feed_forward.h"
 #include "layers/initialiser.h"
 #include "layers/layer_norm.h"
 #include "layers/linear.h"
@@ -26,7 +28,9 @@
 #include "layers/parameters.h"
 #include "layers/positional_encoding.h"
 #include "layers/projected_cross_entropy.h"
+#include "layers/rms_norm.h"
 #include "layers/write.h"
+#include "models/projections.h"
 #include "models/sequences.h"
 
 namespace blasformer {
@@ -34,42 +38,114 @@ namespace blasformer {
 struct LanguageModelSizes {
   Index vocab_size, max_length, d_model, num_heads, num_layers, dim_feedforward;
   Activation activation = Activation::gelu_tanh;
-  double dropout_p = 0, layer_norm_eps = 1e-5;
-  bool tied = true;  // whether the output has the weights of the input's embedding
+  double layer_norm_eps = 1e-5;
+  double embedding_dropout_p = 0, attention_dropout_p = 0;
+  double dropout_p = 0;  // of what joins the residual stream
+  bool tied = true;      // whether the output has the weights of the input's embedding
   bool recompute = false;
+  // Of Llama only.
+  Index num_kv_heads = 0;
+  double rotary_base = 10000;
+  bool projection_bias = false;  // of query, key and value
 };
 
+// GPT-2 (Radford et al. 2019): learned positions, LayerNorm; query, key and value are one projection.
 template <class T>
+struct Gpt2 {
+  using Norm = LayerNorm<T>;
+  using Block = PreNormEncoderLayer<T>;
+  static constexpr const char *kTokens = "wte", *kBlocks = "h.", *kLastNorm = "ln_f";
+  static constexpr bool kLearnedPositions = true, kProjectionsApart = false;
+
+  static Block block(const LanguageModelSizes& sizes);
+
+  template <class Self, class Visit>
+  static void each_parameter(const std::string& name, Self& block, Visit&& visit) {
+    each_parameter_of(name + ".ln_1", block.norm1, visit);
+    visit(name + ".attn.c_attn.weight", block.self_attn.in_proj_weight);
+    visit(name + ".attn.c_attn.bias", block.self_attn.in_proj_bias);
+    if (block.self_attn.in_proj_adapter)
+      each_parameter_of(name + ".attn.c_attn", *block.self_attn.in_proj_adapter, visit);
+    each_parameter_of(name + ".attn.c_proj", block.self_attn.out_proj, visit);
+    each_parameter_of(name + ".ln_2", block.norm2, visit);
+    each_parameter_of(name + ".mlp.c_fc", block.feed_forward.linear1, visit);
+    each_parameter_of(name + ".mlp.c_proj", block.feed_forward.linear2, visit);
+  }
+  template <class Self, class Visit>
+  static void each_linear(const std::string& name, Self& block, Visit&& visit) {
+    const Tensor<T>& c_attn = block.self_attn.in_proj_weight;
+    visit(name + ".attn.c_attn", AdaptedWeight<T>{c_attn, 0, c_attn.extent(0)},
+          block.self_attn.in_proj_adapter);
+    each_linear_of(name + ".attn.c_proj", block.self_attn.out_proj, visit);
+    each_linear_of(name + ".mlp.c_fc", block.feed_forward.linear1, visit);
+    each_linear_of(name + ".mlp.c_proj", block.feed_forward.linear2, visit);
+  }
+};
+
+// Llama (Touvron et al. 2023): rotary positions, RMSNorm, SwiGLU, heads that share keys and values; no biases.
+template <class T>
+struct Llama {
+  using Norm = RMSNorm<T>;
+  using Block = PreNormEncoderLayer<T, RMSNorm<T>, GatedFeedForward<T>>;
+  static constexpr const char *kTokens = "embed_tokens", *kBlocks = "layers.", *kLastNorm = "norm";
+  static constexpr bool kLearnedPositions = false, kProjectionsApart = true;
+  static constexpr std::array<const char*, 3> kProjectionNames = {"q_proj", "k_proj", "v_proj"};
+
+  static Block block(const LanguageModelSizes& sizes);
+
+  template <class Self, class Visit>
+  static void each_parameter(const std::string& name, Self& block, Visit&& visit) {
+    each_projection_parameter(name + ".self_attn.", kProjectionNames, block.self_attn, visit);
+    each_parameter_of(name + ".self_attn.o_proj", block.self_attn.out_proj, visit);
+    GatedFeedForward<T>::each_parameter(block.feed_forward, [&](const std::string& part, auto& parameter) {
+      visit(name + ".mlp." + part, parameter);
+    });
+    each_parameter_of(name + ".input_layernorm", block.norm1, visit);
+    each_parameter_of(name + ".post_attention_layernorm", block.norm2, visit);
+  }
+  template <class Self, class Visit>
+  static void each_linear(const std::string& name, Self& block, Visit&& visit) {
+    MultiheadAttention<T>::each_projection(block.self_attn, kProjectionNames,
+                                           [&](const std::string& part, const auto& weight, auto& adapter) {
+                                             visit(name + ".self_attn." + part, weight, adapter);
+                                           });
+    each_linear_of(name + ".self_attn.o_proj", block.self_attn.out_proj, visit);
+    each_linear_of(name + ".mlp", block.feed_forward, visit);
+  }
+};
+
+template <class T, template <class> class FamilyOf = Gpt2>
 struct LanguageModel {
   using Scalar = T;
-  using Block = PreNormEncoderLayer<T>;
-  Embedding<T> wte;        // of tokens, (vocab_size, d_model)
-  LearnedEncoding<T> wpe;  // of positions, (max_length, d_model)
-  std::vector<Block> h;
-  LayerNorm<T> ln_f;
+  using Family = FamilyOf<T>;
+  using Block = typename Family::Block;
+  Embedding<T> tokens;                       // (vocab_size, d_model)
+  std::optional<LearnedEncoding<T>> places;  // of positions, (max_length, d_model)
+  std::vector<Block> blocks;
+  typename Family::Norm last_norm;
   std::optional<Linear<T>> lm_head;  // where the output is not tied
+  Index longest;                     // sequence
 
   struct Saved {
     TokenSequences sequences;  // what the arguments of attention point into
-    typename LearnedEncoding<T>::Saved wpe;
-    std::vector<typename Block::Saved> h;
-    typename LayerNorm<T>::Saved ln_f;
+    typename LearnedEncoding<T>::Saved places;
+    std::vector<typename Block::Saved> blocks;
+    typename Family::Norm::Saved last_norm;
     Tensor<T> hidden;  // what the logits are linear in
 
     template <class Visit>
     void each_tensor(Visit&& visit) const {
       visit(sequences.ids);
-      for (const auto& block : h) block.each_tensor(visit);
-      ln_f.each_tensor(visit);
+      for (const auto& block : blocks) block.each_tensor(visit);
+      last_norm.each_tensor(visit);
       visit(hidden);
     }
   };
 
   explicit LanguageModel(const LanguageModelSizes& sizes);  // parameters are not initialised
 
-  Index vocab_size() const { return wte.num_embeddings(); }
-  Index max_length() const { return wpe.embedding.num_embeddings(); }
-  Index d_model() const { return wte.embedding_dim(); }
+  Index vocab_size() const { return tokens.num_embeddings(); }
+  Index d_model() const { return tokens.embedding_dim(); }
 
   // Matrices normal with deviation 0.02, those that write to the residual stream with 0.02 / sqrt(2 blocks);
   // biases 0, weights of norms 1 (Radford et al. 2019).
@@ -89,7 +165,7 @@ struct LanguageModel {
 
   // What is kept of sequences to which tokens are added.
   struct Cache {
-    std::vector<KeysAndValues<T>> h;
+    std::vector<KeysAndValues<T>> blocks;
     Tensor<std::int64_t> seen;  // (batch,): the tokens so far
     Index capacity;
 
@@ -104,50 +180,40 @@ struct LanguageModel {
 
   template <class Self, class Visit>
   static void each_parameter(Self& self, Visit&& visit) {
-    each_parameter_of("wte", self.wte, visit);
-    each_parameter_of("wpe", self.wpe, visit);
-    for (std::size_t i = 0; i < self.h.size(); ++i) {
-      auto& block = self.h[i];
-      const std::string name = "h." + std::to_string(i);
-      each_parameter_of(name + ".ln_1", block.norm1, visit);
-      visit(name + ".attn.c_attn.weight", block.self_attn.in_proj_weight);
-      visit(name + ".attn.c_attn.bias", block.self_attn.in_proj_bias);
-      if (block.self_attn.in_proj_adapter)
-        each_parameter_of(name + ".attn.c_attn", *block.self_attn.in_proj_adapter, visit);
-      each_parameter_of(name + ".attn.c_proj", block.self_attn.out_proj, visit);
-      each_parameter_of(name + ".ln_2", block.norm2, visit);
-      each_parameter_of(name + ".mlp.c_fc", block.feed_forward.linear1, visit);
-      each_parameter_of(name + ".mlp.c_proj", block.feed_forward.linear2, visit);
-    }
-    each_parameter_of("ln_f", self.ln_f, visit);
+    each_parameter_of(Family::kTokens, self.tokens, visit);
+    if (self.places) each_parameter_of("wpe", *self.places, visit);
+    for (std::size_t i = 0; i < self.blocks.size(); ++i)
+      Family::each_parameter(Family::kBlocks + std::to_string(i), self.blocks[i], visit);
+    each_parameter_of(Family::kLastNorm, self.last_norm, visit);
     if (self.lm_head) each_parameter_of("lm_head", *self.lm_head, visit);
   }
-  // The linear layers of the blocks; the projections of query, key and value are one, as in GPT-2.
+  template <class Self, class Visit>
+  static void each_storage(Self& self, Visit&& visit)
+    requires Family::kProjectionsApart
+  {
+    blasformer::each_storage(self.tokens, visit);
+    for (auto& block : self.blocks) blasformer::each_storage(block, visit);
+    blasformer::each_storage(self.last_norm, visit);
+    if (self.lm_head) blasformer::each_storage(*self.lm_head, visit);
+  }
+  // The linear layers of the blocks.
   template <class Self, class Visit>
   static void each_linear(Self& self, Visit&& visit) {
-    for (std::size_t i = 0; i < self.h.size(); ++i) {
-      auto& block = self.h[i];
-      const std::string name = "h." + std::to_string(i);
-      const Tensor<T>& c_attn = block.self_attn.in_proj_weight;
-      visit(name + ".attn.c_attn", AdaptedWeight<T>{c_attn, 0, c_attn.extent(0)},
-            block.self_attn.in_proj_adapter);
-      each_linear_of(name + ".attn.c_proj", block.self_attn.out_proj, visit);
-      each_linear_of(name + ".mlp.c_fc", block.feed_forward.linear1, visit);
-      each_linear_of(name + ".mlp.c_proj", block.feed_forward.linear2, visit);
-    }
+    for (std::size_t i = 0; i < self.blocks.size(); ++i)
+      Family::each_linear(Family::kBlocks + std::to_string(i), self.blocks[i], visit);
   }
 
  private:
-  const Tensor<T>& output_weight() const { return lm_head ? lm_head->weight : wte.weight; }
-  Tensor<T>& output_weight() { return lm_head ? lm_head->weight : wte.weight; }
+  const Tensor<T>& output_weight() const { return lm_head ? lm_head->weight : tokens.weight; }
+  Tensor<T>& output_weight() { return lm_head ? lm_head->weight : tokens.weight; }
   // What the logits are linear in. `saved`, if given, is filled for blocks from first_saved on.
   Tensor<T> hidden_states(const TokenSequences& sequences, std::optional<std::uint64_t> seed, Saved* saved,
                           Index first_saved, std::map<Index, AskedWeights<T>>* asked) const;
   // Of everything below the output.
   void backward_below(const Saved& saved, const Tensor<T>& d_hidden, LanguageModel& gradients,
                       Write write) const;
-  // The lowest block that backward must go through: -1 for the embeddings, h.size() for ln_f, one more if
-  // nothing below the output is trained.
+  // The lowest block that backward must go through: -1 for the embeddings, blocks.size() for last_norm,
+  // one more if nothing below the output is trained.
   Index lowest_trained() const;  // of a value for gradients
 };
 

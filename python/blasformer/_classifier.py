@@ -83,7 +83,7 @@ class Classifier(Model):
     """
 
     _held: _core.Classifier
-    _model_type = "blasformer_classifier"
+    _model_types = ("blasformer_classifier",)
 
     def __init__(
         self,

@@ -622,19 +622,7 @@ class LanguageModel(Layer):
     ) -> tuple[float, dict[str, Array]]: ...
 
 def language_model(
-    dtype: str,
-    vocab_size: SupportsInt | SupportsIndex,
-    max_length: SupportsInt | SupportsIndex,
-    d_model: SupportsInt | SupportsIndex,
-    nhead: SupportsInt | SupportsIndex,
-    num_layers: SupportsInt | SupportsIndex,
-    dim_feedforward: SupportsInt | SupportsIndex,
-    dropout: SupportsFloat | SupportsIndex,
-    activation: str,
-    layer_norm_eps: SupportsFloat | SupportsIndex,
-    tied: bool,
-    recompute: bool,
-    seed: SupportsInt | SupportsIndex | None,
+    dtype: str, llama: bool, sizes: dict[str, Any], seed: SupportsInt | SupportsIndex | None
 ) -> LanguageModel: ...
 def sgd_step(
     rules: Sequence[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -15,7 +15,16 @@ from ._model import Model
 from ._progress import progress_bar
 from ._random import Rng
 from .io import Checkpoint
-from .nn import _dtype, _initial_seed, _integer, _integer_or_none, _name, _number, _seed
+from .nn import (
+    _dtype,
+    _initial_seed,
+    _integer,
+    _integer_or_none,
+    _name,
+    _number,
+    _number_or_none,
+    _seed,
+)
 
 # What config.json calls an activation, and what it is called here.
 GPT2_ACTIVATIONS = {
@@ -26,14 +35,12 @@ GPT2_ACTIVATIONS = {
     "relu": "relu",
     "silu": "silu",
 }
-# Buffers that some versions saved with the weights: causal masks.
-GPT2_BUFFERS = (".attn.bias", ".attn.masked_bias")
 # GPT-2's matrices that are stored (in_features, out_features).
 GPT2_TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 
 
 class LanguageModel(Model):
-    """A decoder-only Transformer that predicts the next token: GPT-2.
+    """A decoder-only Transformer that predicts the next token: GPT-2. (`Llama` is the other family.)
 
         x = dropout(wte[ids] + wpe[positions])
         x = x + attention(ln_1(x));  x = x + feed_forward(ln_2(x))      in each block; tokens see earlier ones
@@ -48,6 +55,7 @@ class LanguageModel(Model):
     dim_feedforward : width of the hidden layer; 4 * d_model by default
     dropout : probability with which embeddings, attention weights and what joins the residual stream are
         dropped in training with an rng
+    embedding_dropout, attention_dropout : those of embeddings and of attention weights, if they differ
     activation : "gelu_tanh" as in GPT-2, "gelu", "gelu_sigmoid", "relu" or "silu"
     layer_norm_eps : added to the variance by the layer norms
     tied : whether logits are computed with the weights of the embedding; otherwise with lm_head.weight
@@ -85,6 +93,8 @@ class LanguageModel(Model):
     ----------
     Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
 
+    `from_pretrained` also reads folders of Llama, Mistral and Qwen2: it returns a `Llama` then.
+
     Examples
     --------
     >>> from blasformer import optim
@@ -99,7 +109,10 @@ class LanguageModel(Model):
     """
 
     _held: _core.LanguageModel
-    _model_type = "gpt2"
+    _model_types: ClassVar[tuple[str, ...]] = ("gpt2",)
+    _is_llama: ClassVar[bool] = False
+    _prefix: ClassVar[str] = "transformer."  # of the names in files
+    _buffers: ClassVar[tuple[str, ...]] = (".attn.bias", ".attn.masked_bias")  # causal masks, in older files
 
     def __init__(
         self,
@@ -113,6 +126,8 @@ class LanguageModel(Model):
         activation: str = "gelu_tanh",
         layer_norm_eps: float = 1e-5,
         *,
+        embedding_dropout: float | None = None,
+        attention_dropout: float | None = None,
         tied: bool = True,
         recompute: bool = False,
         dtype: DTypeLike = np.float32,
@@ -128,6 +143,8 @@ class LanguageModel(Model):
             "dropout": _number("dropout", dropout),
             "activation": _name("activation", activation),
             "layer_norm_eps": _number("layer_norm_eps", layer_norm_eps),
+            "embedding_dropout": _number_or_none("embedding_dropout", embedding_dropout),
+            "attention_dropout": _number_or_none("attention_dropout", attention_dropout),
             "tied": bool(tied),
             "recompute": bool(recompute),
             "dtype": _dtype(dtype),
@@ -136,10 +153,25 @@ class LanguageModel(Model):
 
     def _allocate(self, arguments: dict[str, Any], seed: int | None) -> None:
         self._arguments = arguments
-        width = arguments["dim_feedforward"]
-        if width is None:
-            width = _integer("dim_feedforward", 4 * arguments["d_model"])
-        self._held = _core.language_model(**arguments | {"dim_feedforward": width}, seed=seed)
+        sizes = self._sizes()
+        self._held = _core.language_model(arguments["dtype"], self._is_llama, sizes, seed)
+
+    def _sizes(self) -> dict[str, Any]:
+        """What the model in C++ is made from."""
+        arguments = self._arguments
+        width, dropout = arguments["dim_feedforward"], arguments["dropout"]
+        return arguments | {
+            "dim_feedforward": _integer("dim_feedforward", 4 * arguments["d_model"])
+            if width is None
+            else width,
+            **{
+                name: dropout if arguments[name] is None else arguments[name]
+                for name in ("embedding_dropout", "attention_dropout")
+            },
+            "num_kv_heads": arguments["nhead"],
+            "rotary_base": 0.0,
+            "projection_bias": False,
+        }
 
     def __call__(
         self,
@@ -348,7 +380,7 @@ class LanguageModel(Model):
     # ---- Folders, as transformers has them
 
     def _config(self) -> dict[str, Any]:
-        arguments = self._arguments
+        arguments, sizes = self._arguments, self._sizes()
         # What transformers takes for the end of a text unless it is told.
         end = {} if arguments["vocab_size"] > 50256 else {"bos_token_id": None, "eos_token_id": None}
         activations = {ours: published for published, ours in reversed(GPT2_ACTIVATIONS.items())}
@@ -363,7 +395,9 @@ class LanguageModel(Model):
             "n_inner": arguments["dim_feedforward"],
             "activation_function": activations[arguments["activation"]],
             "layer_norm_epsilon": arguments["layer_norm_eps"],
-            **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), arguments["dropout"]),
+            "embd_pdrop": sizes["embedding_dropout"],
+            "attn_pdrop": sizes["attention_dropout"],
+            "resid_pdrop": sizes["dropout"],
             "tie_word_embeddings": arguments["tied"],
             "torch_dtype": arguments["dtype"],
             **end,
@@ -383,6 +417,8 @@ class LanguageModel(Model):
             raise ValueError(
                 f"activation_function must be one of {', '.join(GPT2_ACTIVATIONS)}, got {activation!r}"
             )
+        dropout = _number("resid_pdrop", config.get("resid_pdrop", 0.1))
+        embedding, attention = (_number(name, config.get(name, 0.1)) for name in ("embd_pdrop", "attn_pdrop"))
         return {
             "vocab_size": _integer("vocab_size", config["vocab_size"]),
             "max_length": _integer("n_positions", config["n_positions"]),
@@ -390,7 +426,9 @@ class LanguageModel(Model):
             "nhead": _integer("n_head", config["n_head"]),
             "num_layers": _integer("n_layer", config["n_layer"]),
             "dim_feedforward": _integer_or_none("n_inner", config.get("n_inner")),
-            "dropout": _number("resid_pdrop", config.get("resid_pdrop", 0.1)),
+            "dropout": dropout,
+            "embedding_dropout": None if embedding == dropout else embedding,
+            "attention_dropout": None if attention == dropout else attention,
             "activation": GPT2_ACTIVATIONS[activation],
             "layer_norm_eps": _number("layer_norm_epsilon", config.get("layer_norm_epsilon", 1e-5)),
             "tied": bool(config.get("tie_word_embeddings", True)),
@@ -398,7 +436,7 @@ class LanguageModel(Model):
         }
 
     def _stored_name(self, name: str) -> str:
-        return name if name.startswith("lm_head.") else f"transformer.{name}"
+        return name if name.startswith("lm_head.") else self._prefix + name
 
     def _is_stored_transposed(self, name: str) -> bool:
         return name.endswith(GPT2_TRANSPOSED)
@@ -406,10 +444,10 @@ class LanguageModel(Model):
     def _names_in(self, checkpoint: Checkpoint, names: list[str]) -> dict[str, str]:
         found: dict[str, str] = {}
         for stored in checkpoint.shapes:
-            name = stored.removeprefix("transformer.")
+            name = stored.removeprefix(self._prefix)
             if name in found:
                 raise ValueError(f"{checkpoint.path} holds {name} twice: as {found[name]} and as {stored}")
             tied_again = name == "lm_head.weight" and name not in names
-            if not name.endswith(GPT2_BUFFERS) and not tied_again:
+            if not name.endswith(self._buffers) and not tied_again:
                 found[name] = stored
         return found

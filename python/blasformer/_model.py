@@ -22,7 +22,8 @@ Self = TypeVar("Self", bound="Model")
 class Model(Layer):
     """A layer with a loss, that is saved in a folder: config.json, its arguments, and model.safetensors."""
 
-    _model_type: ClassVar[str]  # what config.json calls it
+    _model_types: ClassVar[tuple[str, ...]]  # what config.json calls it; what is written here the first
+    _adds_in_place: ClassVar[bool] = True  # whether gradients can be added to arrays while they are computed
 
     def _allocate(self, arguments: dict[str, Any], seed: int | None) -> None:
         """Makes the model with these arguments; without a seed its weights are undefined."""
@@ -37,7 +38,8 @@ class Model(Layer):
         if accumulate is None:
             return compute(None)
         self._check_gradients(accumulate)
-        if all(array.flags.c_contiguous and array.flags.aligned for array in accumulate.values()):
+        dense = all(array.flags.c_contiguous and array.flags.aligned for array in accumulate.values())
+        if dense and self._adds_in_place:
             return compute(dict(accumulate))
         loss, grads = compute(None)
         for name, gradient in grads.items():
@@ -49,7 +51,7 @@ class Model(Layer):
     def _config(self) -> dict[str, Any]:
         """What config.json says."""
         arguments = {name: value for name, value in self._arguments.items() if name != "dtype"}
-        return {"model_type": self._model_type, **arguments}
+        return {"model_type": self._model_types[0], **arguments}
 
     @classmethod
     def _arguments_of(cls, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,17 +88,13 @@ class Model(Layer):
             raise FileNotFoundError(f"{folder} is not a folder")
         file = folder / "config.json"
         config = read_json(file, dict)
-        if config.get("model_type") != cls._model_type:
-            raise ValueError(
-                f"{file}: model_type must be {cls._model_type!r} for {cls.__name__}, "
-                f"got {config.get('model_type')!r}"
-            )
+        kind = cls._kind_of(file, config.get("model_type"))
         with Checkpoint(folder) as checkpoint:
             if dtype is None:
                 dtype = np.float64 if "float64" in checkpoint.dtypes.values() else np.float32
-            model = cls.__new__(cls)
+            model = kind.__new__(kind)
             try:
-                arguments = cls._arguments_of(config)
+                arguments = kind._arguments_of(config)
                 _require_sane(arguments)
                 model._allocate({**arguments, "dtype": float_dtype(dtype).name}, None)
             except MemoryError:
@@ -107,6 +105,15 @@ class Model(Layer):
                 raise ValueError(f"{file}: {error}") from error
             read_parameters(model, checkpoint, model._names_in(checkpoint, list(model.parameters())))
         return model
+
+    @classmethod
+    def _kind_of(cls: type[Self], file: Path, model_type: Any) -> type[Self]:
+        """This class, or the one under it, that config.json is of."""
+        kinds = {name: kind for kind in (*cls.__subclasses__(), cls) for name in kind._model_types}
+        if not isinstance(model_type, str) or model_type not in kinds:
+            names = f"one of {', '.join(sorted(kinds))}" if len(kinds) > 1 else repr(next(iter(kinds)))
+            raise ValueError(f"{file}: model_type must be {names} for {cls.__name__}, got {model_type!r}")
+        return kinds[model_type]
 
 
 def _require_sane(arguments: Mapping[str, Any]) -> None:

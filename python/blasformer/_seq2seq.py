@@ -93,7 +93,7 @@ class Seq2Seq(Model):
     """
 
     _held: _core.Seq2Seq
-    _model_type = "blasformer_seq2seq"
+    _model_types = ("blasformer_seq2seq",)
 
     def __init__(
         self,

@@ -273,6 +273,10 @@ def _number(name: str, value: float) -> float:
     return float(value)
 
 
+def _number_or_none(name: str, value: float | None) -> float | None:
+    return None if value is None else _number(name, value)
+
+
 def _name(name: str, value: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, got {type(value).__name__}")

@@ -76,6 +76,7 @@ LanguageModelSizes small_language_model() {
   sizes.num_heads = 3;
   sizes.num_layers = 2;
   sizes.dim_feedforward = 20;
+  sizes.num_kv_heads = 1;
   return sizes;
 }
 
@@ -96,18 +97,26 @@ Seq2SeqSizes small_seq2seq() {
 
 }  // namespace
 
-TEST(the_loss_of_a_language_model_falls_as_its_gradient_says) {
-  auto model = initialised(LanguageModel<double>(small_language_model()));
+template <template <class> class Family>
+void check_that_the_loss_falls_as_its_gradient_says() {
+  using Model = LanguageModel<double, Family>;
+  auto model = initialised(Model(small_language_model()));
   const TokenSequences sequences{ids_of({2, 8}, 11), {}, numbers({8, 3}), {}};
   const Ids targets = ids_of({2, 8}, 11, 5);
-  const double ratio = agreement(model, [&](LanguageModel<double>* gradients) {
+  const double ratio = agreement(model, [&](Model* gradients) {
     return model.loss(sequences, targets, {}, 1, std::nullopt, gradients, Write::replace);
   });
   CHECK(std::abs(ratio - 1) < 1e-2);
 }
 
-TEST(tokens_added_to_a_cache_have_the_logits_of_the_whole) {
-  const auto model = initialised(LanguageModel<double>(small_language_model()));
+TEST(the_loss_of_a_language_model_falls_as_its_gradient_says) {
+  check_that_the_loss_falls_as_its_gradient_says<Gpt2>();
+  check_that_the_loss_falls_as_its_gradient_says<Llama>();
+}
+
+template <template <class> class Family>
+void check_that_added_tokens_have_the_logits_of_the_whole() {
+  const auto model = initialised(LanguageModel<double, Family>(small_language_model()));
   const Ids ids = ids_of({2, 9}, 11);
   const Tensor<double> whole = model.forward({ids, {}, {}, {}});
   auto cache = model.new_cache(2, 9);
@@ -123,6 +132,11 @@ TEST(tokens_added_to_a_cache_have_the_logits_of_the_whole) {
   logits = model.add_tokens(next, numbers({1, 1}), cache);
   CHECK(close(logits.data(), whole.data() + (9 + 2) * 11, 11));
   CHECK(close(logits.data() + 11, whole.data() + 5 * 11, 11));
+}
+
+TEST(tokens_added_to_a_cache_have_the_logits_of_the_whole) {
+  check_that_added_tokens_have_the_logits_of_the_whole<Gpt2>();
+  check_that_added_tokens_have_the_logits_of_the_whole<Llama>();
 }
 
 TEST(the_loss_of_an_encoder_decoder_falls_as_its_gradient_says) {
