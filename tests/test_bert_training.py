@@ -1,6 +1,7 @@
 """BERT as it is trained: gradients of packed sequences, a classifier on top, fine-tuning of parts."""
 
 import dataclasses
+import json
 
 import blasformer
 import numpy as np
@@ -240,6 +241,25 @@ def test_a_saved_roberta_has_the_names_that_transformers_gives_it(tmp_path, pool
     same = models.BertForSequenceClassification.from_pretrained(tmp_path)
     assert same_bits(same(IDS, lengths=LENGTHS), model(IDS, lengths=LENGTHS))
     assert same._arguments == model._arguments
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"classifier_dropout": "0.1"}, "classifier_dropout must be a number, got str"),
+        ({"classifier_dropout": 2}, "dropout must lie between 0 and 1, got 2"),
+        ({"blasformer_pooling": "max"}, "pooling must be one of pooler, mean, got 'max'"),
+        ({"blasformer_pooling": [1]}, "pooling must be one of pooler, mean"),
+        ({"model_type": "roberta"}, "num_labels must be given: .* has no classifier"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_a_clear_error(tmp_path, change, text):
+    models.BertForSequenceClassification(CONFIG, 3, rng=0).save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=text) as raised:
+        models.BertForSequenceClassification.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(raised.value)
 
 
 def test_an_encoder_of_roberta_gets_a_new_head(tmp_path):

@@ -950,6 +950,22 @@ def test_the_pooling_is_the_one_the_folder_names(tmp_path, pooling, pool, normal
     assert error(encoder.encode(texts, batch_size=2), expected) <= 1e-5
 
 
+def test_sentences_are_encoded_by_roberta_too(tmp_path):
+    folder = publish_encoder(tmp_path)
+    publish(folder, roberta_tensors(), **ROBERTA)
+    encoder = SentenceEncoder.from_pretrained(folder)
+    assert encoder.max_seq_length == 35
+    texts = ["one two three", "", "two", "three three two one"]
+    expected = []
+    for text in texts:
+        ids = np.array([[2, *(WORDS.index(word) for word in text.split()), 3]])
+        positions = 2 + np.arange(ids.shape[1])
+        hidden, _ = roberta_formula(roberta_tensors(), ids, dtype=np.float64, positions=positions)
+        expected.append(hidden[0].mean(0))
+    assert error(encoder.encode(texts, batch_size=3), np.array(expected)) <= 1e-5
+    assert encoder.encode("one " * 99).shape == (24,)
+
+
 def test_settings_of_the_folder_are_followed(tmp_path):
     files = [
         ("sentence_bert_config.json", {"max_seq_length": 4, "do_lower_case": True}),

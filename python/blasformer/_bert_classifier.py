@@ -24,7 +24,7 @@ from ._module import add_gradients
 from ._random import Rng, draw_seed
 from .functional import softmax
 from .io import Checkpoint, PathLike, float_dtype, read_json
-from .nn import Layer, _integer
+from .nn import Layer, _integer, _number_or_none
 
 POOLINGS = ("pooler", "mean")
 CLASSIFIER = ("classifier.weight", "classifier.bias")
@@ -115,10 +115,10 @@ class BertForSequenceClassification(Layer):
             "config": config,
             "num_labels": _integer("num_labels", num_labels),
             "pooling": pooling,
-            "classifier_dropout": classifier_dropout,
+            "classifier_dropout": _number_or_none("classifier_dropout", classifier_dropout),
             "dtype": dtype.name,
         }
-        dropout = config.hidden_dropout_prob if classifier_dropout is None else float(classifier_dropout)
+        dropout = config.hidden_dropout_prob if classifier_dropout is None else classifier_dropout
         sizes = _sizes(config, pooling == "pooler")
         self._held = _core.bert_classifier(
             dtype.name, sizes, self.num_labels, pooling == "mean", dropout, seed
@@ -180,7 +180,10 @@ class BertForSequenceClassification(Layer):
             if dtype is None:
                 dtypes = {checkpoint.dtypes[stored] for stored in stored_names.values()}
                 dtype = np.float64 if "float64" in dtypes else np.float32
-            model = cls(config, num_labels, chosen, noted.get("classifier_dropout"), dtype=dtype, rng=rng)
+            try:
+                model = cls(config, num_labels, chosen, noted.get("classifier_dropout"), dtype=dtype, rng=rng)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{folder}: {error}") from error
             read_parameters(model, checkpoint, stored_names, new=new)
         return model
 

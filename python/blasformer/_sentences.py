@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ._attention import Array
-from ._bert import BertModel, starts_of
+from ._bert import BertModel, _packed
+from ._generation import padded
 from ._optional import require_package
 from ._progress import progress_bar
 from .io import PathLike, path_inside, read_json, require_regular_file
@@ -165,12 +166,10 @@ class SentenceEncoder:
     def _embed(self, texts: list[str]) -> Array:
         """The pooled vectors of one batch, (n, embedding_dim)."""
         encodings = self.tokenizer.encode_batch_fast(texts)
-        lengths = np.array([len(encoding) for encoding in encodings], np.int64)
-        ids = np.array([token for encoding in encodings for token in encoding.ids], np.int64)
-        types = np.array([kind for encoding in encodings for kind in encoding.type_ids], np.int64)
-        first = self.bert.config.first_position
-        positions = np.array([first + place for length in lengths for place in range(length)], np.int64)
-        hidden, _, _ = self.bert._held.call(ids, positions, types, starts_of(lengths), [], False)
+        ids, lengths = padded([np.array(encoding.ids, np.int64) for encoding in encodings])
+        types, _ = padded([np.array(encoding.type_ids, np.int64) for encoding in encodings])
+        tokens = _packed(self.bert.config, ids, lengths, None, types)
+        hidden, _, _ = self.bert._held.call(*tokens.arguments, [], False)
         return _pooled(self.pooling, hidden, lengths)
 
 
