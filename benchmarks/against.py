@@ -453,7 +453,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--libraries",
         type=lambda text: text.split(","),
-        help=f"of {', '.join(libraries)}; default: all, and with --quick all but numpy and torch.compile",
+        help=f"of {', '.join(libraries)}; default: all, and with --quick all but torch.compile",
     )
     parser.add_argument("--torch-python", default=sys.executable, help="an interpreter with PyTorch")
     parser.add_argument(
@@ -471,8 +471,7 @@ def parse_arguments() -> argparse.Namespace:
         if name not in groups:
             parser.error(f"--groups must be of {', '.join(groups)}, got {name}")
     if arguments.libraries is None:
-        slow = ("numpy", "torch.compile") if arguments.quick else ()
-        arguments.libraries = [name for name in libraries if name not in slow]
+        arguments.libraries = [name for name in libraries if name != "torch.compile" or not arguments.quick]
     for name in arguments.libraries:
         if name not in libraries:
             parser.error(f"--libraries must be of {', '.join(libraries)}, got {name}")

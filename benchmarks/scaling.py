@@ -15,7 +15,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-from against import QUICK, THOROUGH, Process, Timing, cpu_name, environment_of, measure, table
+from against import ISA_VARIABLES, QUICK, THOROUGH, Process, Timing, cpu_name, environment_of, measure, table
 from scaling_cases import PAIRS, POINTS, QUICK_LENGTH, Pair, Point
 
 LIBRARIES = ("blasformer", "pytorch")
@@ -51,7 +51,7 @@ def run(point: Point, processes: dict[tuple[str, int], Process], arguments: argp
             [processes[library, threads] for library in LIBRARIES],
             {library: timings[library, threads] for library in LIBRARIES},
             effort,
-            "wall",
+            arguments.clock,
         )
     if point.axis.startswith(("length", "layer")):
         for library in LIBRARIES:
@@ -118,7 +118,11 @@ def axis_table(axis: str, measured: dict[tuple[str, int], Timings]) -> str:
 
 def draw(axis: str, measured: dict[tuple[str, int], Timings], folder: Path) -> None:
     """Times, and peak memory where it was taken."""
+    import matplotlib
     from matplotlib.figure import Figure
+
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: a third of the size
+    matplotlib.rcParams["svg.hashsalt"] = "blasformer"
 
     points = [(x, timings) for (at, x), timings in measured.items() if at == axis]
     has_memory = any(timing.peak_memory is not None for _, timings in points for timing in timings.values())
@@ -163,7 +167,8 @@ def parse_arguments() -> argparse.Namespace:
         "--axes", type=lambda text: text.split(";"), default=list(AXES), help=f"of {'; '.join(AXES)}"
     )
     parser.add_argument("--threads", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2])
-    parser.add_argument("--isa", choices=("avx512", "avx2"))
+    parser.add_argument("--isa", choices=list(ISA_VARIABLES), help="as for against.py")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: with --threads 1")
     parser.add_argument("--torch-python", default=sys.executable, help="an interpreter with PyTorch")
     parser.add_argument("--plots", type=Path, default=Path(__file__).with_name("plots"), help="a folder")
     parser.add_argument("--json", type=Path, help="also write every sample to this file")
@@ -171,6 +176,8 @@ def parse_arguments() -> argparse.Namespace:
     for axis in arguments.axes:
         if axis not in AXES:
             parser.error(f"--axes must be of {'; '.join(AXES)}, got {axis}")
+    if arguments.clock == "cpu" and arguments.threads != [1]:
+        parser.error("--clock cpu needs --threads 1: it adds up the time of all threads")
     return arguments
 
 

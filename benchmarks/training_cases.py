@@ -42,6 +42,7 @@ class LayerTraining:
     kind = "layer"
     group = "training layers"
     backward = True
+    precision = "highest"
     has_loss = False
     dropout = 0.0
 
@@ -73,6 +74,7 @@ class LanguageModelTraining:
     kind = "language_model"
     group = "training"
     backward = True
+    precision = "highest"
     has_loss = True
 
     def state(self) -> Arrays:
@@ -130,6 +132,7 @@ class ClassifierTraining:
     kind = "classifier"
     group = "training"
     backward = True
+    precision = "highest"
     has_loss = True
 
     def state(self) -> Arrays:
@@ -182,6 +185,7 @@ class Seq2SeqTraining:
     kind = "seq2seq"
     group = "training"
     backward = True
+    precision = "highest"
     has_loss = True
 
     def state(self) -> Arrays:
