@@ -31,12 +31,6 @@ void check_signals() {
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
-std::vector<std::string> isa_names(const std::vector<Isa>& isas) {
-  std::vector<std::string> names;
-  for (Isa isa : isas) names.emplace_back(isa_name(isa));
-  return names;
-}
-
 // For tests of the pool: tasks that sleep. Returns which worker ran each.
 std::vector<int> sleep_in_tasks(Index tasks, double seconds) {
   std::vector<int> workers(static_cast<std::size_t>(tasks));
@@ -59,10 +53,10 @@ void bind_runtime(py::module_& module) {
   module.def("override_num_threads", &override_num_threads, py::arg("count"));
   module.def("sleep_in_tasks", &sleep_in_tasks, py::arg("tasks"), py::arg("seconds"));
 
-  module.def("built_isas", [] { return isa_names(built_isas()); });
-  module.def("detected_isas", [] { return isa_names(detected_isas()); });
-  module.def("active_isa", [] { return isa_name(active_isa()); });
-  module.def("use_isa", [](const std::string& name) { use_isa(isa_from_name(name)); }, py::arg("name"));
+  module.def("built_isas", &built_isas);
+  module.def("detected_isas", &detected_isas);
+  module.def("active_isa", &active_isa_name);
+  module.def("use_isa", &use_isa, py::arg("name"));
 
   module.def("blas_config", &blas::config);
   module.def("blas_core_name", &blas::core_name);

@@ -210,9 +210,9 @@ template <class T>
 void check(Size size, DType dtype, Layout layout, const Choice& choose, double tolerance) {
   Operands operands(size, dtype, layout);
   choose(operands);
-  const Isa isa_before = active_isa();
+  const std::string isa_before = active_isa_name();
   std::vector<double> first;
-  for (const Isa isa : detected_isas()) {
+  for (const std::string& isa : detected_isas()) {
     use_isa(isa);
     std::vector<double> alone;
     for (const int threads : {1, 3}) {

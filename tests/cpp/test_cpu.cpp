@@ -1,27 +1,43 @@
+#include <algorithm>
+
 #include "check.h"
 #include "core/cpu.h"
 
 namespace blasformer {
 
 TEST(every_cpu_has_the_baseline_and_older_sets_come_first) {
-  const std::vector<Isa> isas = detected_isas();
-  CHECK(isas.front() == Isa::baseline);
-  for (std::size_t i = 0; i < isas.size(); ++i) CHECK(isas[i] == static_cast<Isa>(i));
+  const std::vector<std::string> isas = detected_isas(), built = built_isas();
+  CHECK(isas.front() == "baseline");
+  CHECK(std::includes(
+      built.begin(), built.end(), isas.begin(), isas.end(), [&](const std::string& a, const std::string& b) {
+        return std::find(built.begin(), built.end(), a) < std::find(built.begin(), built.end(), b);
+      }));
 }
 
 TEST(use_isa_decides_which_one_is_active) {
-  const Isa before = active_isa();
-  for (Isa isa : detected_isas()) {
+  const std::string before = active_isa_name();
+  for (const std::string& isa : detected_isas()) {
     use_isa(isa);
-    CHECK(active_isa() == isa);
+    CHECK(active_isa_name() == isa);
+    CHECK((active_tile_unit() == TileUnit::amx) == (isa == "amx"));
   }
   use_isa(before);
 }
 
-TEST(instruction_sets_are_found_by_their_names) {
-  for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) CHECK(isa_from_name(isa_name(isa)) == isa);
-  const std::string message = tests::message_of<std::invalid_argument>([] { isa_from_name("mmx"); });
-  CHECK(message == "isa must be one of baseline, avx2, avx512, got mmx");
+TEST(the_reference_of_tiles_runs_everywhere_beside_the_newest_vectors) {
+  const std::string before = active_isa_name();
+  use_isa(detected_isas().back());
+  const Isa newest = active_isa();
+  use_isa("amx_reference");
+  CHECK(active_isa_name() == "amx_reference" && active_isa() == newest);
+  CHECK(active_tile_unit() == TileUnit::reference);
+  use_isa(before);
+}
+
+TEST(an_unknown_instruction_set_is_refused_with_the_names_of_all) {
+  const std::string message = tests::message_of<std::invalid_argument>([] { use_isa("mmx"); });
+  CHECK(message.find("isa must be one of baseline, avx2, avx512, ") == 0);
+  CHECK(message.find("amx_reference, got mmx") != std::string::npos);
 }
 
 }  // namespace blasformer

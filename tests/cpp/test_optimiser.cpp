@@ -65,8 +65,8 @@ void check_step(const Rule& rule, Index size, double max_norm, double value, boo
 }  // namespace
 
 TEST(optimisers_reach_every_element_and_no_other) {
-  const Isa isa_before = active_isa();
-  for (const Isa isa : detected_isas()) {
+  const std::string isa_before = active_isa_name();
+  for (const std::string& isa : detected_isas()) {
     use_isa(isa);
     for (Index size = 0; size <= 70; ++size) {
       check_step(SgdRule{0.25, 0.9, 0.0, false}, size, kNoMaximumNorm, 0.5);

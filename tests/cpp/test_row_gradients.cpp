@@ -45,8 +45,8 @@ bool close(const Values& a, const Values& b) {
 // Runs the test once per instruction set, and puts back the one that was active.
 template <class Test>
 void on_each_isa(Test test) {
-  const Isa active = active_isa();
-  for (Isa isa : detected_isas()) {
+  const std::string active = active_isa_name();
+  for (const std::string& isa : detected_isas()) {
     use_isa(isa);
     test();
   }

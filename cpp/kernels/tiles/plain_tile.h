@@ -1,0 +1,12 @@
+#pragma once
+
+#include "core/index.h"
+
+namespace blasformer {
+
+// tile (rows, columns), whose rows are `stride` apart, = the product of two bundles (bundle.h) by the
+// ProductKernels. May throw std::bad_alloc.
+void plain_tile(const void* left, Index rows, const void* right, Index columns, Index depth, float* tile,
+                Index stride);
+
+}  // namespace blasformer
