@@ -70,13 +70,18 @@ void join(const Bundle& bundle, Index lines, Index depth, bool left, float* join
 
 }  // namespace
 
-void plain_tile(const void* left, Index rows, const void* right, Index columns, Index depth, float* tile,
-                Index stride) {
+bool plain_tile(const void* left, Index rows, const void* right, Index columns, Index depth, float* tile,
+                Index stride) noexcept {
   const ProductKernels<float>& kernels = product_kernels<float>();
   struct OfPlainTile;
   const Index left_size = kLines * depth, right_size = round_up(kLines, kernels.panel) * depth;
-  float* const joined = static_cast<float*>(
-      workspace_for<OfPlainTile>(2 * (left_size + right_size) * static_cast<Index>(sizeof(float))));
+  float* joined;
+  try {
+    joined = static_cast<float*>(
+        workspace_for<OfPlainTile>(2 * (left_size + right_size) * static_cast<Index>(sizeof(float))));
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
   float* const joined_right = joined + left_size;
   float* const packed_left = joined_right + right_size;
   float* const packed_right = packed_left + left_size;
@@ -86,6 +91,7 @@ void plain_tile(const void* left, Index rows, const void* right, Index columns, 
   kernels.pack_right({joined_right, 1, depth}, depth, columns, packed_right);
   kernels.multiply(packed_left, rows, depth, packed_right, kernels.panel * depth, columns, nullptr, 0, tile,
                    stride);
+  return true;
 }
 
 }  // namespace blasformer

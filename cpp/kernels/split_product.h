@@ -29,8 +29,9 @@ struct SplitProductKernels {
   Index (*packed_bytes)(Index depth);
   void (*pack_left)(MatrixView<float> left, Index rows, Index depth, void* packed);
   void (*pack_right)(MatrixView<float> right, Index depth, Index columns, void* packed);
-  // As in ProductKernels. May throw std::bad_alloc.
-  void (*multiply)(const void* left, Index rows, Index depth, const void* right, Index columns,
+  // As in ProductKernels. False: no memory for what the plain kernels would have to compute (no exception
+  // crosses kernels).
+  bool (*multiply)(const void* left, Index rows, Index depth, const void* right, Index columns,
                    const float* start, Index start_stride, float* c, Index c_stride);
 };
 

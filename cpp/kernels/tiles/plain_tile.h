@@ -5,8 +5,8 @@
 namespace blasformer {
 
 // tile (rows, columns), whose rows are `stride` apart, = the product of two bundles (bundle.h) by the
-// ProductKernels. May throw std::bad_alloc.
-void plain_tile(const void* left, Index rows, const void* right, Index columns, Index depth, float* tile,
-                Index stride);
+// ProductKernels. False: no memory for it.
+bool plain_tile(const void* left, Index rows, const void* right, Index columns, Index depth, float* tile,
+                Index stride) noexcept;
 
 }  // namespace blasformer

@@ -201,11 +201,9 @@ void pack_right(MatrixView<float> right, Index depth, Index columns, void* packe
 
 // sums = left right for the first parts, in groups of rows whose sums are held in registers.
 template <int parts>
-void sum_products(DotProducts& unit, const Bundle& left, Index rows, const Bundle& right, Index,
-                  float* sums) {
+void sum_products(Tiles& unit, const Bundle& left, Index rows, const Bundle& right, Index, float* sums) {
   static_assert(parts == 1);
-  for (Index row = 0; row < rows; row += DotProducts::rows)
-    unit.multiply(left, row, right, sums + row * kLines);
+  for (Index row = 0; row < rows; row += Tiles::rows) unit.multiply(left, row, right, sums + row * kLines);
 }
 
 #else
@@ -308,15 +306,15 @@ inline std::int32_t may_overflow_from(Index depth) {
   return 2 * 127 + 124 - doublings;
 }
 
-// Replaces the sums that parts cannot, or may not, give.
-inline void correct_sums(const Bundle& left, Index rows, const Bundle& right, Index columns, Index depth,
+// Replaces the sums that parts cannot, or may not, give. False: no memory for that.
+inline bool correct_sums(const Bundle& left, Index rows, const Bundle& right, Index columns, Index depth,
                          float* sums) {
   const BundleHead &rows_head = *left.head, &columns_head = *right.head;
   const std::int32_t overflow = may_overflow_from(depth);
   if ((rows_head.unsplit | columns_head.unsplit) == 0 &&
       rows_head.lowest_of_all + columns_head.lowest_of_all >= kNeverDenormal &&
       rows_head.highest_of_all + columns_head.highest_of_all < overflow)
-    return;
+    return true;
   std::uint32_t wrong[kLines], any = 0;
   for (Index row = 0; row < rows; ++row) {
     wrong[row] = (rows_head.unsplit >> row & 1u) != 0 ? ~0u : columns_head.unsplit;
@@ -330,14 +328,15 @@ inline void correct_sums(const Bundle& left, Index rows, const Bundle& right, In
     }
     any |= wrong[row];
   }
-  if (any == 0) return;
+  if (any == 0) return true;
   alignas(64) float plain[kTileSize];
-  plain_tile(left.head, rows, right.head, columns, depth, plain, kLines);
+  if (!plain_tile(left.head, rows, right.head, columns, depth, plain, kLines)) return false;
   for (Index row = 0; row < rows; ++row) {
     for (Index column = 0; column < columns; ++column) {
       if ((wrong[row] >> column & 1u) != 0) sums[row * kLines + column] = plain[row * kLines + column];
     }
   }
+  return true;
 }
 
 // c = start + sums, or sums.
@@ -364,18 +363,16 @@ inline void write_sums(const float* sums, Index rows, Index columns, const float
 }
 
 template <int parts>
-void multiply(const void* left, Index rows, Index depth, const void* right, Index columns, const float* start,
+bool multiply(const void* left, Index rows, Index depth, const void* right, Index columns, const float* start,
               Index start_stride, float* c, Index c_stride) {
   const Index bytes = bundle_bytes(depth, parts);
-#if defined(BLASFORMER_ISA_avx512_bf16)
-  DotProducts unit;
-#else
   Tiles unit;
-#endif
-  for (Index column = 0; column < columns; column += kLines) {
+  Tiles::configure();  // and not a destructor: exceptions need symbols that no kernel may have
+  bool complete = true;
+  for (Index column = 0; column < columns && complete; column += kLines) {
     const Bundle panel(static_cast<const unsigned char*>(right) + column / kLines * bytes, depth);
     const Index width = smaller(kLines, columns - column);
-    for (Index row = 0; row < rows; row += kLines) {
+    for (Index row = 0; row < rows && complete; row += kLines) {
       const Bundle strip(static_cast<const unsigned char*>(left) + row / kLines * bytes, depth);
       const Index height = smaller(kLines, rows - row);
       float* const target = c + row * c_stride + column;
@@ -385,11 +382,13 @@ void multiply(const void* left, Index rows, Index depth, const void* right, Inde
       }
       alignas(64) float sums[kTileSize];
       sum_products<parts>(unit, strip, height, panel, width, sums);
-      correct_sums(strip, height, panel, width, depth, sums);
+      complete = correct_sums(strip, height, panel, width, depth, sums);
       write_sums(sums, height, width, start == nullptr ? nullptr : start + row * start_stride + column,
                  start_stride, target, c_stride);
     }
   }
+  Tiles::release();
+  return complete;
 }
 
 template <int parts>

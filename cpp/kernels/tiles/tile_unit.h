@@ -18,8 +18,11 @@ namespace {
 
 #if defined(BLASFORMER_ISA_avx512_bf16)
 
-class DotProducts {
+class Tiles {
  public:
+  static void configure() {}
+  static void release() {}
+
   static constexpr Index rows = 8;
 
   // sums (8, 32) = 8 rows of left times right, of the first parts. One instruction adds the product of the
@@ -58,22 +61,22 @@ class DotProducts {
 #elif defined(BLASFORMER_ISA_amx)
 
 // Sums are tiles 0 to 3, the left operand is in 4 and 5, the right one in 6 and 7: the intrinsics want
-// literal numbers. The tiles of a thread are configured while this lives, which is as long as no other code
-// that may use them runs, and cleared after: an idle thread is switched without their 8 KB.
+// literal numbers. The tiles of a thread are configured for as long as no other code that may use them runs,
+// and released after: an idle thread is switched without their 8 KB.
 class Tiles {
  public:
-  Tiles() {
-    struct alignas(64) {
+  static void configure() {
+    struct alignas(64) Configuration {
       std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
       std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
       std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } const configuration;
-    static_assert(sizeof configuration == 64);
+    };
+    static_assert(sizeof(Configuration) == 64);
+    // Static: GCC takes the instruction to read 8 bytes, and need not have stored the others.
+    static constexpr Configuration configuration;
     _tile_loadconfig(&configuration);
   }
-  ~Tiles() { _tile_release(); }
-  Tiles(const Tiles&) = delete;
-  Tiles& operator=(const Tiles&) = delete;
+  static void release() { _tile_release(); }
 
   template <int row, int column>
   void clear() {
@@ -115,6 +118,9 @@ class Tiles {
 // to nearest; denormals, taken or made, are zero.
 class Tiles {
  public:
+  static void configure() {}
+  static void release() {}
+
   template <int row, int column>
   void clear() {
     std::memset(sums_[row][column], 0, sizeof sums_[row][column]);
@@ -129,7 +135,8 @@ class Tiles {
   }
   template <int row, int column>
   void multiply() {
-    const Mode mode;
+    const unsigned mode = floating_point_mode();
+    set_floating_point_mode(0x9fc0);  // to nearest, denormals flushed, whatever the thread is set to
     if (left_[row].ordinary && right_[column].ordinary) {
       // Then a product is exact, and adding it is a fused multiply-add.
       add_product(left_[row], right_[column], sums_[row][column],
@@ -139,6 +146,7 @@ class Tiles {
         return no_denormal(std::fma(no_denormal(x), no_denormal(y), sum));
       });
     }
+    set_floating_point_mode(mode);
   }
   template <int row, int column>
   void store(float* sums) {
@@ -147,18 +155,6 @@ class Tiles {
 
  private:
   static float no_denormal(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
-
-  // Rounding to nearest, with denormals flushed to zero, whatever the thread is set to.
-  class Mode {
-   public:
-    Mode() : saved_(floating_point_mode()) { set_floating_point_mode(0x9fc0); }
-    ~Mode() { set_floating_point_mode(saved_); }
-    Mode(const Mode&) = delete;
-    Mode& operator=(const Mode&) = delete;
-
-   private:
-    unsigned saved_;
-  };
 
   struct Tile {
     float number[2][16][16];  // [lower or upper][row][pair]
