@@ -27,15 +27,28 @@ def interrupts_are_not_ignored() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test once per instruction set, with the kernels of that set."""
+ISAS = ["baseline", "avx2", "avx512"]
+
+
+def with_isa(name: str) -> Iterator[str]:
     try:
-        scope = blasformer.use_isa(request.param)
+        scope = blasformer.use_isa(name)
     except ValueError as reason:
         pytest.skip(str(reason))
     with scope:
-        yield request.param
+        yield name
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once per instruction set for vectors, with the kernels of that set."""
+    yield from with_isa(request.param)
+
+
+@pytest.fixture(params=[*ISAS, "amx", "amx_reference"])
+def product_isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once per instruction set, those that only matrix products make use of included."""
+    yield from with_isa(request.param)
 
 
 @pytest.fixture(params=[1, 2, 3])

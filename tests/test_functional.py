@@ -296,7 +296,7 @@ def test_activations_take_arrays_of_any_rank(name):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 5, 8, 9, 16, 17, 70, 257])
-def test_linear_is_as_accurate_as_numpy_for_few_and_many_rows(rows, dtype, isa):
+def test_linear_is_as_accurate_as_numpy_for_few_and_many_rows(rows, dtype, product_isa):
     for features, outputs in ((1, 1), (5, 3), (64, 67), (130, 34), (129, 400)):
         x, weight = normal((rows, features), dtype, 1), normal((outputs, features), dtype, 2)
         bias = normal(outputs, dtype, 3)
@@ -305,7 +305,7 @@ def test_linear_is_as_accurate_as_numpy_for_few_and_many_rows(rows, dtype, isa):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 40])
-def test_weights_of_any_layout_give_what_dense_ones_give(rows, isa):
+def test_weights_of_any_layout_give_what_dense_ones_give(rows, product_isa):
     x, weight = normal((rows, 150)), normal((70, 150), seed=1)
     wide = normal((70, 160), seed=1)
     wide[:, 5:155] = weight
@@ -327,7 +327,7 @@ def test_weights_of_any_layout_give_what_dense_ones_give(rows, isa):
 @pytest.mark.parametrize(
     "shape", [(37, 61, 31), (193, 513, 65), (49, 1025, 33), (401, 40, 129), (64, 2, 300), (397, 515, 1)]
 )
-def test_linear_is_as_accurate_as_numpy_across_the_edges_of_blocks(shape, dtype, isa):
+def test_linear_is_as_accurate_as_numpy_across_the_edges_of_blocks(shape, dtype, product_isa):
     rows, features, outputs = shape
     random = np.random.default_rng(rows)
     x = random.standard_normal((rows, features)).astype(dtype)
@@ -336,8 +336,8 @@ def test_linear_is_as_accurate_as_numpy_across_the_edges_of_blocks(shape, dtype,
     assert_as_accurate_as_numpy(blasformer.linear(x, weight, bias), reference.linear, x, weight, bias)
 
 
-def test_a_row_of_a_product_has_the_same_bits_whatever_other_rows_there_are(isa):
-    if isa == "baseline":
+def test_a_row_of_a_product_has_the_same_bits_whatever_other_rows_there_are(product_isa):
+    if product_isa == "baseline":
         pytest.skip("there products are OpenBLAS's")
     random = np.random.default_rng(3)
     weight = random.standard_normal((97, 700)).astype(np.float32)
@@ -348,7 +348,7 @@ def test_a_row_of_a_product_has_the_same_bits_whatever_other_rows_there_are(isa)
         assert part.tobytes() == whole[first : first + rows].tobytes()
 
 
-def test_linear_maps_every_leading_axis(isa):
+def test_linear_maps_every_leading_axis(product_isa):
     x, weight = normal((2, 3, 4, 10)), normal((7, 10), seed=1)
     assert_as_accurate_as_numpy(blasformer.linear(x, weight), reference.linear, x, weight)
     assert blasformer.linear(x[0, 0, 0], weight).shape == (7,)
@@ -363,7 +363,7 @@ def test_linear_without_features_is_the_bias():
 
 
 @pytest.mark.parametrize("rows", [2, 40])
-def test_a_nan_in_one_row_of_linear_touches_no_other(rows, isa):
+def test_a_nan_in_one_row_of_linear_touches_no_other(rows, product_isa):
     x, weight = normal((rows, 33)), normal((20, 33), seed=1)
     clean = blasformer.linear(x, weight)
     x[1, 5] = np.nan

@@ -16,7 +16,7 @@ def gradients(layer, x, d_y, *, rng=None, **arguments):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_gradients_are_the_derivatives_of_the_formula(name, isa):
+def test_gradients_are_the_derivatives_of_the_formula(name, product_isa):
     case = LAYERS[name]
     layer = lively(case, np.float64)
     x = normal(case.shape, np.float64, 3)
@@ -210,7 +210,7 @@ def test_gradients_have_the_same_bits_for_any_number_of_threads(name, dtype):
         assert all(same_bits(one, other) for one, other in zip(results, found[0], strict=True))
 
 
-def test_large_layers_have_the_same_gradients_for_any_number_of_threads(isa):
+def test_large_layers_have_the_same_gradients_for_any_number_of_threads(product_isa):
     layer = nn.TransformerEncoderLayer(128, 4, 517, activation="gelu", dropout=0.1, rng=0)
     x, d_y = normal((3, 141, 128), seed=1), normal((3, 141, 128), seed=2)
     found = []

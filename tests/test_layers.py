@@ -20,7 +20,7 @@ from reference import assert_as_accurate_as_numpy
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", LAYERS)
-def test_output_is_as_accurate_as_numpy(name, dtype, isa):
+def test_output_is_as_accurate_as_numpy(name, dtype, product_isa):
     case = LAYERS[name]
     layer = lively(case, dtype)
     x = normal(case.shape, dtype)
@@ -163,7 +163,7 @@ def test_forward_without_rng_is_the_call(name):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_results_have_the_same_bits_for_any_number_of_threads(dtype, isa):
+def test_results_have_the_same_bits_for_any_number_of_threads(dtype, product_isa):
     layer = nn.TransformerEncoderLayer(96, 3, 390, dtype=dtype, rng=0)
     x = normal((2, 203, 96), dtype)
     results = []

@@ -23,7 +23,11 @@ constexpr Index kLeastElementsToRelease = 20'000;
 template <class Function>
 void compute(DType dtype, Index elements, Function function) {
   std::optional<ReleaseGil> released;
-  if (elements >= kLeastElementsToRelease) released.emplace();
+  if (elements >= kLeastElementsToRelease) {
+    released.emplace();
+  } else {
+    follow_context_precision();
+  }
   if (dtype == DType::float64) {
     function(double());
   } else {

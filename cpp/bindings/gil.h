@@ -3,15 +3,20 @@
 #include <pybind11/pybind11.h>
 #include <unistd.h>
 
+#include "bindings/context_precision.h"
+
 namespace blasformer::bindings {
 
 // Releases the GIL while it lives: other Python threads run. Not py::gil_scoped_release, whose end aborts the
 // process when the interpreter is shutting down and this is a daemon thread: Python up to 3.13 then ends the
 // thread by unwinding its stack, out of a destructor. Here such a thread stops for the rest of the process's
-// life, as Python 3.14 does it.
+// life, as Python 3.14 does it. What is computed meanwhile has the precision of the context.
 class ReleaseGil {
  public:
-  ReleaseGil() : state_(PyEval_SaveThread()) {}
+  ReleaseGil() {
+    follow_context_precision();
+    state_ = PyEval_SaveThread();
+  }
   ~ReleaseGil() {
     try {
       PyEval_RestoreThread(state_);

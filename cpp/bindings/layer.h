@@ -307,7 +307,10 @@ class Holding : public Base {
   // noticed.
   template <class Compute>
   auto run(Index elements, const Compute& compute) const {
-    if (static_cast<double>(elements) * static_cast<double>(size_) < 1e6) return compute();
+    if (static_cast<double>(elements) * static_cast<double>(size_) < 1e6) {
+      follow_context_precision();
+      return compute();
+    }
     const Computing counted(*this);
     const ReleaseGil released;
     return compute();

@@ -3,13 +3,16 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <string_view>
 #include <thread>
 
+#include "bindings/context_precision.h"
 #include "bindings/gil.h"
 #include "core/available_cores.h"
 #include "core/blas.h"
 #include "core/cpu.h"
 #include "core/interrupt.h"
+#include "core/precision.h"
 #include "core/thread_pool.h"
 
 namespace py = pybind11;
@@ -31,6 +34,10 @@ void check_signals() {
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
+// Python's context variable with the name of a precision. It lives as long as the process: other
+// interpreters of it may be at work when one ends.
+PyObject* precision_variable = nullptr;
+
 // For tests of the pool: tasks that sleep. Returns which worker ran each.
 std::vector<int> sleep_in_tasks(Index tasks, double seconds) {
   std::vector<int> workers(static_cast<std::size_t>(tasks));
@@ -44,7 +51,26 @@ std::vector<int> sleep_in_tasks(Index tasks, double seconds) {
 
 }  // namespace
 
+void follow_context_precision() {
+  PyObject* value = nullptr;
+  if (precision_variable == nullptr || PyContextVar_Get(precision_variable, nullptr, &value) != 0)
+    throw py::error_already_set();
+  const auto name = py::reinterpret_steal<py::str>(value);
+  Py_ssize_t length = 0;
+  const char* const text = PyUnicode_AsUTF8AndSize(name.ptr(), &length);
+  if (text == nullptr) throw py::error_already_set();
+  // One of the four that checked_precision lets through.
+  const std::string_view mode(text, static_cast<std::size_t>(length));
+  set_current_precision(mode == "high"     ? Precision::high
+                        : mode == "medium" ? Precision::medium
+                        : mode == "ieee"   ? Precision::ieee
+                                           : Precision::highest);
+}
+
 void bind_runtime(py::module_& module) {
+  precision_variable = PyContextVar_New("blasformer precision", py::str("highest").release().ptr());
+  if (precision_variable == nullptr) throw py::error_already_set();
+  module.attr("precision_variable") = py::reinterpret_borrow<py::object>(precision_variable);
   set_interrupt_check(&check_signals);
 
   module.def("available_cores", &available_cores);

@@ -10,4 +10,8 @@ enum class Precision {
   ieee,     // float32 multiply-adds only
 };
 
+// That of products called for by this thread. A task of parallel_for has that of the thread that called it.
+Precision current_precision();
+void set_current_precision(Precision precision);
+
 }  // namespace blasformer

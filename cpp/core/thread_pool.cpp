@@ -19,6 +19,7 @@
 #include "core/available_cores.h"
 #include "core/denormals.h"
 #include "core/interrupt.h"
+#include "core/precision.h"
 #include "core/require.h"
 
 namespace blasformer {
@@ -106,6 +107,7 @@ class Job {
   template <class BetweenTasks>
   void run(int worker, BetweenTasks between_tasks) {
     set_floating_point_mode(mode_);
+    set_current_precision(precision_);
     try {
       for (;;) {
         const Index task = next_.fetch_add(1, std::memory_order_relaxed);
@@ -129,8 +131,9 @@ class Job {
  private:
   const Index tasks_;
   const TaskFunction function_;
-  // That of the calling thread, so that results do not depend on who runs a task.
+  // Those of the calling thread, so that results do not depend on who runs a task.
   const unsigned mode_ = floating_point_mode();
+  const Precision precision_ = current_precision();
   alignas(64) std::atomic<Index> next_{0};
   std::atomic<bool> failed_{false};
   std::exception_ptr error_;

@@ -29,10 +29,10 @@ struct SplitProductKernels {
   Index (*packed_bytes)(Index depth);
   void (*pack_left)(MatrixView<float> left, Index rows, Index depth, void* packed);
   void (*pack_right)(MatrixView<float> right, Index depth, Index columns, void* packed);
-  // As in ProductKernels. False: no memory for what the plain kernels would have to compute (no exception
+  // As in ProductKernels; right_stride is in bytes. False: no memory for what the plain kernels would have to compute (no exception
   // crosses kernels).
-  bool (*multiply)(const void* left, Index rows, Index depth, const void* right, Index columns,
-                   const float* start, Index start_stride, float* c, Index c_stride);
+  bool (*multiply)(const void* left, Index rows, Index depth, const void* right, Index right_stride,
+                   Index columns, const float* start, Index start_stride, float* c, Index c_stride);
 };
 
 // Those of active_tile_unit(), or null where the ProductKernels are the better, or only, way to that

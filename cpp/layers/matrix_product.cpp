@@ -6,6 +6,7 @@
 #include "core/cpu.h"
 #include "core/thread_pool.h"
 #include "core/workspace.h"
+#include "layers/split_matrix_product.h"
 
 namespace blasformer {
 
@@ -77,6 +78,9 @@ template <class T>
 void matrix_product(Index rows, Index columns, Index depth, MatrixView<T> left, MatrixView<T> right,
                     const T* bias, Write write, T* c, Index c_stride) {
   if (rows == 0 || columns == 0) return;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (split_matrix_product(rows, columns, depth, left, right, bias, write, c, c_stride)) return;
+  }
   const double per_flop = sizeof(T) == 4 ? 0.01 : 0.02;  // nanoseconds
   const double work = 2 * per_flop * static_cast<double>(rows * depth) * static_cast<double>(columns);
   if (blas_is_faster())

@@ -1,6 +1,7 @@
 """The compiled core. Private: its callers, the public modules, say what arguments mean."""
 
 from collections.abc import Sequence, Set
+from contextvars import ContextVar
 from typing import Any, SupportsFloat, SupportsIndex, SupportsInt, TypeAlias
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 Array: TypeAlias = NDArray[Any]
 
 __version__: str
+precision_variable: ContextVar[Any]
 
 class AttentionSaved:
     @property

@@ -3,9 +3,11 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Literal, get_args
 
+from . import _core
+
 Precision = Literal["highest", "high", "medium", "ieee"]
 
-_current: ContextVar[Precision] = ContextVar("blasformer precision", default="highest")
+_current: ContextVar[Precision] = _core.precision_variable
 
 
 def precision(mode: Precision) -> AbstractContextManager[None]:
@@ -16,8 +18,12 @@ def precision(mode: Precision) -> AbstractContextManager[None]:
     "medium"   products of bfloat16 numbers, added up in float32
     "ieee"     float32 multiply-adds only
 
-    A mode that this CPU cannot speed up runs as the next more accurate one. In this version that is the
-    case on every CPU: all modes compute in float32. float64 work is always done in float64.
+    A mode that this CPU cannot speed up runs as the next more accurate one. With AMX all but "ieee" take its
+    tiles: a float32 number is the exact sum of three bfloat16 numbers, and "highest" adds up the six largest
+    products of such parts, "high" three, "medium" one. With AVX512_BF16 alone "medium" takes its dot
+    products. Numbers that parts cannot represent (infinite, near the largest or the smallest there are) are
+    computed with float32 multiply-adds. It concerns the matrix products of layers; attention, sums and all
+    else are float32 arithmetic in every mode. float64 work is always done in float64.
 
     The mode belongs to the current context, as with decimal.localcontext: other threads and asyncio tasks
     have their own. Raises ValueError for another mode.

@@ -87,8 +87,8 @@ Values split_product(const Problem& p, Precision precision, Index block = 512, b
     const Index deep = std::min(block, p.depth - k);
     kernels.pack_left(left_view.from(0, k), p.rows, deep, strips.data());
     kernels.pack_right(right_view.from(k, 0), deep, p.columns, panels.data());
-    CHECK(kernels.multiply(strips.data(), p.rows, deep, panels.data(), p.columns, k == 0 ? nullptr : c.data(),
-                           p.columns, c.data(), p.columns));
+    CHECK(kernels.multiply(strips.data(), p.rows, deep, panels.data(), kernels.packed_bytes(deep), p.columns,
+                           k == 0 ? nullptr : c.data(), p.columns, c.data(), p.columns));
   }
   return c;
 }

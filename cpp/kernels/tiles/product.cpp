@@ -363,17 +363,17 @@ inline void write_sums(const float* sums, Index rows, Index columns, const float
 }
 
 template <int parts>
-bool multiply(const void* left, Index rows, Index depth, const void* right, Index columns, const float* start,
-              Index start_stride, float* c, Index c_stride) {
-  const Index bytes = bundle_bytes(depth, parts);
+bool multiply(const void* left, Index rows, Index depth, const void* right, Index right_stride, Index columns,
+              const float* start, Index start_stride, float* c, Index c_stride) {
+  const Index left_stride = bundle_bytes(depth, parts);
   Tiles unit;
   Tiles::configure();  // and not a destructor: exceptions need symbols that no kernel may have
   bool complete = true;
   for (Index column = 0; column < columns && complete; column += kLines) {
-    const Bundle panel(static_cast<const unsigned char*>(right) + column / kLines * bytes, depth);
+    const Bundle panel(static_cast<const unsigned char*>(right) + column / kLines * right_stride, depth);
     const Index width = smaller(kLines, columns - column);
     for (Index row = 0; row < rows && complete; row += kLines) {
-      const Bundle strip(static_cast<const unsigned char*>(left) + row / kLines * bytes, depth);
+      const Bundle strip(static_cast<const unsigned char*>(left) + row / kLines * left_stride, depth);
       const Index height = smaller(kLines, rows - row);
       float* const target = c + row * c_stride + column;
       for (Index r = 0; r < height; ++r) {
