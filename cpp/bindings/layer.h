@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <set>
 #include <stdexcept>
@@ -22,6 +23,7 @@
 #include "bindings/gil.h"
 #include "layers/initialiser.h"
 #include "layers/low_rank.h"
+#include "layers/packed_weight.h"
 #include "layers/parameters.h"
 #include "layers/write.h"
 
@@ -85,6 +87,10 @@ class Layer {
                      std::uint64_t seed) = 0;
   virtual void merge_adapters(bool merged) = 0;
   virtual void remove_adapters() = 0;
+
+  // Copies of weights, packed for the kernels that read them: bytes held, and how to be without.
+  virtual Index packed_nbytes() const = 0;
+  virtual void release_packed() = 0;
 
   const std::set<std::string>& frozen() const { return frozen_; }
   void set_frozen(std::set<std::string> names) { frozen_ = std::move(names); }
@@ -151,7 +157,9 @@ class Holding : public Base {
   using T = typename L::Scalar;
 
   explicit Holding(L layer)
-      : layer_(std::make_shared<L>(std::move(layer))), size_(std::max<Index>(1, parameter_count(*layer_))) {}
+      : layer_(std::make_shared<L>(std::move(layer))), size_(std::max<Index>(1, parameter_count(*layer_))) {
+    keep_packed();
+  }
 
   std::shared_ptr<const L> layer() const { return layer_; }
 
@@ -208,6 +216,17 @@ class Holding : public Base {
 
   void remove_adapters() override {
     change([](const std::string&, const auto&, auto& adapter) { adapter.reset(); });
+  }
+
+  Index packed_nbytes() const override {
+    std::map<const void*, Index> bytes;  // projections of one weight share its copy
+    each_packed([&](const PackedWeight<T>& packed) { bytes[&packed] = packed.nbytes(); });
+    return std::accumulate(bytes.begin(), bytes.end(), Index{0},
+                           [](Index sum, const auto& entry) { return sum + entry.second; });
+  }
+
+  void release_packed() override {
+    each_packed([](const PackedWeight<T>& packed) { packed.forget(); });
   }
 
   py::tuple backward(Saved& saved, const py::object& d_output) override {
@@ -321,19 +340,34 @@ class Holding : public Base {
   static void each_adapter(Self& layer, const Visit& visit) {
     if constexpr (requires { L::each_linear(layer, visit); }) L::each_linear(layer, visit);
   }
+  template <class Visit>
+  void each_packed(const Visit& visit) const {
+    each_adapter(std::as_const(*layer_), [&](const std::string&, const AdaptedWeight<T>& adapted,
+                                             const auto&) { visit(*adapted.packed); });
+  }
+  void keep_packed() {
+    each_packed([](const PackedWeight<T>& packed) { packed.keep(); });
+  }
+
   // Another layer on the same weights: calls that are running keep the adapters they began with.
   template <class Visit>
   void change(const Visit& visit) {
     const auto changed = std::make_shared<L>(*layer_);
     each_adapter(*changed, visit);
     layer_ = changed;
+    keep_packed();
     size_ = std::max<Index>(1, parameter_count(*layer_));
     ++this->version_;
   }
 
   // Those who are computing keep the weights as they are.
   void prepare_change() {
-    if (this->computing_ > 0) layer_ = std::make_shared<L>(copy_of(*layer_));
+    if (this->computing_ > 0) {
+      layer_ = std::make_shared<L>(copy_of(*layer_));
+      keep_packed();
+    } else {
+      release_packed();
+    }
     ++this->version_;
   }
 

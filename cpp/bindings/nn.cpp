@@ -255,6 +255,8 @@ void bind_nn(py::module_& module) {
            py::arg("seed"))
       .def("merge_adapters", &Layer::merge_adapters, py::arg("merged"))
       .def("remove_adapters", &Layer::remove_adapters)
+      .def("packed_nbytes", &Layer::packed_nbytes)
+      .def("release_packed", &Layer::release_packed)
       .def("backward", &Layer::backward, py::arg("saved"), py::arg("d_output"));
   py::class_<PlainLayer, Layer>(module, "PlainLayer")
       .def("call", &PlainLayer::call, py::arg("x"))

@@ -123,7 +123,7 @@ template <class T>
 Tensor<T> attend_causally(const MultiheadAttention<T>& attention, const Tensor<T>& x,
                           const Tensor<std::int64_t>& added, const Tensor<std::int64_t>& seen,
                           KeysAndValues<T>& cache) {
-  auto projected = attention.project(x, x, x, std::nullopt);
+  auto projected = attention.project(x, x, x, std::nullopt, Pass::inference);
   if (attention.rotary) {
     const Index length = x.extent(1);
     Tensor<std::int64_t> positions({x.extent(0), length});
@@ -152,7 +152,7 @@ template <class T>
 KeysAndValues<T> keys_and_values(const MultiheadAttention<T>& attention, const Tensor<T>& memory) {
   require(!attention.rotary, "keys and values of a memory must have no rotary positions");
   const Tensor<T> no_query({memory.extent(0), 0, attention.embed_dim()});
-  const auto projected = attention.project(no_query, memory, memory, std::nullopt);
+  const auto projected = attention.project(no_query, memory, memory, std::nullopt, Pass::inference);
   const Index length = memory.extent(1);
   KeysAndValues<T> result(attention, memory.extent(0), length);
   const auto all = [length](Index) { return length; };
@@ -166,7 +166,7 @@ template <class T>
 Tensor<T> attend_to(const MultiheadAttention<T>& attention, const Tensor<T>& x,
                     const KeysAndValues<T>& memory, const Tensor<std::int64_t>& lengths) {
   const Tensor<T> no_key({x.extent(0), 0, attention.kdim()}), no_value({x.extent(0), 0, attention.vdim()});
-  const auto projected = attention.project(x, no_key, no_value, std::nullopt);
+  const auto projected = attention.project(x, no_key, no_value, std::nullopt, Pass::inference);
   AttentionArguments arguments;
   if (!lengths.empty()) arguments.key_lengths = per_sequence(lengths);
   return attend(attention, projected.query, x.shape(), memory, memory.key.extent(2), arguments);

@@ -32,7 +32,7 @@ Tensor<T> FeedForward<T>::forward(const Tensor<T>& x, std::optional<std::uint64_
     activate(activation, hidden.data(), hidden.size(), hidden.data());
   }
   if (seed && dropout_p > 0) dropout(hidden.data(), hidden.size(), dropout_p, *seed, hidden.data());
-  return linear2.forward(hidden, nullptr, adapter_seed(seed, 1));
+  return linear2.forward(hidden, nullptr, adapter_seed(seed, 1), saved ? Pass::training : Pass::inference);
 }
 
 template <class T>

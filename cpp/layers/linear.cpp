@@ -59,6 +59,21 @@ template void linear(const float*, Index, Index, WeightView<float>, const float*
 template void linear(const double*, Index, Index, WeightView<double>, const double*, Index, double*);
 
 template <class T>
+void linear(const T* x, Index rows, Index in_features, const LayerWeight<T>& weight, const T* bias,
+            Index out_features, T* y) {
+  if (!has_few_rows<T>(rows, in_features, false)) {
+    const auto packed = weight.packed.of(weight.data, in_features, weight.all_rows, weight.pass);
+    if (packed != nullptr && packed->can_begin_at(weight.first_row))
+      return packed->product(rows, out_features, {x, in_features, 1}, weight.first_row, bias, y,
+                             out_features);
+  }
+  linear(x, rows, in_features, weight.data + weight.first_row * in_features, bias, out_features, y);
+}
+
+template void linear(const float*, Index, Index, const LayerWeight<float>&, const float*, Index, float*);
+template void linear(const double*, Index, Index, const LayerWeight<double>&, const double*, Index, double*);
+
+template <class T>
 void linear_input_gradient(const T* d_y, Index d_y_stride, Index rows, Index out_features, const T* weight,
                            Index in_features, T* d_x, Write write) {
   if (rows == 0 || in_features == 0) return;
@@ -127,13 +142,15 @@ void Linear<T>::initialise(Initialiser& random) {
 }
 
 template <class T>
-Tensor<T> Linear<T>::forward(const Tensor<T>& x, Saved* saved, std::optional<std::uint64_t> seed) const {
+Tensor<T> Linear<T>::forward(const Tensor<T>& x, Saved* saved, std::optional<std::uint64_t> seed,
+                             Pass pass) const {
   require(x.rank() > 0 && x.shape().back() == in_features(), "x must have the shape (..., ", in_features(),
           "), got ", shape_text(x.shape()));
   Shape shape = x.shape();
   shape.back() = out_features();
   Tensor<T> y(std::move(shape));
-  linear(x.data(), x.size() / in_features(), in_features(), weight.data(), bias.data(), out_features(),
+  linear(x.data(), x.size() / in_features(), in_features(),
+         LayerWeight<T>{weight.data(), out_features(), 0, packed, pass}, bias.data(), out_features(),
          y.data());
   if (adapter) adapter->add(x.data(), x.size() / in_features(), seed, y.data(), out_features());
   if (saved != nullptr) *saved = {x, seed};

@@ -8,6 +8,7 @@
 #include "core/tensor.h"
 #include "layers/initialiser.h"
 #include "layers/low_rank.h"
+#include "layers/packed_weight.h"
 #include "layers/write.h"
 
 namespace blasformer {
@@ -33,6 +34,19 @@ void linear(const T* x, Index rows, Index in_features, const T* weight, const T*
   linear(x, rows, in_features, WeightView<T>{weight, in_features}, bias, out_features, y);
 }
 
+// Rows [first_row, ..) of the weight of a layer, (all_rows, in_features), dense.
+template <class T>
+struct LayerWeight {
+  const T* data;
+  Index all_rows, first_row;
+  const PackedWeight<T>& packed;
+  Pass pass;
+};
+
+template <class T>
+void linear(const T* x, Index rows, Index in_features, const LayerWeight<T>& weight, const T* bias,
+            Index out_features, T* y);
+
 // d_x = d_y weight, written or added to: d_y (rows, out_features) with rows d_y_stride apart; weight
 // (out_features, in_features) and d_x (rows, in_features), dense.
 template <class T>
@@ -52,6 +66,7 @@ struct Linear {
   Tensor<T> weight;  // (out_features, in_features)
   Tensor<T> bias;    // (out_features,), or empty
   std::optional<LowRank<T>> adapter;
+  PackedWeight<T> packed;
 
   struct Saved {
     Tensor<T> input;
@@ -70,9 +85,12 @@ struct Linear {
 
   // Uniform in +-1 / sqrt(in_features), as PyTorch does.
   void initialise(Initialiser& random);
-  // seed: of the dropout of an adapter.
+  // seed: of the dropout of an adapter. What is not saved is not always inference: some keep x elsewhere.
   Tensor<T> forward(const Tensor<T>& x, Saved* saved = nullptr,
-                    std::optional<std::uint64_t> seed = std::nullopt) const;
+                    std::optional<std::uint64_t> seed = std::nullopt) const {
+    return forward(x, saved, seed, saved ? Pass::training : Pass::inference);
+  }
+  Tensor<T> forward(const Tensor<T>& x, Saved* saved, std::optional<std::uint64_t> seed, Pass pass) const;
   // The gradient of x. Gradients of parameters go where `gradients` has memory for them.
   Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, Linear& gradients, Write write) const;
   // Its two parts, for input x (..., in_features).
@@ -88,7 +106,7 @@ struct Linear {
   }
   template <class Self, class Visit>
   static void each_linear(Self& self, Visit&& visit) {
-    visit(std::string(), AdaptedWeight<T>{self.weight, 0, self.out_features()}, self.adapter);
+    visit(std::string(), AdaptedWeight<T>{self.weight, 0, self.out_features(), &self.packed}, self.adapter);
   }
 };
 

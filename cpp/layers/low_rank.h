@@ -13,6 +13,7 @@
 
 #include "core/tensor.h"
 #include "layers/initialiser.h"
+#include "layers/packed_weight.h"
 #include "layers/parameters.h"
 #include "layers/write.h"
 
@@ -65,6 +66,7 @@ template <class T>
 struct AdaptedWeight {
   Tensor<T> weight;
   Index first_row, rows;
+  const PackedWeight<T>* packed;  // of all of the weight
 };
 
 // The linear layers of a part of a layer: visit("prefix.name", AdaptedWeight, std::optional<LowRank>&).

@@ -4,8 +4,10 @@
 
 #include "core/blas.h"
 #include "core/cpu.h"
+#include "core/precision.h"
 #include "core/thread_pool.h"
 #include "core/workspace.h"
+#include "kernels/split_product.h"
 #include "layers/split_matrix_product.h"
 
 namespace blasformer {
@@ -15,31 +17,46 @@ namespace {
 // How a product is cut: by shape alone. Only the cut of the depth is seen in the results, and it depends on
 // the depth alone; sums of blocks, each begun anew, also keep their accuracy where the depth is large.
 struct ProductCut {
-  Index depth;            // of a block: a strip of rows and a panel of columns fit into the L1 cache together
-  Index rows;             // of a task: its packed rows fit into the L2 cache
-  Index columns;          // of a task, whole panels
-  Index columns_at_once;  // packed at a time: the memory for it stays within bounds
+  Index depth;         // of a block: a strip of rows and a panel of columns fit into the L1 cache together
+  Index rows;          // of a task: its packed rows fit into the L2 cache
+  Index rows_at_once;  // packed at a time, a multiple of `rows`: the memory for them stays within bounds
+  Index columns;       // of a task, whole panels
 };
 
 Index even_part(Index extent, Index largest, Index multiple) {
   return round_up(ceil_div(extent, ceil_div(extent, largest)), multiple);
 }
 
-ProductCut product_cut(Index rows, Index columns, Index depth, Index panel, Index item_size) {
-  constexpr Index enough_tasks = 8, packed_bytes = 32 << 20;
+// float64 is expected to be exact to its last digits: its sums are shorter.
+template <class T>
+Index depth_of_blocks(Index depth) {
+  return even_part(std::max<Index>(depth, 1), sizeof(T) == 4 ? 512 : 128, 1);
+}
+
+template <class T>
+ProductCut product_cut(Index rows, Index columns, Index depth, Index panel) {
+  constexpr Index enough_tasks = 8, packed_bytes = 8 << 20, item = sizeof(T);
   ProductCut cut{};
-  // float64 is expected to be exact to its last digits: its sums are shorter.
-  cut.depth = even_part(depth, item_size == 4 ? 512 : 128, 1);
+  cut.depth = depth_of_blocks<T>(depth);
   // An even number of blocks: two cores, or four, finish together.
-  constexpr Index largest_rows = 192;
+  constexpr Index largest_rows = 256;
   const Index row_blocks = rows <= largest_rows ? 1 : round_up(ceil_div(rows, largest_rows), 2);
   cut.rows = ceil_div(rows, row_blocks);
-  cut.columns_at_once =
-      std::max(panel, std::min(round_up(columns, panel), packed_bytes / item_size / depth / panel * panel));
-  const Index at_once = std::min(columns, cut.columns_at_once);
-  const Index groups = std::min(ceil_div(enough_tasks, row_blocks), ceil_div(at_once, 128));
-  cut.columns = even_part(at_once, ceil_div(at_once, groups), panel);
+  const Index at_once = std::max<Index>(1, packed_bytes / (item * std::max<Index>(depth, 1) * cut.rows));
+  const Index chunks = ceil_div(row_blocks, at_once);
+  const Index blocks_at_once = ceil_div(row_blocks, chunks);
+  cut.rows_at_once = cut.rows * blocks_at_once;
+  const Index groups = std::min(ceil_div(enough_tasks, blocks_at_once), ceil_div(columns, 128));
+  cut.columns = even_part(columns, ceil_div(columns, groups), panel);
   return cut;
+}
+
+// Columns that are packed at a time: the memory for them stays within bounds.
+template <class T>
+Index columns_at_once(Index columns, Index depth, Index panel) {
+  constexpr Index packed_bytes = 32 << 20, item = sizeof(T);
+  return std::max(panel, std::min(round_up(columns, panel),
+                                  packed_bytes / item / std::max<Index>(depth, 1) / panel * panel));
 }
 
 // Where there is no AVX2 OpenBLAS has kernels for what there is, such as AVX, and ours would be SSE2's: it is
@@ -49,7 +66,7 @@ bool blas_is_faster() { return active_isa() == Isa::baseline; }
 template <class T>
 void blas_product(Index rows, Index columns, Index depth, MatrixView<T> left, MatrixView<T> right,
                   const T* bias, Write write, T* c, Index c_stride, double work) {
-  const ProductCut cut = product_cut(rows, columns, std::max<Index>(depth, 1), 16, sizeof(T));
+  const ProductCut cut = product_cut<T>(rows, columns, depth, 16);
   const Index groups = ceil_div(columns, cut.columns);
   // Of a single row or column both strides may be 1.
   const auto transpose = [](const MatrixView<T>& x, Index width) {
@@ -72,6 +89,66 @@ void blas_product(Index rows, Index columns, Index depth, MatrixView<T> left, Ma
   });
 }
 
+// Nanoseconds on one core.
+template <class T>
+double product_work(Index rows, Index columns, Index depth) {
+  const double per_flop = sizeof(T) == 4 ? 0.01 : 0.02;
+  return 2 * per_flop * static_cast<double>(rows * depth) * static_cast<double>(columns);
+}
+
+// Packed columns: blocks of the depth, each [panel][depth][column].
+template <class T>
+struct Panels {
+  const T* data;
+  Index width;  // whole panels
+};
+
+template <class T>
+void pack_panels(const ProductKernels<T>& kernels, Index depth, Index columns, MatrixView<T> right,
+                 T* packed) {
+  const Index panel = kernels.panel, width = round_up(columns, panel), block = depth_of_blocks<T>(depth);
+  const Index panels_of_task = std::max<Index>(1, 16384 / (panel * block));
+  const Index parts = ceil_div(width / panel, panels_of_task), blocks = ceil_div(depth, block);
+  parallel_for(parts * blocks, 0.4 * static_cast<double>(width * depth), [&](Index task, int) {
+    const Index first = task % parts * panels_of_task * panel, k = task / parts * block;
+    const Index count = std::min(panels_of_task * panel, columns - first), deep = std::min(block, depth - k);
+    kernels.pack_right(right.from(k, first), deep, count, packed + k * width + first * deep);
+  });
+}
+
+// c = left times columns [first_column, ..) of what is packed. `strips`: room for cut.rows_at_once rows.
+template <class T>
+void multiply_panels(const ProductKernels<T>& kernels, const ProductCut& cut, Index rows, Index columns,
+                     Index depth, MatrixView<T> left, Panels<T> right, Index first_column, const T* bias,
+                     Write write, T* strips, T* c, Index c_stride) {
+  const Index blocks = ceil_div(depth, cut.depth), groups = ceil_div(columns, cut.columns);
+  for (Index top = 0; top < rows; top += cut.rows_at_once) {
+    const Index height = std::min(cut.rows_at_once, rows - top), row_blocks = ceil_div(height, cut.rows);
+    // [block of rows][block of the depth]
+    parallel_for(row_blocks * blocks, 0.2 * static_cast<double>(height * depth), [&](Index task, int) {
+      const Index row = task / blocks * cut.rows, k = task % blocks * cut.depth;
+      const Index m = std::min(cut.rows, height - row);
+      kernels.pack_left(left.from(top + row, k), m, std::min(cut.depth, depth - k),
+                        strips + row * depth + k * m);
+    });
+    parallel_for(row_blocks * groups, product_work<T>(height, columns, depth), [&](Index task, int) {
+      const Index row = task / groups * cut.rows, first = task % groups * cut.columns;
+      const Index m = std::min(cut.rows, height - row), n = std::min(cut.columns, columns - first);
+      T* const target = c + (top + row) * c_stride + first;
+      const T* start = write == Write::add ? target : bias ? bias + first : nullptr;
+      Index start_stride = write == Write::add ? c_stride : 0;
+      for (Index k = 0; k == 0 || k < depth; k += cut.depth) {
+        const Index deep = std::min(cut.depth, depth - k);
+        kernels.multiply(strips + row * depth + k * m, m, deep,
+                         right.data + k * right.width + (first_column + first) * deep, deep * kernels.panel,
+                         n, start, start_stride, target, c_stride);
+        start = target;
+        start_stride = c_stride;
+      }
+    });
+  }
+}
+
 }  // namespace
 
 template <class T>
@@ -81,47 +158,22 @@ void matrix_product(Index rows, Index columns, Index depth, MatrixView<T> left, 
   if constexpr (sizeof(T) == sizeof(float)) {
     if (split_matrix_product(rows, columns, depth, left, right, bias, write, c, c_stride)) return;
   }
-  const double per_flop = sizeof(T) == 4 ? 0.01 : 0.02;  // nanoseconds
-  const double work = 2 * per_flop * static_cast<double>(rows * depth) * static_cast<double>(columns);
   if (blas_is_faster())
-    return blas_product(rows, columns, depth, left, right, bias, write, c, c_stride, work);
+    return blas_product(rows, columns, depth, left, right, bias, write, c, c_stride,
+                        product_work<T>(rows, columns, depth));
   const ProductKernels<T>& kernels = product_kernels<T>();
-  const Index panel = kernels.panel, item = static_cast<Index>(sizeof(T));
-  const ProductCut cut = product_cut(rows, columns, std::max<Index>(depth, 1), panel, item);
-  const Index row_blocks = ceil_div(rows, cut.rows);
-
-  for (Index begin = 0; begin < columns; begin += cut.columns_at_once) {
-    const Index width = std::min(cut.columns_at_once, columns - begin);
-    const Index padded = round_up(width, panel);
-    // Blocks of the depth, each [panel][depth][column].
-    T* const packed = static_cast<T*>(shared_workspace(padded * std::max<Index>(depth, 1) * item));
-    const Index panels = padded / panel, panels_of_task = std::max<Index>(1, 16384 / (panel * cut.depth));
-    const Index parts = ceil_div(panels, panels_of_task), blocks = ceil_div(depth, cut.depth);
-    parallel_for(parts * blocks, 0.4 * static_cast<double>(padded * depth), [&](Index task, int) {
-      const Index first = task % parts * panels_of_task * panel, k = task / parts * cut.depth;
-      const Index count = std::min(panels_of_task * panel, width - first),
-                  deep = std::min(cut.depth, depth - k);
-      kernels.pack_right(right.from(k, begin + first), deep, count, packed + k * padded + first * deep);
-    });
-
-    const Index groups = ceil_div(width, cut.columns);
-    parallel_for(row_blocks * groups, work * static_cast<double>(width) / static_cast<double>(columns),
-                 [&](Index task, int) {
-                   const Index row = task / groups * cut.rows, first = task % groups * cut.columns;
-                   const Index m = std::min(cut.rows, rows - row), n = std::min(cut.columns, width - first);
-                   T* const target = c + row * c_stride + begin + first;
-                   T* const strips = static_cast<T*>(thread_workspace(m * cut.depth * item));
-                   const T* start = write == Write::add ? target : bias ? bias + begin + first : nullptr;
-                   Index start_stride = write == Write::add ? c_stride : 0;
-                   for (Index k = 0; k == 0 || k < depth; k += cut.depth) {
-                     const Index deep = std::min(cut.depth, depth - k);
-                     kernels.pack_left(left.from(row, k), m, deep, strips);
-                     kernels.multiply(strips, m, deep, packed + k * padded + first * deep, deep * panel, n,
-                                      start, start_stride, target, c_stride);
-                     start = target;
-                     start_stride = c_stride;
-                   }
-                 });
+  const Index at_once = columns_at_once<T>(columns, depth, kernels.panel);
+  const ProductCut cut = product_cut<T>(rows, std::min(columns, at_once), depth, kernels.panel);
+  // Every panel begins at a cache line.
+  const Index left_size = round_up(std::min(rows, cut.rows_at_once) * depth, 64 / Index{sizeof(T)});
+  const Index right_size = std::min(at_once, round_up(columns, kernels.panel)) * depth;
+  T* const strips = static_cast<T*>(shared_workspace((left_size + right_size) * Index{sizeof(T)}));
+  T* const packed = strips + left_size;
+  for (Index begin = 0; begin < columns; begin += at_once) {
+    const Index width = std::min(at_once, columns - begin);
+    pack_panels(kernels, depth, width, right.from(0, begin), packed);
+    multiply_panels(kernels, cut, rows, width, depth, left, Panels<T>{packed, round_up(width, kernels.panel)},
+                    0, bias ? bias + begin : nullptr, write, strips, c + begin, c_stride);
   }
 }
 
@@ -129,5 +181,37 @@ template void matrix_product(Index, Index, Index, MatrixView<float>, MatrixView<
                              float*, Index);
 template void matrix_product(Index, Index, Index, MatrixView<double>, MatrixView<double>, const double*,
                              Write, double*, Index);
+
+template <class T>
+PackedRight<T>::PackedRight(Index depth, Index columns, MatrixView<T> right)
+    : kernels_(&product_kernels<T>()), depth_(depth), memory_({round_up(columns, kernels_->panel) * depth}) {
+  pack_panels(*kernels_, depth, columns, right, memory_.data());
+}
+
+template <class T>
+bool PackedRight<T>::wanted() {
+  const bool split = sizeof(T) == sizeof(float) && split_product_kernels(current_precision()) != nullptr;
+  return !split && !blas_is_faster();
+}
+
+template <class T>
+bool PackedRight<T>::fits() const {
+  return wanted() && kernels_ == &product_kernels<T>();
+}
+
+template <class T>
+void PackedRight<T>::product(Index rows, Index columns, MatrixView<T> left, Index first_column, const T* bias,
+                             T* c, Index c_stride) const {
+  if (rows == 0 || columns == 0) return;
+  const ProductCut cut = product_cut<T>(rows, columns, depth_, kernels_->panel);
+  T* const strips =
+      static_cast<T*>(shared_workspace(std::min(rows, cut.rows_at_once) * depth_ * Index{sizeof(T)}));
+  multiply_panels(*kernels_, cut, rows, columns, depth_, left,
+                  Panels<T>{memory_.data(), depth_ == 0 ? 0 : memory_.size() / depth_}, first_column, bias,
+                  Write::replace, strips, c, c_stride);
+}
+
+template class PackedRight<float>;
+template class PackedRight<double>;
 
 }  // namespace blasformer

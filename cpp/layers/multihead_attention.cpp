@@ -174,7 +174,7 @@ std::array<Index, 4> MultiheadAttention<T>::first_rows() const {
 // Projections of one input that lie next to each other in in_proj_weight are one product.
 template <class T>
 auto MultiheadAttention<T>::project(const Tensor<T>& query, const Tensor<T>& key, const Tensor<T>& value,
-                                    std::optional<std::uint64_t> seed) const -> Projections {
+                                    std::optional<std::uint64_t> seed, Pass pass) const -> Projections {
   const Tensor<T>* const inputs[3] = {&query, &key, &value};
   const Tensor<T>* const weights[3] = {&q_proj_weight, &k_proj_weight, &v_proj_weight};
   const std::array<Index, 4> boundaries = first_rows();
@@ -187,7 +187,9 @@ auto MultiheadAttention<T>::project(const Tensor<T>& query, const Tensor<T>& key
     while (stacked && last < 3 && same_rows(*inputs[last], *inputs[first])) ++last;
     const Tensor<T>& x = *inputs[first];
     const Index rows = first_row[last] - first_row[first], features = x.shape().back();
-    const T* weight = stacked ? in_proj_weight.data() + first_row[first] * features : weights[first]->data();
+    const LayerWeight<T> weight = {stacked ? in_proj_weight.data() : weights[first]->data(),
+                                   stacked ? first_row[3] : rows, stacked ? first_row[first] : 0,
+                                   packed[static_cast<std::size_t>(stacked ? 0 : first)], pass};
     const T* bias = in_proj_bias.empty() ? nullptr : in_proj_bias.data() + first_row[first];
     Tensor<T> y(with_last(x.shape(), rows));
     linear(x.data(), x.size() / features, features, weight, bias, rows, y.data());
@@ -262,7 +264,8 @@ Tensor<T> MultiheadAttention<T>::forward(const Tensor<T>& query, const Tensor<T>
   const Tensor<T>& key = key_or_null != nullptr ? *key_or_null : query;
   const Tensor<T>& value = value_or_null != nullptr ? *value_or_null : key;
   check_inputs(query, key, value);
-  Projections projected = project(query, key, value, arguments.seed);
+  Projections projected =
+      project(query, key, value, arguments.seed, saved != nullptr ? Pass::training : Pass::inference);
   const AttentionArguments own = attention_arguments(arguments, projected, std::nullopt);
   if (rotary) {
     attention_output_shape(own);  // throws unless the offsets fit, among others
@@ -329,7 +332,8 @@ Tensor<T> MultiheadAttention<T>::forward_packed(const Tensor<T>& x, const std::v
   require(!starts.empty() && starts.front() == 0 && starts.back() == x.extent(0) &&
               std::ranges::is_sorted(starts),
           "starts must rise from 0 to the ", x.extent(0), " rows of x");
-  Projections projected = project(x, x, x, arguments.seed);
+  Projections projected =
+      project(x, x, x, arguments.seed, saved != nullptr ? Pass::training : Pass::inference);
   if (rotary) turn(Turn::forward, arguments, starts, projected, projected.query.rows, projected.key.rows);
   Tensor<T> attended(x.shape());
   std::vector<AttentionStatistics<T>> statistics(saved != nullptr ? starts.size() - 1 : 0);

@@ -41,6 +41,7 @@ struct MultiheadAttention {
   std::array<std::optional<LowRank<T>>, 3> adapters;      // of the query's, key's and value's projection
   // Of in_proj_weight as a whole, for models whose published name for it is one; only for self-attention.
   std::optional<LowRank<T>> in_proj_adapter;
+  std::array<PackedWeight<T>, 3> packed;                  // likewise; of in_proj_weight the first
 
   // Columns [first_column, first_column + heads * head_dim) of dense rows (batch, length, ..) or (length,
   // ..).
@@ -117,7 +118,7 @@ struct MultiheadAttention {
 
   // The three projections alone. seed: of the dropout of adapters.
   Projections project(const Tensor<T>& query, const Tensor<T>& key, const Tensor<T>& value,
-                      std::optional<std::uint64_t> seed) const;
+                      std::optional<std::uint64_t> seed, Pass pass) const;
 
   template <class Self, class Visit>
   static void each_parameter(Self& self, Visit&& visit) {
@@ -149,7 +150,7 @@ struct MultiheadAttention {
     for (std::size_t i = 0; i < 3; ++i) {
       visit(std::string(names[i]),
             AdaptedWeight<T>{stacked ? self.in_proj_weight : *weights[i], stacked ? rows[i] : 0,
-                             rows[i + 1] - rows[i]},
+                             rows[i + 1] - rows[i], &self.packed[stacked ? 0 : i]},
             self.adapters[i]);
     }
   }

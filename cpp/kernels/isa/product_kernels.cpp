@@ -38,6 +38,22 @@ inline void transpose_strip(const T* x, Index stride, Index rows, Index depth, T
   }
 }
 
+#if defined(BLASFORMER_ISA_avx512)
+template <>
+inline void transpose_strip(const float* x, Index stride, Index rows, Index depth, float* out) {
+  const float* row[16];  // rows that are not there repeat the last one
+  for (Index r = 0; r < 16; ++r) row[r] = x + smaller(r, rows - 1) * stride;
+  const __mmask16 height = Simd<float>::first(rows);
+  Index k = 0;
+  for (; k + 4 <= depth; k += 4) {
+    const FourColumns four = four_columns(row, k);
+    for (Index i = 0; i < 4; ++i) _mm512_mask_storeu_ps(out + (k + i) * rows, height, four.column[i]);
+  }
+  for (; k < depth; ++k) {
+    for (Index r = 0; r < rows; ++r) out[k * rows + r] = row[r][k];
+  }
+}
+#else
 template <>
 inline void transpose_strip(const float* x, Index stride, Index rows, Index depth, float* out) {
   Index r = 0;
@@ -61,6 +77,7 @@ inline void transpose_strip(const float* x, Index stride, Index rows, Index dept
     for (Index k = 0; k < depth; ++k) out[k * rows + r] = x[r * stride + k];
   }
 }
+#endif
 
 template <class T>
 void pack_left(MatrixView<T> left, Index rows, Index depth, T* packed) {

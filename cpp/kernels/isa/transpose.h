@@ -19,7 +19,10 @@ inline void transpose_square(__m128& a, __m128& b, __m128& c, __m128& d) { _MM_T
 #if defined(BLASFORMER_ISA_avx512)
 // Four columns of 16 rows. Rows r, r + 4, r + 8 and r + 12 lie side by side in one register: the 4 x 4
 // transpose of SSE, done in each quarter, then yields a column of 16 lanes at once.
-inline void transpose_four_columns(const float* const* row, Index column, Index lanes, float* out) {
+struct FourColumns {
+  __m512 column[4];
+};
+inline FourColumns four_columns(const float* const* row, Index column) {
   __m512 x[4];
   for (Index r = 0; r < 4; ++r) {
     x[r] = _mm512_castps128_ps512(_mm_loadu_ps(row[r] + column));
@@ -29,10 +32,8 @@ inline void transpose_four_columns(const float* const* row, Index column, Index 
   }
   const __m512 low01 = _mm512_unpacklo_ps(x[0], x[1]), high01 = _mm512_unpackhi_ps(x[0], x[1]);
   const __m512 low23 = _mm512_unpacklo_ps(x[2], x[3]), high23 = _mm512_unpackhi_ps(x[2], x[3]);
-  _mm512_storeu_ps(out + column * lanes, _mm512_shuffle_ps(low01, low23, 0x44));
-  _mm512_storeu_ps(out + (column + 1) * lanes, _mm512_shuffle_ps(low01, low23, 0xee));
-  _mm512_storeu_ps(out + (column + 2) * lanes, _mm512_shuffle_ps(high01, high23, 0x44));
-  _mm512_storeu_ps(out + (column + 3) * lanes, _mm512_shuffle_ps(high01, high23, 0xee));
+  return {{_mm512_shuffle_ps(low01, low23, 0x44), _mm512_shuffle_ps(low01, low23, 0xee),
+           _mm512_shuffle_ps(high01, high23, 0x44), _mm512_shuffle_ps(high01, high23, 0xee)}};
 }
 #endif
 
@@ -42,7 +43,10 @@ inline void transpose_rows(const float* const* row, Index lanes, Index columns, 
 #if defined(BLASFORMER_ISA_avx512)
   wide = columns / 4 * 4;
   for (Index l = 0; l < lanes; l += 16) {
-    for (Index c = 0; c < wide; c += 4) transpose_four_columns(row + l, c, lanes, out + l);
+    for (Index c = 0; c < wide; c += 4) {
+      const FourColumns four = four_columns(row + l, c);
+      for (Index i = 0; i < 4; ++i) _mm512_storeu_ps(out + (c + i) * lanes + l, four.column[i]);
+    }
   }
 #endif
   for (Index l = 0; l < lanes; l += 4) {

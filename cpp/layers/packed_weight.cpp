@@ -1,0 +1,44 @@
+#include "layers/packed_weight.h"
+
+namespace blasformer {
+
+template <class T>
+auto PackedWeight<T>::of(const T* weight, Index in_features, Index out_features, Pass pass) const
+    -> std::shared_ptr<const PackedRight<T>> {
+  if (!PackedRight<T>::wanted()) return nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!kept_) return nullptr;
+    if (packed_ != nullptr && packed_->fits()) return packed_;
+  }
+  if (pass == Pass::training) return nullptr;
+  // Without the lock: packing waits for other threads. Two that pack at once make the same.
+  auto packed = std::make_shared<const PackedRight<T>>(in_features, out_features,
+                                                       MatrixView<T>{weight, 1, in_features});
+  const std::lock_guard lock(mutex_);
+  packed_ = packed;
+  return packed;
+}
+
+template <class T>
+void PackedWeight<T>::keep() const {
+  const std::lock_guard lock(mutex_);
+  kept_ = true;
+}
+
+template <class T>
+void PackedWeight<T>::forget() const {
+  const std::lock_guard lock(mutex_);
+  packed_.reset();
+}
+
+template <class T>
+Index PackedWeight<T>::nbytes() const {
+  const std::lock_guard lock(mutex_);
+  return packed_ != nullptr ? packed_->nbytes() : 0;
+}
+
+template class PackedWeight<float>;
+template class PackedWeight<double>;
+
+}  // namespace blasformer
