@@ -41,7 +41,7 @@ struct MultiheadAttention {
   std::array<std::optional<LowRank<T>>, 3> adapters;      // of the query's, key's and value's projection
   // Of in_proj_weight as a whole, for models whose published name for it is one; only for self-attention.
   std::optional<LowRank<T>> in_proj_adapter;
-  std::array<PackedWeight<T>, 3> packed;                  // likewise; of in_proj_weight the first
+  std::array<PackedWeight<T>, 3> packed;  // of the three projections; of in_proj_weight the first
 
   // Columns [first_column, first_column + heads * head_dim) of dense rows (batch, length, ..) or (length,
   // ..).

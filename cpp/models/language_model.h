@@ -74,7 +74,7 @@ struct Gpt2 {
   template <class Self, class Visit>
   static void each_linear(const std::string& name, Self& block, Visit&& visit) {
     const Tensor<T>& c_attn = block.self_attn.in_proj_weight;
-    visit(name + ".attn.c_attn", AdaptedWeight<T>{c_attn, 0, c_attn.extent(0)},
+    visit(name + ".attn.c_attn", AdaptedWeight<T>{c_attn, 0, c_attn.extent(0), &block.self_attn.packed[0]},
           block.self_attn.in_proj_adapter);
     each_linear_of(name + ".attn.c_proj", block.self_attn.out_proj, visit);
     each_linear_of(name + ".mlp.c_fc", block.feed_forward.linear1, visit);
