@@ -281,6 +281,38 @@ def test_an_encoder_of_roberta_gets_a_new_head(tmp_path):
         models.BertForSequenceClassification.from_pretrained(tmp_path)
 
 
+def test_classes_keep_their_names(tmp_path):
+    model = models.BertForSequenceClassification(CONFIG, 2, labels=["bad", "good"], rng=0)
+    model.save(tmp_path)
+    loaded = models.BertForSequenceClassification.from_pretrained(tmp_path)
+    assert loaded.labels == ("bad", "good")
+    assert json.loads((tmp_path / "config.json").read_text())["label2id"] == {"bad": 0, "good": 1}
+    anew = models.BertForSequenceClassification.from_pretrained(tmp_path, 3, rng=0)
+    assert anew.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+
+
+@pytest.mark.parametrize("names", [None, [], {"0": "a"}, {"0": 1, "1": 2}, {"0": "a", "1": "a"}, "ab"])
+def test_names_that_are_not_those_of_the_classes_are_passed_over(tmp_path, names):
+    models.BertForSequenceClassification(CONFIG, 2, rng=0).save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"id2label": names}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = models.BertForSequenceClassification.from_pretrained(tmp_path)
+    assert loaded.labels == ("LABEL_0", "LABEL_1")
+
+
+def test_a_model_of_a_single_score_computes_it(tmp_path):
+    config = dataclasses.replace(CONFIG, model_type="roberta", pad_token_id=None)
+    model = models.BertForSequenceClassification(config, 1, dtype=np.float64, rng=0)
+    model.save(tmp_path)
+    loaded = models.BertForSequenceClassification.from_pretrained(tmp_path)
+    parameters = loaded.parameters()
+    bert = {name.removeprefix("bert."): array for name, array in parameters.items() if "bert." in name}
+    _, pooled = reference.bert(bert, IDS, num_heads=3, positions=2 + np.arange(11))
+    counted = np.all(IDS != 1, axis=-1)
+    expected = pooled @ parameters["classifier.weight"].T + parameters["classifier.bias"]
+    np.testing.assert_allclose(loaded(IDS)[counted], expected[counted], atol=1e-12)
+
+
 def test_an_encoder_gets_a_new_classifier(tmp_path):
     models.BertForSequenceClassification(CONFIG, 3, rng=0).save(tmp_path)
     bert = models.BertModel.from_pretrained(tmp_path)
@@ -292,7 +324,13 @@ def test_an_encoder_gets_a_new_classifier(tmp_path):
 
 
 ERRORS = {
-    "num_labels must be at least 2, got 1": lambda: models.BertForSequenceClassification(CONFIG, 1),
+    "num_labels must be positive, got 0": lambda: models.BertForSequenceClassification(CONFIG, 0),
+    r"labels must be 2 different names, got \['a', 'a'\]": lambda: models.BertForSequenceClassification(
+        CONFIG, 2, labels=["a", "a"]
+    ),
+    "num_labels must be at least 2 for probabilities and losses, got 1": lambda: (
+        models.BertForSequenceClassification(CONFIG, 1).loss_and_gradients(IDS, [0] * 5)
+    ),
     "pooling must be one of pooler, mean, got 'max'": lambda: models.BertForSequenceClassification(
         CONFIG, 3, "max"
     ),

@@ -313,7 +313,8 @@ def test_transformers_reads_the_encoder_that_was_saved_here(tmp_path, family, dt
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_classifier_is_the_same_before_and_after_training_here(tmp_path, family, dtype):
-    config = family_config(family, num_labels=4)
+    names = ["one", "two", "three", "four"]
+    config = family_config(family, id2label=dict(enumerate(names)))
     kind = f"{family}ForSequenceClassification"
     theirs, (ids, is_token) = published(tmp_path / "theirs", kind, config, dtype), padded_batch()
     ours = models.BertForSequenceClassification.from_pretrained(tmp_path / "theirs")
@@ -322,6 +323,7 @@ def test_a_classifier_is_the_same_before_and_after_training_here(tmp_path, famil
     trained(ours, ids, [3, 0, 1]).save(tmp_path / "ours")
     again = opened(tmp_path / "ours", kind, dtype)
     assert_same(ours(ids, lengths=lengths), again(**tensors_of(ids, is_token)).logits, dtype)
+    assert list(ours.labels) == [again.config.id2label[i] for i in range(4)] == names
 
 
 # ----------------------------------------------------------------------------------------------------------

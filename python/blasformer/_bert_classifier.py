@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ._module import add_gradients
 from ._random import Rng, draw_seed
 from .functional import softmax
 from .io import Checkpoint, PathLike, float_dtype, read_json
-from .nn import Layer, _integer, _number_or_none
+from .nn import Layer, _integer, _name, _number_or_none
 
 POOLINGS = ("pooler", "mean")
 CLASSIFIER = ("classifier.weight", "classifier.bias")
@@ -46,11 +46,13 @@ class BertForSequenceClassification(Layer):
     Parameters
     ----------
     config : the BertConfig of the encoder
-    num_labels : how many classes there are, at least 2
+    num_labels : how many classes there are; 1 for a score, as rerankers have: it can be computed, but has no
+        cross-entropy to be trained by
     pooling : "pooler", what BERT was pretrained with, as in transformers; or "mean", as sentence encoders
         such as all-MiniLM-L6-v2 were
     classifier_dropout : probability with which features are dropped in training; that of hidden states by
         default
+    labels : names of the classes; LABEL_0, LABEL_1, ... by default, as in transformers
     dtype : float32 or float64
     rng : numpy.random.Generator or int that the initial weights are drawn from; a fresh one by default
 
@@ -92,36 +94,35 @@ class BertForSequenceClassification(Layer):
         pooling: str = "pooler",
         classifier_dropout: float | None = None,
         *,
+        labels: Sequence[str] | None = None,
         dtype: npt.DTypeLike = np.float32,
         rng: Rng | None = None,
     ) -> None:
-        seed = draw_seed(np.random.default_rng() if rng is None else rng)
-        self._allocate(config, num_labels, pooling, classifier_dropout, float_dtype(dtype), seed)
-
-    def _allocate(
-        self,
-        config: BertConfig,
-        num_labels: int,
-        pooling: str,
-        classifier_dropout: float | None,
-        dtype: np.dtype[Any],
-        seed: int,
-    ) -> None:
-        if _integer("num_labels", num_labels) < 2:
-            raise ValueError(f"num_labels must be at least 2, got {num_labels}")
+        count = _integer("num_labels", num_labels)
+        if count < 1:
+            raise ValueError(f"num_labels must be positive, got {count}")
         if pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
+        given = (f"LABEL_{i}" for i in range(count)) if labels is None else labels
+        names = tuple(_name("labels", name) for name in given)
+        if isinstance(labels, str) or len(names) != count or len(set(names)) != count:
+            raise ValueError(f"labels must be {count} different names, got {labels!r}")
         self._arguments = {
             "config": config,
-            "num_labels": _integer("num_labels", num_labels),
+            "num_labels": count,
             "pooling": pooling,
             "classifier_dropout": _number_or_none("classifier_dropout", classifier_dropout),
-            "dtype": dtype.name,
+            "labels": names,
+            "dtype": float_dtype(dtype).name,
         }
         dropout = config.hidden_dropout_prob if classifier_dropout is None else classifier_dropout
-        sizes = _sizes(config, pooling == "pooler")
         self._held = _core.bert_classifier(
-            dtype.name, sizes, self.num_labels, pooling == "mean", dropout, seed
+            float_dtype(dtype).name,
+            _sizes(config, pooling == "pooler"),
+            count,
+            pooling == "mean",
+            dropout,
+            draw_seed(np.random.default_rng() if rng is None else rng),
         )
 
     @property
@@ -135,6 +136,12 @@ class BertForSequenceClassification(Layer):
         """How many classes there are."""
         return int(self._arguments["num_labels"])
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes: `model.labels[model(ids)[0].argmax()]`."""
+        names: tuple[str, ...] = self._arguments["labels"]
+        return names
+
     @classmethod
     def from_pretrained(
         cls,
@@ -145,8 +152,8 @@ class BertForSequenceClassification(Layer):
         dtype: npt.DTypeLike | None = None,
         rng: Rng | None = None,
     ) -> BertForSequenceClassification:
-        """The model in a folder that `save` or transformers wrote; or the encoder in a folder, with a new
-        classifier on top.
+        """The model in a folder that `save` or transformers wrote, with the names of its classes; or the
+        encoder in a folder, with a new classifier on top.
 
         num_labels: how many classes; None: as many as the folder's classifier has. If it has none, or another
             number, the classifier starts anew.
@@ -180,8 +187,10 @@ class BertForSequenceClassification(Layer):
             if dtype is None:
                 dtypes = {checkpoint.dtypes[stored] for stored in stored_names.values()}
                 dtype = np.float64 if "float64" in dtypes else np.float32
+            dropout = noted.get("classifier_dropout")
+            labels = None if new else _labels_in(noted, num_labels)
             try:
-                model = cls(config, num_labels, chosen, noted.get("classifier_dropout"), dtype=dtype, rng=rng)
+                model = cls(config, num_labels, chosen, dropout, labels=labels, dtype=dtype, rng=rng)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{folder}: {error}") from error
             read_parameters(model, checkpoint, stored_names, new=new)
@@ -195,8 +204,8 @@ class BertForSequenceClassification(Layer):
         """
         config = published_config(self.config, "ForSequenceClassification", self.dtype) | {
             "classifier_dropout": self._arguments["classifier_dropout"],
-            "id2label": {str(i): f"LABEL_{i}" for i in range(self.num_labels)},
-            "label2id": {f"LABEL_{i}": i for i in range(self.num_labels)},
+            "id2label": {str(i): label for i, label in enumerate(self.labels)},
+            "label2id": {label: i for i, label in enumerate(self.labels)},
             "blasformer_pooling": self._arguments["pooling"],
         }
         save_folder(self, folder, config)
@@ -218,6 +227,7 @@ class BertForSequenceClassification(Layer):
 
     def predict_proba(self, input_ids: npt.ArrayLike, **tokens: Any) -> Array:
         """The probability of each class, (batch, num_labels). Arguments as for the call."""
+        self._require_classes()
         return softmax(self(input_ids, **tokens))
 
     def forward(
@@ -246,6 +256,7 @@ class BertForSequenceClassification(Layer):
         ignore_index: int = -100,
     ) -> float:
         """The mean cross-entropy of the labels, without dropout. Arguments as for `loss_and_gradients`."""
+        self._require_classes()
         tokens = _packed(self.config, input_ids, lengths, attention_mask, token_type_ids)
         return self._held.loss(*tokens.arguments, _labels(labels), divisor, label_smoothing, ignore_index)
 
@@ -273,8 +284,9 @@ class BertForSequenceClassification(Layer):
         accumulate: gradients of an earlier batch, which those of this one are added to, in place
 
         Returns (loss, {name: gradient}) for the parameters that are not frozen. Raises IndexError for labels
-        out of range, and what the call raises.
+        out of range, ValueError for a model of a single score, and what the call raises.
         """
+        self._require_classes()
         if accumulate is not None:
             self._check_gradients(accumulate)
         tokens = _packed(self.config, input_ids, lengths, attention_mask, token_type_ids)
@@ -287,6 +299,10 @@ class BertForSequenceClassification(Layer):
             None if rng is None else draw_seed(rng),
         )
         return loss, grads if accumulate is None else add_gradients(accumulate, grads)
+
+    def _require_classes(self) -> None:
+        if self.num_labels < 2:
+            raise ValueError("num_labels must be at least 2 for probabilities and losses, got 1")
 
     def target_count(
         self, input_ids: npt.ArrayLike, labels: npt.ArrayLike, *, ignore_index: int = -100, **tokens: Any
@@ -310,6 +326,14 @@ def _classifier_names(checkpoint: Checkpoint, config: BertConfig) -> dict[str, s
         names = {name: stored for name, stored in names.items() if name not in POOLER}
     own = {name: _published_name(config, name) for name in (*CLASSIFIER, *POOLER)}
     return names | {name: stored for name, stored in own.items() if stored in checkpoint.shapes}
+
+
+def _labels_in(config: Mapping[str, Any], count: int) -> list[str] | None:
+    """The names of so many classes in config.json, if there are as many."""
+    names = config.get("id2label")
+    found = [names.get(str(i)) for i in range(count)] if isinstance(names, dict) else []
+    usable = [name for name in found if isinstance(name, str)]
+    return usable if len(set(usable)) == count else None
 
 
 def _labels(labels: npt.ArrayLike) -> Array:
