@@ -15,10 +15,11 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-from against import ISA_VARIABLES, QUICK, THOROUGH, Process, Timing, cpu_name, environment_of, measure, table
+from against import ISA_VARIABLES, QUICK, Effort, Process, Timing, cpu_name, environment_of, measure, table
 from scaling_cases import PAIRS, POINTS, QUICK_LENGTH, Pair, Point
 
 LIBRARIES = ("blasformer", "pytorch")
+THOROUGH = Effort(rounds=3, seconds=0.1, least_samples=1)
 # How much longer two threads may take than one: what cannot be told from noise.
 THREADS_LIMIT = 1.05
 # Bytes that a call may take for each byte that a call of half the length takes, from this length on.

@@ -10,6 +10,8 @@ from cases import Attention, Case, EncoderLayer, Function
 LENGTHS = [2**i for i in range(7, 17)]
 # The largest length of each axis with --quick.
 QUICK_LENGTH = 4096
+# Of forward and backward: longer ones take minutes.
+LONGEST_BACKWARD = 32768
 HEAD_DIMS = (16, 32, 48, 64, 65, 80, 96, 112, 128, 129, 160, 192, 256)
 WIDTHS = (64, 128, 256, 496, 512, 528, 1008, 1024, 1040, 2032, 2048, 2064)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -58,6 +60,7 @@ def _points() -> list[Point]:
     points += [
         attention("length, fwd+bwd", length, (1, 1, length, 64), backward=True)
         for length in sorted([*LENGTHS, *above])
+        if length <= LONGEST_BACKWARD
     ]
     points += [encoder_layer("layer: length", length, 1, length, 256) for length in LENGTHS if length <= 8192]
     points += [encoder_layer("layer: batch", batch, batch, 128, 256) for batch in BATCHES]

@@ -82,12 +82,13 @@ class Worker:
     def measure(self, seconds: float, least_samples: int, clock: str) -> dict:
         """Calls for that long after one untimed call; returns the seconds per call of each sample."""
         now = CLOCKS[clock]
-        samples = []
         with self.library.context(self.case):
             self.call()
-            start = time.perf_counter()
+            start = now()
             self.call()
-            repeats = max(1, int(SHORTEST_SAMPLE / max(time.perf_counter() - start, 1e-7)))
+            taken = now() - start
+            repeats = max(1, int(SHORTEST_SAMPLE / max(taken, 1e-7)))
+            samples = [taken] if repeats == 1 else []
             end = time.perf_counter() + seconds
             while len(samples) < least_samples or time.perf_counter() < end:
                 start = now()
