@@ -103,10 +103,11 @@ class BertForSequenceClassification(Layer):
             raise ValueError(f"num_labels must be positive, got {count}")
         if pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
-        given = (f"LABEL_{i}" for i in range(count)) if labels is None else labels
-        names = tuple(_name("labels", name) for name in given)
-        if isinstance(labels, str) or len(names) != count or len(set(names)) != count:
-            raise ValueError(f"labels must be {count} different names, got {labels!r}")
+        names = None if labels is None else tuple(_name("labels", name) for name in labels)
+        if names is not None:
+            if isinstance(labels, str) or len(names) != count or len(set(names)) != count:
+                raise ValueError(f"labels must be {count} different names, got {labels!r}")
+            names = None if names == _default_labels(count) else names
         self._arguments = {
             "config": config,
             "num_labels": count,
@@ -139,8 +140,8 @@ class BertForSequenceClassification(Layer):
     @property
     def labels(self) -> tuple[str, ...]:
         """The names of the classes: `model.labels[model(ids)[0].argmax()]`."""
-        names: tuple[str, ...] = self._arguments["labels"]
-        return names
+        names: tuple[str, ...] | None = self._arguments["labels"]
+        return _default_labels(self.num_labels) if names is None else names
 
     @classmethod
     def from_pretrained(
@@ -326,6 +327,10 @@ def _classifier_names(checkpoint: Checkpoint, config: BertConfig) -> dict[str, s
         names = {name: stored for name, stored in names.items() if name not in POOLER}
     own = {name: _published_name(config, name) for name in (*CLASSIFIER, *POOLER)}
     return names | {name: stored for name, stored in own.items() if stored in checkpoint.shapes}
+
+
+def _default_labels(count: int) -> tuple[str, ...]:
+    return tuple(f"LABEL_{i}" for i in range(count))
 
 
 def _labels_in(config: Mapping[str, Any], count: int) -> list[str] | None:
