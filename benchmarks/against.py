@@ -472,6 +472,9 @@ def parse_arguments() -> argparse.Namespace:
             parser.error(f"--groups must be of {', '.join(groups)}, got {name}")
     if arguments.libraries is None:
         arguments.libraries = [name for name in libraries if name != "torch.compile" or not arguments.quick]
+        if arguments.isa == "avx2":
+            print("onnxruntime is left out: it has no setting that keeps it from AVX-512")
+            arguments.libraries.remove("onnxruntime")
     for name in arguments.libraries:
         if name not in libraries:
             parser.error(f"--libraries must be of {', '.join(libraries)}, got {name}")

@@ -41,7 +41,7 @@ class Check:
         return self.measured <= self.limit
 
 
-def run(point: Point, processes: dict[tuple[str, int], Process], arguments: argparse.Namespace) -> Timings:
+def timed(point: Point, processes: dict[tuple[str, int], Process], arguments: argparse.Namespace) -> Timings:
     timings: Timings = {}
     for (library, threads), process in processes.items():
         answer = process.ask("prepare", name=point.case.name, results=os.devnull)
@@ -54,15 +54,19 @@ def run(point: Point, processes: dict[tuple[str, int], Process], arguments: argp
             effort,
             arguments.clock,
         )
+    return timings
+
+
+def measure_memory(
+    point: Point, processes: dict[tuple[str, int], Process], timings: Timings, threads: int
+) -> None:
     if point.axis.startswith(("length", "layer")):
         for library in LIBRARIES:
-            most = max(arguments.threads)
-            fresh = processes[library, most].again()
-            timings[library, most].peak_memory = fresh.ask("peak_memory_of_call", name=point.case.name)[
+            fresh = processes[library, threads].again()
+            timings[library, threads].peak_memory = fresh.ask("peak_memory_of_call", name=point.case.name)[
                 "bytes"
             ]
             fresh.end()
-    return timings
 
 
 def cost(measured: dict[tuple[str, int], Timings], axis: str, x: int, who: tuple[str, int]) -> float:
@@ -119,11 +123,7 @@ def axis_table(axis: str, measured: dict[tuple[str, int], Timings]) -> str:
 
 def draw(axis: str, measured: dict[tuple[str, int], Timings], folder: Path) -> None:
     """Times, and peak memory where it was taken."""
-    import matplotlib
     from matplotlib.figure import Figure
-
-    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: a third of the size
-    matplotlib.rcParams["svg.hashsalt"] = "blasformer"
 
     points = [(x, timings) for (at, x), timings in measured.items() if at == axis]
     has_memory = any(timing.peak_memory is not None for _, timings in points for timing in timings.values())
@@ -158,7 +158,7 @@ def draw(axis: str, measured: dict[tuple[str, int], Timings], folder: Path) -> N
     for panel in panels:
         panel.grid(alpha=0.3)
     name = axis.replace(":", "").replace(",", "").replace("+", "-").replace(" ", "-")
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    figure.savefig(folder / f"{name}.png", dpi=80)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -197,8 +197,12 @@ def main() -> None:
         versions = ", ".join(process.version for process in processes.values() if process)
         print(f"- CPU: {cpu_name()}\n- versions: {versions}\n- load before: {os.getloadavg()[0]:.2f}")
         for number, point in enumerate(points, 1):
-            print(f"{number}/{len(points)}: {point.case.name}", file=sys.stderr, flush=True)
-            measured[point.axis, point.x] = run(point, processes, arguments)
+            print(f"time {number}/{len(points)}: {point.case.name}", file=sys.stderr, flush=True)
+            measured[point.axis, point.x] = timed(point, processes, arguments)
+        for number, point in enumerate(points, 1):
+            print(f"memory {number}/{len(points)}: {point.case.name}", file=sys.stderr, flush=True)
+            timings = measured[point.axis, point.x]
+            measure_memory(point, processes, timings, max(arguments.threads))
     finally:
         for process in processes.values():
             process.end()
