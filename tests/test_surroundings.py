@@ -172,7 +172,7 @@ def test_variables_of_other_libraries_harm_nothing(variables: dict[str, str]) ->
 
 @pytest.mark.parametrize("name", _core.built_isas())
 def test_an_instruction_set_works_or_is_refused_with_one_clear_error(name: str) -> None:
-    if name in _core.detected_isas():
+    if name in (*_core.detected_isas(), "amx_reference"):
         assert run("", "prove()\nprint('right')", BLASFORMER_ISA=name) == "right"
         return
     names = ", ".join(_core.detected_isas())
