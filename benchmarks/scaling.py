@@ -154,6 +154,7 @@ def draw(axis: str, measured: dict[tuple[str, int], Timings], folder: Path) -> N
                 *zip(*memory, strict=True), color=styles[library], marker=".", markersize=4, label=library
             )
         panels[1].set(xlabel=axis, ylabel="MiB at most during a call", xscale="log", yscale="symlog")
+        panels[1].set_ylim(bottom=0)
         panels[1].legend(fontsize="small")
     for panel in panels:
         panel.grid(alpha=0.3)
