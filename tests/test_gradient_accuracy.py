@@ -26,6 +26,7 @@ MASKED = [
     *((name, mask) for name in DECODING if name not in STACKS for mask in DECODER_MASKS),
     *((f"transformer, {name}", mask) for name in TRANSFORMERS for mask in TRANSFORMER_MASKS),
 ]
+ISAS = [*_core.detected_isas(), "amx_reference"]  # the last one is slow: for small layers
 NAMES = ("first input", "second input", "third input")
 
 
@@ -53,13 +54,13 @@ def of_one_dict(formula, inputs, **arguments):
     return whole, dict(zip(names, inputs, strict=True))
 
 
-def assert_as_accurate_as_numpy(layer, formula, inputs, *, orders=3, **arguments):
+def assert_as_accurate_as_numpy(layer, formula, inputs, *, orders=3, isas=ISAS, **arguments):
     """y, every gradient the layer gives and that of every input; any instruction set, one thread and two."""
     whole, named = of_one_dict(formula, inputs, **arguments)
     y = layer(*inputs, **arguments)
     d_y = normal(y.shape, y.dtype, 9)
     accuracy = Accuracy(whole, {**named, **layer.state_dict()}, d_y, y.dtype.type, orders)
-    for isa in _core.detected_isas():
+    for isa in isas:
         for threads in (1, 2):
             with blasformer.use_isa(isa), blasformer.num_threads(threads):
                 y, saved = layer.forward(*inputs, **arguments)
@@ -192,7 +193,9 @@ def test_attention_of_any_head_dim_and_length_is_as_accurate_as_numpy(head_dim, 
     def formula(p, x, **arguments):
         return reference.multi_head_attention(p, x, num_heads=2, num_kv_heads=1, **arguments)
 
-    assert_as_accurate_as_numpy(layer, formula, [normal((1, length, 2 * head_dim))], causal=True)
+    assert_as_accurate_as_numpy(
+        layer, formula, [normal((1, length, 2 * head_dim))], isas=_core.detected_isas(), causal=True
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 4, 5, 17, 129])
@@ -203,7 +206,7 @@ def test_layers_of_any_rows_and_widths_are_as_accurate_as_numpy(rows, widths):
         (nn.GatedFeedForward(*widths, rng=0), reference.gated_feed_forward),
     ]
     for layer, formula in networks:
-        assert_as_accurate_as_numpy(layer, formula, [normal((rows, widths[0]))])
+        assert_as_accurate_as_numpy(layer, formula, [normal((rows, widths[0]))], isas=_core.detected_isas())
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
@@ -217,4 +220,4 @@ def test_encoder_layers_of_any_size_are_as_accurate_as_numpy(d_model, heads, len
         variant = {"num_heads": heads, "activation": "silu", "norm_first": norm_first}
         return reference.transformer_encoder_layer(p, x, **variant, **arguments)
 
-    assert_as_accurate_as_numpy(layer, formula, [normal((1, length, d_model))])
+    assert_as_accurate_as_numpy(layer, formula, [normal((1, length, d_model))], isas=_core.detected_isas())
