@@ -1,10 +1,10 @@
 #pragma once
 
-#include <cstdlib>
+#include <cstddef>
 #include <memory>
-#include <new>
 
 #include "core/index.h"
+#include "core/memory.h"
 
 namespace blasformer {
 
@@ -12,10 +12,10 @@ namespace blasformer {
 // no page faults, the second time. Each Purpose has its own, which one task uses at a time.
 template <class Purpose>
 inline void* workspace_for(Index bytes) {
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
+  struct Release {
+    void operator()(void* p) const { release_memory(p); }
   };
-  thread_local std::unique_ptr<void, Free> memory;
+  thread_local std::unique_ptr<void, Release> memory;
   thread_local Index capacity = 0;
 #ifdef __SANITIZE_ADDRESS__  // for which what an earlier call needed beyond this one is out of bounds
   if (bytes < capacity) capacity = 0;
@@ -23,8 +23,7 @@ inline void* workspace_for(Index bytes) {
   if (bytes > capacity) {
     memory.reset();
     capacity = 0;
-    memory.reset(std::aligned_alloc(64, static_cast<std::size_t>(round_up(bytes, 64))));
-    if (memory == nullptr) throw std::bad_alloc();
+    memory.reset(allocate_memory(static_cast<std::size_t>(bytes)));
     capacity = bytes;
   }
   return memory.get();

@@ -33,8 +33,9 @@ Index depth_of_blocks(Index depth) {
   return even_part(std::max<Index>(depth, 1), sizeof(T) == 4 ? 512 : 128, 1);
 }
 
+// depth_at_once: how much of the depth of a row is packed at a time.
 template <class T>
-ProductCut product_cut(Index rows, Index columns, Index depth, Index panel) {
+ProductCut product_cut(Index rows, Index columns, Index depth, Index depth_at_once, Index panel) {
   constexpr Index enough_tasks = 8, packed_bytes = 8 << 20, item = sizeof(T);
   ProductCut cut{};
   cut.depth = depth_of_blocks<T>(depth);
@@ -42,11 +43,12 @@ ProductCut product_cut(Index rows, Index columns, Index depth, Index panel) {
   constexpr Index largest_rows = 256;
   const Index row_blocks = rows <= largest_rows ? 1 : round_up(ceil_div(rows, largest_rows), 2);
   cut.rows = ceil_div(rows, row_blocks);
-  const Index at_once = std::max<Index>(1, packed_bytes / (item * std::max<Index>(depth, 1) * cut.rows));
+  const Index at_once =
+      std::max<Index>(1, packed_bytes / (item * std::max<Index>(depth_at_once, 1) * cut.rows));
   const Index chunks = ceil_div(row_blocks, at_once);
   const Index blocks_at_once = ceil_div(row_blocks, chunks);
   cut.rows_at_once = cut.rows * blocks_at_once;
-  const Index groups = std::min(ceil_div(enough_tasks, blocks_at_once), ceil_div(columns, 128));
+  const Index groups = std::min(ceil_div(enough_tasks, blocks_at_once), ceil_div(columns, 64));
   cut.columns = even_part(columns, ceil_div(columns, groups), panel);
   return cut;
 }
@@ -66,7 +68,7 @@ bool blas_is_faster() { return active_isa() == Isa::baseline; }
 template <class T>
 void blas_product(Index rows, Index columns, Index depth, MatrixView<T> left, MatrixView<T> right,
                   const T* bias, Write write, T* c, Index c_stride, double work) {
-  const ProductCut cut = product_cut<T>(rows, columns, depth, 16);
+  const ProductCut cut = product_cut<T>(rows, columns, depth, depth, 16);
   const Index groups = ceil_div(columns, cut.columns);
   // Of a single row or column both strides may be 1.
   const auto transpose = [](const MatrixView<T>& x, Index width) {
@@ -104,9 +106,9 @@ struct Panels {
 };
 
 template <class T>
-void pack_panels(const ProductKernels<T>& kernels, Index depth, Index columns, MatrixView<T> right,
-                 T* packed) {
-  const Index panel = kernels.panel, width = round_up(columns, panel), block = depth_of_blocks<T>(depth);
+void pack_panels(const ProductKernels<T>& kernels, Index block, Index depth, Index columns,
+                 MatrixView<T> right, T* packed) {
+  const Index panel = kernels.panel, width = round_up(columns, panel);
   const Index panels_of_task = std::max<Index>(1, 16384 / (panel * block));
   const Index parts = ceil_div(width / panel, panels_of_task), blocks = ceil_div(depth, block);
   parallel_for(parts * blocks, 0.4 * static_cast<double>(width * depth), [&](Index task, int) {
@@ -116,37 +118,82 @@ void pack_panels(const ProductKernels<T>& kernels, Index depth, Index columns, M
   });
 }
 
+// Rows [top, top + height) of the left side: [block of rows][block of the depth][strip].
+template <class T>
+void pack_strips(const ProductKernels<T>& kernels, const ProductCut& cut, Index top, Index height,
+                 Index depth, MatrixView<T> left, T* strips) {
+  const Index row_blocks = ceil_div(height, cut.rows), blocks = ceil_div(depth, cut.depth);
+  parallel_for(row_blocks * blocks, 0.2 * static_cast<double>(height * depth), [&](Index task, int) {
+    const Index row = task / blocks * cut.rows, k = task % blocks * cut.depth;
+    const Index m = std::min(cut.rows, height - row);
+    kernels.pack_left(left.from(top + row, k), m, std::min(cut.depth, depth - k),
+                      strips + row * depth + k * m);
+  });
+}
+
+// Where the sums of a part of c begin.
+template <class T>
+struct Start {
+  const T* data;
+  Index stride;
+};
+
+template <class T>
+Start<T> start_of(Write write, const T* bias, Index column, const T* target, Index c_stride) {
+  if (write == Write::add) return {target, c_stride};
+  return {bias ? bias + column : nullptr, 0};
+}
+
 // c = left times columns [first_column, ..) of what is packed. `strips`: room for cut.rows_at_once rows.
 template <class T>
 void multiply_panels(const ProductKernels<T>& kernels, const ProductCut& cut, Index rows, Index columns,
                      Index depth, MatrixView<T> left, Panels<T> right, Index first_column, const T* bias,
                      Write write, T* strips, T* c, Index c_stride) {
-  const Index blocks = ceil_div(depth, cut.depth), groups = ceil_div(columns, cut.columns);
+  const Index groups = ceil_div(columns, cut.columns);
   for (Index top = 0; top < rows; top += cut.rows_at_once) {
-    const Index height = std::min(cut.rows_at_once, rows - top), row_blocks = ceil_div(height, cut.rows);
-    // [block of rows][block of the depth]
-    parallel_for(row_blocks * blocks, 0.2 * static_cast<double>(height * depth), [&](Index task, int) {
-      const Index row = task / blocks * cut.rows, k = task % blocks * cut.depth;
-      const Index m = std::min(cut.rows, height - row);
-      kernels.pack_left(left.from(top + row, k), m, std::min(cut.depth, depth - k),
-                        strips + row * depth + k * m);
-    });
-    parallel_for(row_blocks * groups, product_work<T>(height, columns, depth), [&](Index task, int) {
-      const Index row = task / groups * cut.rows, first = task % groups * cut.columns;
-      const Index m = std::min(cut.rows, height - row), n = std::min(cut.columns, columns - first);
-      T* const target = c + (top + row) * c_stride + first;
-      const T* start = write == Write::add ? target : bias ? bias + first : nullptr;
-      Index start_stride = write == Write::add ? c_stride : 0;
-      for (Index k = 0; k == 0 || k < depth; k += cut.depth) {
-        const Index deep = std::min(cut.depth, depth - k);
-        kernels.multiply(strips + row * depth + k * m, m, deep,
-                         right.data + k * right.width + (first_column + first) * deep, deep * kernels.panel,
-                         n, start, start_stride, target, c_stride);
-        start = target;
-        start_stride = c_stride;
-      }
-    });
+    const Index height = std::min(cut.rows_at_once, rows - top);
+    pack_strips(kernels, cut, top, height, depth, left, strips);
+    parallel_for(
+        ceil_div(height, cut.rows) * groups, product_work<T>(height, columns, depth), [&](Index task, int) {
+          const Index row = task / groups * cut.rows, first = task % groups * cut.columns;
+          const Index m = std::min(cut.rows, height - row), n = std::min(cut.columns, columns - first);
+          T* const target = c + (top + row) * c_stride + first;
+          Start<T> start = start_of(write, bias, first, target, c_stride);
+          for (Index k = 0; k == 0 || k < depth; k += cut.depth) {
+            const Index deep = std::min(cut.depth, depth - k);
+            kernels.multiply(strips + row * depth + k * m, m, deep,
+                             right.data + k * right.width + (first_column + first) * deep,
+                             deep * kernels.panel, n, start.data, start.stride, target, c_stride);
+            start = {target, c_stride};
+          }
+        });
   }
+}
+
+// The same where all rows are one block: each panel is read by one task alone, which packs it into its cache
+// and multiplies by it at once.
+template <class T>
+void multiply_while_packing(const ProductKernels<T>& kernels, const ProductCut& cut, Index rows,
+                            Index columns, Index depth, MatrixView<T> left, MatrixView<T> right,
+                            const T* bias, Write write, T* c, Index c_stride) {
+  T* const strips = static_cast<T*>(shared_workspace(rows * depth * Index{sizeof(T)}));
+  pack_strips(kernels, cut, 0, rows, depth, left, strips);
+  parallel_for(ceil_div(columns, cut.columns), product_work<T>(rows, columns, depth), [&](Index task, int) {
+    T* const panel = static_cast<T*>(thread_workspace(kernels.panel * cut.depth * Index{sizeof(T)}));
+    const Index begin = task * cut.columns, end = std::min(columns, begin + cut.columns);
+    for (Index k = 0; k == 0 || k < depth; k += cut.depth) {
+      const Index deep = std::min(cut.depth, depth - k);
+      for (Index column = begin; column < end; column += kernels.panel) {
+        const Index n = std::min(kernels.panel, end - column);
+        kernels.pack_right(right.from(k, column), deep, n, panel);
+        T* const target = c + column;
+        const Start<T> start =
+            k > 0 ? Start<T>{target, c_stride} : start_of(write, bias, column, target, c_stride);
+        kernels.multiply(strips + k * rows, rows, deep, panel, 0, n, start.data, start.stride, target,
+                         c_stride);
+      }
+    }
+  });
 }
 
 }  // namespace
@@ -163,17 +210,26 @@ void matrix_product(Index rows, Index columns, Index depth, MatrixView<T> left, 
                         product_work<T>(rows, columns, depth));
   const ProductKernels<T>& kernels = product_kernels<T>();
   const Index at_once = columns_at_once<T>(columns, depth, kernels.panel);
-  const ProductCut cut = product_cut<T>(rows, std::min(columns, at_once), depth, kernels.panel);
+  // What is packed at a time stays in the caches until it is read.
+  const Index block = depth_of_blocks<T>(depth);
+  const Index deep = std::min(std::max<Index>(depth, 1), block * std::max<Index>(1, 512 / block));
+  const ProductCut cut = product_cut<T>(rows, std::min(columns, at_once), depth, deep, kernels.panel);
+  if (rows == cut.rows && columns <= at_once)
+    return multiply_while_packing(kernels, cut, rows, columns, depth, left, right, bias, write, c, c_stride);
   // Every panel begins at a cache line.
-  const Index left_size = round_up(std::min(rows, cut.rows_at_once) * depth, 64 / Index{sizeof(T)});
-  const Index right_size = std::min(at_once, round_up(columns, kernels.panel)) * depth;
+  const Index left_size = round_up(std::min(rows, cut.rows_at_once) * deep, 64 / Index{sizeof(T)});
+  const Index right_size = std::min(at_once, round_up(columns, kernels.panel)) * deep;
   T* const strips = static_cast<T*>(shared_workspace((left_size + right_size) * Index{sizeof(T)}));
   T* const packed = strips + left_size;
   for (Index begin = 0; begin < columns; begin += at_once) {
     const Index width = std::min(at_once, columns - begin);
-    pack_panels(kernels, depth, width, right.from(0, begin), packed);
-    multiply_panels(kernels, cut, rows, width, depth, left, Panels<T>{packed, round_up(width, kernels.panel)},
-                    0, bias ? bias + begin : nullptr, write, strips, c + begin, c_stride);
+    for (Index k = 0; k == 0 || k < depth; k += deep) {
+      const Index part = std::min(deep, depth - k);
+      pack_panels(kernels, cut.depth, part, width, right.from(k, begin), packed);
+      multiply_panels(kernels, cut, rows, width, part, left.from(0, k),
+                      Panels<T>{packed, round_up(width, kernels.panel)}, 0, bias ? bias + begin : nullptr,
+                      k > 0 ? Write::add : write, strips, c + begin, c_stride);
+    }
   }
 }
 
@@ -185,7 +241,7 @@ template void matrix_product(Index, Index, Index, MatrixView<double>, MatrixView
 template <class T>
 PackedRight<T>::PackedRight(Index depth, Index columns, MatrixView<T> right)
     : kernels_(&product_kernels<T>()), depth_(depth), memory_({round_up(columns, kernels_->panel) * depth}) {
-  pack_panels(*kernels_, depth, columns, right, memory_.data());
+  pack_panels(*kernels_, depth_of_blocks<T>(depth), depth, columns, right, memory_.data());
 }
 
 template <class T>
@@ -203,7 +259,7 @@ template <class T>
 void PackedRight<T>::product(Index rows, Index columns, MatrixView<T> left, Index first_column, const T* bias,
                              T* c, Index c_stride) const {
   if (rows == 0 || columns == 0) return;
-  const ProductCut cut = product_cut<T>(rows, columns, depth_, kernels_->panel);
+  const ProductCut cut = product_cut<T>(rows, columns, depth_, depth_, kernels_->panel);
   T* const strips =
       static_cast<T*>(shared_workspace(std::min(rows, cut.rows_at_once) * depth_ * Index{sizeof(T)}));
   multiply_panels(*kernels_, cut, rows, columns, depth_, left,

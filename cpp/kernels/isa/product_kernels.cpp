@@ -30,31 +30,36 @@ inline void each_strip(Index rows, const Visit& visit) {
   }
 }
 
-// out[k * rows + r] = x[r * stride + k].
+// out[k * rows + r] = x[r * stride + k] for k from `first` on.
 template <class T>
-inline void transpose_strip(const T* x, Index stride, Index rows, Index depth, T* out) {
-  for (Index k = 0; k < depth; ++k) {
+inline void transpose_rest(const T* x, Index stride, Index rows, Index first, Index depth, T* out) {
+  for (Index k = first; k < depth; ++k) {
     for (Index r = 0; r < rows; ++r) out[k * rows + r] = x[r * stride + k];
   }
 }
 
 #if defined(BLASFORMER_ISA_avx512)
-template <>
-inline void transpose_strip(const float* x, Index stride, Index rows, Index depth, float* out) {
-  const float* row[16];  // rows that are not there repeat the last one
-  for (Index r = 0; r < 16; ++r) row[r] = x + smaller(r, rows - 1) * stride;
-  const __mmask16 height = Simd<float>::first(rows);
-  Index k = 0;
-  for (; k + 4 <= depth; k += 4) {
-    const FourColumns four = four_columns(row, k);
-    for (Index i = 0; i < 4; ++i) _mm512_mask_storeu_ps(out + (k + i) * rows, height, four.column[i]);
+template <class T>
+inline void transpose_strip(const T* x, Index stride, Index rows, Index depth, T* out) {
+  using S = Simd<T>;
+  const Index squares = depth / S::lanes * S::lanes;
+  for (Index first = 0; first < rows; first += S::lanes) {
+    const Index count = smaller(rows - first, S::lanes);
+    const T* row[S::lanes];  // rows that are not there repeat the last one
+    for (Index r = 0; r < S::lanes; ++r) row[r] = x + (first + smaller(r, count - 1)) * stride;
+    for (Index k = 0; k < squares; k += S::lanes) {
+      const auto block = square(row, k);
+      for (Index i = 0; i < S::lanes; ++i)
+        S::store_first(out + (k + i) * rows + first, block.column[i], count);
+    }
   }
-  for (; k < depth; ++k) {
-    for (Index r = 0; r < rows; ++r) out[k * rows + r] = row[r][k];
-  }
+  transpose_rest(x, stride, rows, squares, depth, out);
 }
 #else
-template <>
+inline void transpose_strip(const double* x, Index stride, Index rows, Index depth, double* out) {
+  transpose_rest(x, stride, rows, 0, depth, out);
+}
+
 inline void transpose_strip(const float* x, Index stride, Index rows, Index depth, float* out) {
   Index r = 0;
   for (; r + 4 <= rows; r += 4) {

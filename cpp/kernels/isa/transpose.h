@@ -17,40 +17,84 @@ inline void transpose_square(__m128& a, __m128& b, __m128& c, __m128& d) { _MM_T
 #endif
 
 #if defined(BLASFORMER_ISA_avx512)
-// Four columns of 16 rows. Rows r, r + 4, r + 8 and r + 12 lie side by side in one register: the 4 x 4
-// transpose of SSE, done in each quarter, then yields a column of 16 lanes at once.
-struct FourColumns {
-  __m512 column[4];
+// A square of as many rows and columns as a vector has lanes. Each row is read by one load: rows that lie a
+// multiple of the page size apart share few places in the L1 cache, and would drive each other out between
+// one part of a line and the next. Quarters of rows r, r + n, r + 2 n and r + 3 n come to lie side by side in
+// one register; what is left is a small transpose in each quarter.
+struct Quarters {
+  __m512 of[4];  // first, second, third and last quarters of the four rows
 };
-inline FourColumns four_columns(const float* const* row, Index column) {
-  __m512 x[4];
+inline Quarters quarters(__m512 a, __m512 b, __m512 c, __m512 d) {
+  const __m512 ab_low = _mm512_shuffle_f32x4(a, b, 0x44), ab_high = _mm512_shuffle_f32x4(a, b, 0xee);
+  const __m512 cd_low = _mm512_shuffle_f32x4(c, d, 0x44), cd_high = _mm512_shuffle_f32x4(c, d, 0xee);
+  return {{_mm512_shuffle_f32x4(ab_low, cd_low, 0x88), _mm512_shuffle_f32x4(ab_low, cd_low, 0xdd),
+           _mm512_shuffle_f32x4(ab_high, cd_high, 0x88), _mm512_shuffle_f32x4(ab_high, cd_high, 0xdd)}};
+}
+
+struct FloatSquare {
+  __m512 column[16];
+};
+inline FloatSquare square(const float* const* row, Index first) {
+  Quarters x[4];
   for (Index r = 0; r < 4; ++r) {
-    x[r] = _mm512_castps128_ps512(_mm_loadu_ps(row[r] + column));
-    x[r] = _mm512_insertf32x4(x[r], _mm_loadu_ps(row[r + 4] + column), 1);
-    x[r] = _mm512_insertf32x4(x[r], _mm_loadu_ps(row[r + 8] + column), 2);
-    x[r] = _mm512_insertf32x4(x[r], _mm_loadu_ps(row[r + 12] + column), 3);
+    x[r] = quarters(_mm512_loadu_ps(row[r] + first), _mm512_loadu_ps(row[r + 4] + first),
+                    _mm512_loadu_ps(row[r + 8] + first), _mm512_loadu_ps(row[r + 12] + first));
   }
-  const __m512 low01 = _mm512_unpacklo_ps(x[0], x[1]), high01 = _mm512_unpackhi_ps(x[0], x[1]);
-  const __m512 low23 = _mm512_unpacklo_ps(x[2], x[3]), high23 = _mm512_unpackhi_ps(x[2], x[3]);
-  return {{_mm512_shuffle_ps(low01, low23, 0x44), _mm512_shuffle_ps(low01, low23, 0xee),
-           _mm512_shuffle_ps(high01, high23, 0x44), _mm512_shuffle_ps(high01, high23, 0xee)}};
+  FloatSquare result;
+  for (Index q = 0; q < 4; ++q) {
+    const __m512 low01 = _mm512_unpacklo_ps(x[0].of[q], x[1].of[q]);
+    const __m512 low23 = _mm512_unpacklo_ps(x[2].of[q], x[3].of[q]);
+    const __m512 high01 = _mm512_unpackhi_ps(x[0].of[q], x[1].of[q]);
+    const __m512 high23 = _mm512_unpackhi_ps(x[2].of[q], x[3].of[q]);
+    result.column[4 * q] = _mm512_shuffle_ps(low01, low23, 0x44);
+    result.column[4 * q + 1] = _mm512_shuffle_ps(low01, low23, 0xee);
+    result.column[4 * q + 2] = _mm512_shuffle_ps(high01, high23, 0x44);
+    result.column[4 * q + 3] = _mm512_shuffle_ps(high01, high23, 0xee);
+  }
+  return result;
+}
+
+struct DoubleSquare {
+  __m512d column[8];
+};
+inline DoubleSquare square(const double* const* row, Index first) {
+  const auto load = [row, first](Index r) { return _mm512_castpd_ps(_mm512_loadu_pd(row[r] + first)); };
+  const Quarters even = quarters(load(0), load(2), load(4), load(6));
+  const Quarters odd = quarters(load(1), load(3), load(5), load(7));
+  DoubleSquare result;
+  for (Index q = 0; q < 4; ++q) {
+    const __m512d x = _mm512_castps_pd(even.of[q]), y = _mm512_castps_pd(odd.of[q]);
+    result.column[2 * q] = _mm512_unpacklo_pd(x, y);
+    result.column[2 * q + 1] = _mm512_unpackhi_pd(x, y);
+  }
+  return result;
+}
+
+// The squares of transpose_rows: how many columns they cover.
+template <class T>
+inline Index transpose_squares(const T* const* row, Index lanes, Index columns, T* out) {
+  constexpr Index side = 64 / Index{sizeof(T)};
+  const Index covered = columns / side * side;
+  for (Index l = 0; l < lanes; l += side) {
+    for (Index c = 0; c < covered; c += side) {
+      const auto block = square(row + l, c);
+      for (Index i = 0; i < side; ++i) __builtin_memcpy(out + (c + i) * lanes + l, &block.column[i], 64);
+    }
+  }
+  return covered;
+}
+#else
+template <class T>
+inline Index transpose_squares(const T* const*, Index, Index, T*) {
+  return 0;
 }
 #endif
 
 // out[c][lane] = row[lane][c] for whole vectors of lanes. The rows are dense.
 inline void transpose_rows(const float* const* row, Index lanes, Index columns, float* out) {
-  Index wide = 0;  // columns done
-#if defined(BLASFORMER_ISA_avx512)
-  wide = columns / 4 * 4;
-  for (Index l = 0; l < lanes; l += 16) {
-    for (Index c = 0; c < wide; c += 4) {
-      const FourColumns four = four_columns(row + l, c);
-      for (Index i = 0; i < 4; ++i) _mm512_storeu_ps(out + (c + i) * lanes + l, four.column[i]);
-    }
-  }
-#endif
+  const Index done = transpose_squares(row, lanes, columns, out);
   for (Index l = 0; l < lanes; l += 4) {
-    Index c = wide;
+    Index c = done;
     for (; c + 4 <= columns; c += 4) {
       __m128 x0 = _mm_loadu_ps(row[l] + c), x1 = _mm_loadu_ps(row[l + 1] + c);
       __m128 x2 = _mm_loadu_ps(row[l + 2] + c), x3 = _mm_loadu_ps(row[l + 3] + c);
@@ -67,8 +111,9 @@ inline void transpose_rows(const float* const* row, Index lanes, Index columns, 
 }
 
 inline void transpose_rows(const double* const* row, Index lanes, Index columns, double* out) {
+  const Index done = transpose_squares(row, lanes, columns, out);
   for (Index l = 0; l < lanes; l += 2) {
-    Index c = 0;
+    Index c = done;
     for (; c + 2 <= columns; c += 2) {
       const __m128d x0 = _mm_loadu_pd(row[l] + c), x1 = _mm_loadu_pd(row[l + 1] + c);
       _mm_storeu_pd(out + c * lanes + l, _mm_unpacklo_pd(x0, x1));
