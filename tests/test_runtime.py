@@ -196,6 +196,125 @@ def test_precision_belongs_to_its_thread_and_its_asyncio_task() -> None:
     assert sorted(seen) == ["high", "highest", "medium"]
 
 
+# Operands whose product in float64 is known, of a size that the tiles take.
+LEFT, RIGHT = np.random.default_rng(1).standard_normal((2, 96, 96), np.float32)
+EXACT = LEFT.astype(np.float64) @ RIGHT.astype(np.float64).T
+
+
+def product_error() -> float:
+    return float(np.abs(blasformer.functional.linear(LEFT, RIGHT) - EXACT).max())
+
+
+def test_precision_decides_how_many_parts_the_tiles_multiply() -> None:
+    plain = float(np.abs(LEFT @ RIGHT.T - EXACT).max())
+    with blasformer.use_isa("amx_reference"):
+        assert product_error() <= plain
+        with blasformer.precision("high"):
+            assert plain < product_error() < 1e-5 * 96
+        with blasformer.precision("medium"):
+            assert 1e-3 < product_error() < 0.5
+        with blasformer.precision("ieee"):
+            ieee = blasformer.functional.linear(LEFT, RIGHT)
+    with blasformer.use_isa(_core.detected_isas()[-1]), blasformer.precision("ieee"):
+        assert np.array_equal(ieee, blasformer.functional.linear(LEFT, RIGHT))
+
+
+def test_bfloat16_numbers_are_multiplied_as_exactly_in_every_precision() -> None:
+    rounded = [(x.view(np.uint32) & 0xFFFF0000).view(np.float32) for x in (LEFT, RIGHT)]
+    with blasformer.use_isa("amx_reference"):
+        highest = blasformer.functional.linear(*rounded)
+        with blasformer.precision("medium"):
+            assert np.array_equal(blasformer.functional.linear(*rounded), highest)
+
+
+def test_threads_compute_at_their_own_precision_at_the_same_time() -> None:
+    modes = ["highest", "high", "medium", "ieee"]
+
+    def result(mode: Any) -> np.ndarray:
+        with blasformer.precision(mode):
+            return blasformer.functional.linear(LEFT, RIGHT)
+
+    with blasformer.use_isa("amx_reference"):
+        expected = [result(mode) for mode in modes]
+        assert len({array.tobytes() for array in expected}) == 4
+        wrong = []
+
+        def repeat(mode: str, array: np.ndarray) -> None:
+            wrong.extend(i for i in range(30) if not np.array_equal(result(mode), array))
+
+        threads = [
+            threading.Thread(target=repeat, args=pair) for pair in 2 * list(zip(modes, expected, strict=True))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+
+
+def test_asyncio_tasks_compute_at_their_own_precision() -> None:
+    async def one(mode: Any) -> float:
+        with blasformer.precision(mode):
+            await asyncio.sleep(0.01)
+            return product_error()
+
+    async def both() -> list[float]:
+        return await asyncio.gather(one("medium"), one("highest"), one("medium"))
+
+    with blasformer.use_isa("amx_reference"):
+        medium, highest, again = asyncio.run(both())
+    assert medium == again > 100 * highest
+
+
+def test_a_signal_handler_with_a_precision_of_its_own_leaves_the_interrupted_call_alone() -> None:
+    program = """
+import signal
+import numpy as np
+x = np.random.default_rng(0).standard_normal((400, 400), np.float32)
+small = x[:64, :64]
+def handler(signum, frame):
+    with blasformer.precision("medium"):
+        blasformer.functional.linear(small, small)
+    calls.append(signum)
+calls = []
+layer = blasformer.nn.TransformerEncoderLayer(64, 4, 2048, rng=0)
+x = np.random.default_rng(0).standard_normal((1, 256, 64), np.float32)
+expected = layer(x)
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+same = [np.array_equal(layer(x), expected) for _ in range(20)]
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(all(same), len(calls) > 0)"""
+    assert run_python(program, BLASFORMER_ISA="amx_reference") == "True True"
+
+
+def test_layers_and_their_gradients_follow_the_precision() -> None:
+    layer = blasformer.nn.Linear(96, 96, rng=0)
+    with blasformer.use_isa("amx_reference"):
+        results = []
+        for mode in ("highest", "medium"):
+            with blasformer.precision(mode):
+                y, saved = layer.forward(LEFT)
+                d_x, grads = layer.backward(saved, RIGHT)
+                results.append([y, d_x, grads["weight"]])
+    for highest, medium in zip(*results, strict=True):
+        assert 1e-5 < np.abs(highest - medium).max() / np.abs(highest).max() < 1e-2
+
+
+def test_a_forked_child_multiplies_as_its_parent_does() -> None:
+    program = """
+import os
+import numpy as np
+x = np.random.default_rng(0).standard_normal((200, 100), np.float32)
+expected = blasformer.functional.linear(x, x)
+child = os.fork()
+if child == 0:
+    os._exit(0 if np.array_equal(blasformer.functional.linear(x, x), expected) else 1)
+print(os.waitpid(child, 0)[1])"""
+    for name in ("amx_reference", _core.detected_isas()[-1]):
+        assert run_python(program, BLASFORMER_ISA=name) == "0"
+
+
 @pytest.mark.parametrize("wrong", ["fast", "", 1, b"high"])
 def test_an_unknown_precision_is_refused_at_once(wrong: Any) -> None:
     text = f'precision must be "highest", "high", "medium" or "ieee", got {wrong!r}'

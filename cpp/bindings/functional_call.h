@@ -22,12 +22,9 @@ constexpr Index kLeastElementsToRelease = 20'000;
 // Calls function(T()) with the type that arrays of this dtype are computed in, without the interpreter lock.
 template <class Function>
 void compute(DType dtype, Index elements, Function function) {
+  const ContextPrecision precision;
   std::optional<ReleaseGil> released;
-  if (elements >= kLeastElementsToRelease) {
-    released.emplace();
-  } else {
-    follow_context_precision();
-  }
+  if (elements >= kLeastElementsToRelease) released.emplace();
   if (dtype == DType::float64) {
     function(double());
   } else {

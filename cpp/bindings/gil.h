@@ -13,10 +13,7 @@ namespace blasformer::bindings {
 // life, as Python 3.14 does it. What is computed meanwhile has the precision of the context.
 class ReleaseGil {
  public:
-  ReleaseGil() {
-    follow_context_precision();
-    state_ = PyEval_SaveThread();
-  }
+  ReleaseGil() : state_(PyEval_SaveThread()) {}
   ~ReleaseGil() {
     try {
       PyEval_RestoreThread(state_);
@@ -28,7 +25,8 @@ class ReleaseGil {
   ReleaseGil& operator=(const ReleaseGil&) = delete;
 
  private:
-  PyThreadState* state_;
+  const ContextPrecision precision_;
+  PyThreadState* const state_;
 };
 
 }  // namespace blasformer::bindings

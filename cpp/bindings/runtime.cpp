@@ -51,7 +51,7 @@ std::vector<int> sleep_in_tasks(Index tasks, double seconds) {
 
 }  // namespace
 
-void follow_context_precision() {
+Precision context_precision() {
   PyObject* value = nullptr;
   if (precision_variable == nullptr || PyContextVar_Get(precision_variable, nullptr, &value) != 0)
     throw py::error_already_set();
@@ -61,10 +61,10 @@ void follow_context_precision() {
   if (text == nullptr) throw py::error_already_set();
   // One of the four that checked_precision lets through.
   const std::string_view mode(text, static_cast<std::size_t>(length));
-  set_current_precision(mode == "high"     ? Precision::high
-                        : mode == "medium" ? Precision::medium
-                        : mode == "ieee"   ? Precision::ieee
-                                           : Precision::highest);
+  return mode == "high"     ? Precision::high
+         : mode == "medium" ? Precision::medium
+         : mode == "ieee"   ? Precision::ieee
+                            : Precision::highest;
 }
 
 void bind_runtime(py::module_& module) {

@@ -41,9 +41,10 @@ SplitCut split_cut(const SplitProductKernels& kernels, Index rows, Index columns
   return cut;
 }
 
-// Below that the tiles are filled with zeros for the most part, and packing takes longer than is saved.
+// Packing into three parts takes 0.2 ns for an element of the right operand where packing into none takes 0.07
+// (Zen 5); on the tiles a row then costs it some 0.006 ns where vectors need 0.013 (Sapphire Rapids).
 bool is_large_enough(Index rows, Index columns, Index depth) {
-  return rows >= 16 && columns >= 16 && depth >= 32 && rows * columns >= 1024;
+  return rows >= 24 && columns >= 24 && depth >= 32;
 }
 
 }  // namespace
@@ -64,14 +65,14 @@ bool split_matrix_product(Index rows, Index columns, Index depth, MatrixView<flo
     // Blocks of the depth, each [panel].
     unsigned char* const packed =
         static_cast<unsigned char*>(shared_workspace(depth_blocks * panels * bundle));
-    parallel_for(panels * depth_blocks, 1.0 * static_cast<double>(width * depth), [&](Index task, int) {
+    parallel_for(panels * depth_blocks, 0.2 * static_cast<double>(width * depth), [&](Index task, int) {
       const Index first = task % panels * kernels.lines, k = task / panels * cut.depth;
       kernels.pack_right(right.from(k, begin + first), std::min(cut.depth, depth - k),
                          std::min(kernels.lines, width - first), packed + task * bundle);
     });
 
     const Index groups = ceil_div(width, cut.columns);
-    const double work = 0.01 * static_cast<double>(rows * depth) * static_cast<double>(width);
+    const double work = 0.006 * static_cast<double>(rows * depth) * static_cast<double>(width);
     parallel_for(row_blocks * groups, work, [&](Index task, int) {
       const Index row = task / groups * cut.rows, first = task % groups * cut.columns;
       const Index m = std::min(cut.rows, rows - row), n = std::min(cut.columns, width - first);
