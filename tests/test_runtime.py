@@ -266,28 +266,6 @@ def test_asyncio_tasks_compute_at_their_own_precision() -> None:
     assert medium == again > 100 * highest
 
 
-def test_a_signal_handler_with_a_precision_of_its_own_leaves_the_interrupted_call_alone() -> None:
-    program = """
-import signal
-import numpy as np
-x = np.random.default_rng(0).standard_normal((400, 400), np.float32)
-small = x[:64, :64]
-def handler(signum, frame):
-    with blasformer.precision("medium"):
-        blasformer.functional.linear(small, small)
-    calls.append(signum)
-calls = []
-layer = blasformer.nn.TransformerEncoderLayer(64, 4, 2048, rng=0)
-x = np.random.default_rng(0).standard_normal((1, 256, 64), np.float32)
-expected = layer(x)
-signal.signal(signal.SIGALRM, handler)
-signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
-same = [np.array_equal(layer(x), expected) for _ in range(20)]
-signal.setitimer(signal.ITIMER_REAL, 0)
-print(all(same), len(calls) > 0)"""
-    assert run_python(program, BLASFORMER_ISA="amx_reference") == "True True"
-
-
 def test_layers_and_their_gradients_follow_the_precision() -> None:
     layer = blasformer.nn.Linear(96, 96, rng=0)
     with blasformer.use_isa("amx_reference"):
