@@ -266,6 +266,41 @@ def test_asyncio_tasks_compute_at_their_own_precision() -> None:
     assert medium == again > 100 * highest
 
 
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "amx_reference"])
+def test_a_signal_handler_that_computes_leaves_the_interrupted_call_alone(isa: str) -> None:
+    """Its products are larger and at another precision: they need memory where that of the call is in use."""
+    try:
+        with blasformer.use_isa(isa):
+            pass
+    except ValueError as reason:
+        pytest.skip(str(reason))
+    program = f"""
+import signal
+import numpy as np
+random = np.random.default_rng(0)
+size, repeats = (150, 3) if {isa!r} == "amx_reference" else (3000, 8)
+other = random.standard_normal((size, 400), np.float32)
+def handler(signum, frame):
+    with blasformer.precision("medium"):
+        blasformer.linear(other, other[:300])
+        blasformer.linear(other, other[:300], out=np.empty((size, 300), np.float32))
+    calls.append(signum)
+    signal.setitimer(signal.ITIMER_REAL, 0.004)
+calls = []
+layer = blasformer.nn.TransformerEncoderLayer(64, 4, 2048, rng=0)
+x = random.standard_normal((1, size, 64), np.float32)
+def results():
+    y, saved = layer.forward(x)
+    return [layer(x), y, layer.backward(saved, x)[0]]
+expected = results()
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.004)
+same = [np.array_equal(a, b) for _ in range(repeats) for a, b in zip(results(), expected)]
+signal.signal(signal.SIGALRM, signal.SIG_IGN)
+print(all(same), len(calls) > 3)"""
+    assert run_python(program, BLASFORMER_ISA=isa) == "True True"
+
+
 def test_layers_and_their_gradients_follow_the_precision() -> None:
     layer = blasformer.nn.Linear(96, 96, rng=0)
     with blasformer.use_isa("amx_reference"):

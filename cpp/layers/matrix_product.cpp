@@ -176,7 +176,8 @@ template <class T>
 void multiply_while_packing(const ProductKernels<T>& kernels, const ProductCut& cut, Index rows,
                             Index columns, Index depth, MatrixView<T> left, MatrixView<T> right,
                             const T* bias, Write write, T* c, Index c_stride) {
-  T* const strips = static_cast<T*>(shared_workspace(rows * depth * Index{sizeof(T)}));
+  const SharedWorkspace workspace(rows * depth * Index{sizeof(T)});
+  T* const strips = static_cast<T*>(workspace.data());
   pack_strips(kernels, cut, 0, rows, depth, left, strips);
   parallel_for(ceil_div(columns, cut.columns), product_work<T>(rows, columns, depth), [&](Index task, int) {
     T* const panel = static_cast<T*>(thread_workspace(kernels.panel * cut.depth * Index{sizeof(T)}));
@@ -219,7 +220,8 @@ void matrix_product(Index rows, Index columns, Index depth, MatrixView<T> left, 
   // Every panel begins at a cache line.
   const Index left_size = round_up(std::min(rows, cut.rows_at_once) * deep, 64 / Index{sizeof(T)});
   const Index right_size = std::min(at_once, round_up(columns, kernels.panel)) * deep;
-  T* const strips = static_cast<T*>(shared_workspace((left_size + right_size) * Index{sizeof(T)}));
+  const SharedWorkspace workspace((left_size + right_size) * Index{sizeof(T)});
+  T* const strips = static_cast<T*>(workspace.data());
   T* const packed = strips + left_size;
   for (Index begin = 0; begin < columns; begin += at_once) {
     const Index width = std::min(at_once, columns - begin);
@@ -260,8 +262,8 @@ void PackedRight<T>::product(Index rows, Index columns, MatrixView<T> left, Inde
                              T* c, Index c_stride) const {
   if (rows == 0 || columns == 0) return;
   const ProductCut cut = product_cut<T>(rows, columns, depth_, depth_, kernels_->panel);
-  T* const strips =
-      static_cast<T*>(shared_workspace(std::min(rows, cut.rows_at_once) * depth_ * Index{sizeof(T)}));
+  const SharedWorkspace workspace(std::min(rows, cut.rows_at_once) * depth_ * Index{sizeof(T)});
+  T* const strips = static_cast<T*>(workspace.data());
   multiply_panels(*kernels_, cut, rows, columns, depth_, left,
                   Panels<T>{memory_.data(), depth_ == 0 ? 0 : memory_.size() / depth_}, first_column, bias,
                   Write::replace, strips, c, c_stride);

@@ -63,8 +63,8 @@ bool split_matrix_product(Index rows, Index columns, Index depth, MatrixView<flo
     const Index width = std::min(cut.columns_at_once, columns - begin);
     const Index panels = ceil_div(width, kernels.lines);
     // Blocks of the depth, each [panel].
-    unsigned char* const packed =
-        static_cast<unsigned char*>(shared_workspace(depth_blocks * panels * bundle));
+    const SharedWorkspace workspace(depth_blocks * panels * bundle);
+    unsigned char* const packed = static_cast<unsigned char*>(workspace.data());
     parallel_for(panels * depth_blocks, 0.2 * static_cast<double>(width * depth), [&](Index task, int) {
       const Index first = task % panels * kernels.lines, k = task / panels * cut.depth;
       kernels.pack_right(right.from(k, begin + first), std::min(cut.depth, depth - k),
