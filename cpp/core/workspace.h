@@ -49,8 +49,8 @@ inline void* thread_workspace(Index bytes) {
   return workspace_for<OfTask>(bytes);
 }
 
-// For what a call shares with its tasks, while it lives; the calling thread keeps it for its next call. A call
-// within a call, as a signal handler of Python makes one between two tasks, has its own.
+// For what a call shares with its tasks, while it lives; the calling thread keeps it for its next call. A
+// call within a call, as a signal handler of Python makes one between two tasks, has its own.
 class SharedWorkspace {
  public:
   explicit SharedWorkspace(Index bytes) : scratch_(std::exchange(kept(), Scratch())) {

@@ -29,8 +29,8 @@ struct SplitProductKernels {
   Index (*packed_bytes)(Index depth);
   void (*pack_left)(MatrixView<float> left, Index rows, Index depth, void* packed);
   void (*pack_right)(MatrixView<float> right, Index depth, Index columns, void* packed);
-  // As in ProductKernels; right_stride is in bytes. False: no memory for what the plain kernels would have to compute (no exception
-  // crosses kernels).
+  // As in ProductKernels; right_stride is in bytes. False: no memory for what the plain kernels would have to
+  // compute (no exception crosses kernels).
   bool (*multiply)(const void* left, Index rows, Index depth, const void* right, Index right_stride,
                    Index columns, const float* start, Index start_stride, float* c, Index c_stride);
 };

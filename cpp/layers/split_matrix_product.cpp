@@ -41,8 +41,8 @@ SplitCut split_cut(const SplitProductKernels& kernels, Index rows, Index columns
   return cut;
 }
 
-// Packing into three parts takes 0.2 ns for an element of the right operand where packing into none takes 0.07
-// (Zen 5); on the tiles a row then costs it some 0.006 ns where vectors need 0.013 (Sapphire Rapids).
+// Packing into three parts takes 0.2 ns for an element of the right operand where packing into none takes
+// 0.07 (Zen 5); on the tiles a row then costs it some 0.006 ns where vectors need 0.013 (Sapphire Rapids).
 bool is_large_enough(Index rows, Index columns, Index depth) {
   return rows >= 24 && columns >= 24 && depth >= 32;
 }

@@ -82,7 +82,8 @@ struct Gpt2 {
   }
 };
 
-// Llama (Touvron et al. 2023): rotary positions, RMSNorm, SwiGLU, heads that share keys and values; no biases.
+// Llama (Touvron et al. 2023): rotary positions, RMSNorm, SwiGLU, heads that share keys and values; no
+// biases.
 template <class T>
 struct Llama {
   using Norm = RMSNorm<T>;

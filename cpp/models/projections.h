@@ -1,7 +1,7 @@
 #pragma once
 
-// The projections of query, key and value, for models whose checkpoints hold them apart. Here they are rows of
-// one matrix, so that one product computes them.
+// The projections of query, key and value, for models whose checkpoints hold them apart. Here they are rows
+// of one matrix, so that one product computes them.
 
 #include <array>
 #include <memory>

@@ -19,7 +19,7 @@ namespace {
 
 constexpr Index kTileSize = kLines * kLines;  // the sums of a strip times a panel
 
-// --- Packing ------------------------------------------------------------------------------------------------
+// ---- Packing
 
 typedef std::uint32_t Words __attribute__((vector_size(64)));
 typedef float Floats __attribute__((vector_size(64)));
@@ -195,7 +195,7 @@ void pack_right(MatrixView<float> right, Index depth, Index columns, void* packe
   }
 }
 
-// --- Products -----------------------------------------------------------------------------------------------
+// ---- Products
 
 #if defined(BLASFORMER_ISA_avx512_bf16)
 
@@ -292,8 +292,8 @@ void sum_products(Tiles& unit, const Bundle& left, Index rows, const Bundle& rig
 
 #endif
 
-// What denormals taken for zero may have cost an element: some 2^12 additions for a depth of 512, below 2^-126
-// each. Beside a sum of 2^-86 that is a 32nd of what its last rounding may cost.
+// What denormals taken for zero may have cost an element: some 2^12 additions for a depth of 512, below
+// 2^-126 each. Beside a sum of 2^-86 that is a 32nd of what its last rounding may cost.
 constexpr float kFeltBelow = 0x1p-86f;
 // Exponents (biased twice) of two elements, none of whose products of parts, and no sum of them, is denormal:
 // a part may be 2^23 times smaller than its number, and end with its last digit.
