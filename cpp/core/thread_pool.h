@@ -11,7 +11,7 @@ namespace blasformer {
 class TaskFunction {
  public:
   template <class Callable>
-  TaskFunction(const Callable& callable)  // NOLINT(google-explicit-constructor): made to be converted to
+  TaskFunction(const Callable& callable)  // not explicit: a callable is passed where a TaskFunction is taken
       : object_(&callable), call_([](const void* object, Index task, int worker) {
           (*static_cast<const Callable*>(object))(task, worker);
         }) {}

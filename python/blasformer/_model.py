@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -19,15 +20,15 @@ MAX_LAYERS = 1000
 Self = TypeVar("Self", bound="Model")
 
 
-class Model(Layer):
+class Model(Layer, ABC):
     """A layer with a loss, that is saved in a folder: config.json, its arguments, and model.safetensors."""
 
     _model_types: ClassVar[tuple[str, ...]]  # what config.json calls it; what is written here the first
     _adds_in_place: ClassVar[bool] = True  # whether gradients can be added to arrays while they are computed
 
+    @abstractmethod
     def _allocate(self, arguments: dict[str, Any], seed: int | None) -> None:
         """Makes the model with these arguments; without a seed its weights are undefined."""
-        raise NotImplementedError
 
     # ---- Gradients
 
