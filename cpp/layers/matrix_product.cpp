@@ -48,7 +48,7 @@ ProductCut product_cut(Index rows, Index columns, Index depth, Index depth_at_on
   const Index chunks = ceil_div(row_blocks, at_once);
   const Index blocks_at_once = ceil_div(row_blocks, chunks);
   cut.rows_at_once = cut.rows * blocks_at_once;
-  const Index groups = std::min(ceil_div(enough_tasks, blocks_at_once), ceil_div(columns, 64));
+  const Index groups = std::min(ceil_div(enough_tasks, blocks_at_once), ceil_div(columns, panel));
   cut.columns = even_part(columns, ceil_div(columns, groups), panel);
   return cut;
 }
