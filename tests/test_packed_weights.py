@@ -50,6 +50,13 @@ def packs() -> bool:
     return blasformer.show_config("dicts")["instruction sets"]["in use"] != "baseline"
 
 
+@pytest.fixture(params=["highest", "medium", "ieee"])
+def precision(request):
+    """Each makes products of its own kernels, where there are several."""
+    with blasformer.precision(request.param):
+        yield request.param
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", LAYERS)
 def test_packed_copies_change_no_bit_and_are_counted(name, dtype, isa):
@@ -66,6 +73,43 @@ def test_packed_copies_change_no_bit_and_are_counted(name, dtype, isa):
     layer.release_packed()
     assert layer.packed_nbytes == 0
     assert same_bits(layer(*inputs), y)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_copies_in_parts_change_no_bit_and_are_counted(name, product_isa, precision):
+    layer, shapes = LAYERS[name](np.float32)
+    inputs = inputs_of(shapes, np.float32)
+    y, _ = layer.forward(*inputs)
+    assert layer.packed_nbytes == 0
+    for threads in (1, 3):
+        with blasformer.num_threads(threads):
+            assert same_bits(layer(*inputs), y)
+    tiles = sum(
+        -(-a.shape[0] // 32) * -(-a.shape[1] // 32) for a in layer.parameters().values() if a.ndim == 2
+    )
+    assert layer.packed_nbytes <= tiles * (3 * 2 * 32 * 32 + 512), "three parts, padded to whole tiles"
+    layer.release_packed()
+    assert layer.packed_nbytes == 0
+
+
+@pytest.mark.parametrize("in_features", [129, 517])
+def test_copies_in_parts_serve_any_number_of_rows(in_features, product_isa, precision):
+    layer = nn.Linear(in_features, 97, rng=0)
+    for rows in (203, 1, 40, 23, 5, 203, 33):
+        x = normal((rows, in_features), np.float32, rows)
+        assert same_bits(layer(x), layer.forward(x)[0])
+
+
+def test_values_that_parts_cannot_represent_are_right_in_kept_copies(product_isa, precision):
+    layer = nn.Linear(67, 45, rng=0)
+    with layer.edit() as p:
+        p["weight"][3, 5], p["weight"][4, 6], p["weight"][40, 2] = np.inf, 3e38, 1e-39
+    x = normal((61, 67), np.float32, 1)
+    y = layer.forward(x)[0]
+    assert not np.isfinite(y[:, 3]).any()
+    assert np.isfinite(np.delete(y, [3, 4], axis=1)).all()
+    for _ in range(2):
+        assert same_bits(layer(x), y)
 
 
 def set_all(layer, other):
@@ -133,6 +177,16 @@ def test_another_instruction_set_packs_anew():
             with blasformer.use_isa(isa):
                 y = layer(x)
             assert same_bits(expected.setdefault(isa, y), y)
+
+
+def test_another_precision_packs_anew(product_isa):
+    layer, shapes = LAYERS["encoder layer"](np.float32)
+    (x,) = inputs_of(shapes, np.float32)
+    for _ in range(2):
+        for name in ("highest", "high", "medium", "ieee"):
+            with blasformer.precision(name):
+                assert same_bits(layer(x), layer.forward(x)[0])
+                assert (layer.packed_nbytes > 0) == packs()
 
 
 def test_threads_that_infer_while_weights_change_see_old_or_new_weights_whole():

@@ -2,9 +2,12 @@
 
 // c = left right, the product that layers consist of, on all cores.
 
+#include <optional>
+
 #include "core/index.h"
 #include "core/tensor.h"
 #include "kernels/product_kernels.h"
+#include "layers/split_matrix_product.h"
 #include "layers/write.h"
 
 namespace blasformer {
@@ -15,26 +18,28 @@ template <class T>
 void matrix_product(Index rows, Index columns, Index depth, MatrixView<T> left, MatrixView<T> right,
                     const T* bias, Write write, T* c, Index c_stride);
 
-// The right side of products, packed for the kernels in use when it was made: for a matrix that many products
-// read. The same bits either way.
+// The right side of products, packed for the kernels that make them: for a matrix that many products read.
+// The same bits either way.
 template <class T>
 class PackedRight {
  public:
-  PackedRight(Index depth, Index columns, MatrixView<T> right);
+  // For the kernels that make such a product now.
+  PackedRight(Index rows, Index columns, Index depth, MatrixView<T> right);
 
-  // Whether products are made by these kernels still, or such products by kernels that pack at all.
-  bool fits() const;
-  static bool wanted();
+  // Whether such a product is made by kernels that pack; by those of this copy.
+  static bool is_wanted(Index rows, Index columns, Index depth);
+  bool fits(Index rows, Index columns) const;
   // Whether a product may begin at this column.
-  bool can_begin_at(Index column) const { return column % kernels_->panel == 0; }
-  Index nbytes() const { return memory_.size() * static_cast<Index>(sizeof(T)); }
+  bool can_begin_at(Index column) const;
+  Index nbytes() const;
 
   // matrix_product with columns [first_column, first_column + columns) of it.
   void product(Index rows, Index columns, MatrixView<T> left, Index first_column, const T* bias, T* c,
                Index c_stride) const;
 
  private:
-  const ProductKernels<T>* kernels_;
+  std::optional<PackedSplitRight> split_;  // or else:
+  const ProductKernels<T>* kernels_ = nullptr;
   Index depth_;
   Tensor<T> memory_;
 };

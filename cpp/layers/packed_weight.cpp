@@ -3,17 +3,17 @@
 namespace blasformer {
 
 template <class T>
-auto PackedWeight<T>::of(const T* weight, Index in_features, Index out_features, Pass pass) const
-    -> std::shared_ptr<const PackedRight<T>> {
-  if (!PackedRight<T>::wanted()) return nullptr;
+auto PackedWeight<T>::of(const T* weight, Index in_features, Index all_rows, Index rows, Index out_features,
+                         Pass pass) const -> std::shared_ptr<const PackedRight<T>> {
+  if (!PackedRight<T>::is_wanted(rows, out_features, in_features)) return nullptr;
   {
     const std::lock_guard lock(mutex_);
     if (!kept_) return nullptr;
-    if (packed_ != nullptr && packed_->fits()) return packed_;
+    if (packed_ != nullptr && packed_->fits(rows, out_features)) return packed_;
   }
   if (pass == Pass::training) return nullptr;
   // Without the lock: packing waits for other threads. Two that pack at once make the same.
-  auto packed = std::make_shared<const PackedRight<T>>(in_features, out_features,
+  auto packed = std::make_shared<const PackedRight<T>>(rows, all_rows, in_features,
                                                        MatrixView<T>{weight, 1, in_features});
   const std::lock_guard lock(mutex_);
   packed_ = packed;

@@ -22,9 +22,10 @@ class PackedWeight {
   PackedWeight(const PackedWeight&) {}
   PackedWeight& operator=(const PackedWeight&) { return *this; }
 
-  // Null where none is kept. weight: all of it, (out_features, in_features), dense.
-  std::shared_ptr<const PackedRight<T>> of(const T* weight, Index in_features, Index out_features,
-                                           Pass pass) const;
+  // For a product of so many rows, with out_features columns. Null where none is kept. weight: all of it,
+  // (all_rows, in_features), dense.
+  std::shared_ptr<const PackedRight<T>> of(const T* weight, Index in_features, Index all_rows, Index rows,
+                                           Index out_features, Pass pass) const;
   void keep() const;
   void forget() const;
   Index nbytes() const;

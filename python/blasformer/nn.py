@@ -83,7 +83,7 @@ class Layer:
         """Bytes of the copies of weights that inference keeps, in the order in which the kernels read them.
 
         The first inference pass after weights change makes them, as large as the weights it multiplies by;
-        passes of a few rows, and training, do without.
+        passes of one to four rows, and training, do without.
 
         >>> layer = Linear(256, 64, rng=0)
         >>> layer.packed_nbytes
