@@ -61,19 +61,11 @@ template void linear(const double*, Index, Index, WeightView<double>, const doub
 template <class T>
 void linear(const T* x, Index rows, Index in_features, const LayerWeight<T>& weight, const T* bias,
             Index out_features, T* y) {
-  // A copy that is kept makes more of few rows than the weight as it lies, unless sums are short.
-  const bool few = has_few_rows<T>(rows, in_features, false) &&
-                   (in_features < 256 || !PackedRight<T>::is_wanted(rows, out_features, in_features));
-  if (few)
-    return linear(x, rows, in_features, weight.data + weight.first_row * in_features, bias, out_features, y);
-  const MatrixView<T> left{x, in_features, 1};
   const auto packed =
       weight.packed.of(weight.data, in_features, weight.all_rows, rows, out_features, weight.pass);
   if (packed != nullptr && packed->can_begin_at(weight.first_row))
-    return packed->product(rows, out_features, left, weight.first_row, bias, y, out_features);
-  matrix_product(rows, out_features, in_features, left,
-                 {weight.data + weight.first_row * in_features, 1, in_features}, bias, Write::replace, y,
-                 out_features);
+    return packed->product(rows, out_features, {x, in_features, 1}, weight.first_row, bias, y, out_features);
+  linear(x, rows, in_features, weight.data + weight.first_row * in_features, bias, out_features, y);
 }
 
 template void linear(const float*, Index, Index, const LayerWeight<float>&, const float*, Index, float*);

@@ -3,7 +3,8 @@
 // times: a strip of rows lies as [depth][rows], so that one pointer serves all its broadcasting loads, and a
 // panel of two vectors of columns as [depth][columns]. A block of strips stays in the L2 cache while the
 // panels go by, each panel in L1 while the strips go by (Goto and van de Geijn 2008, "Anatomy of
-// high-performance matrix multiplication").
+// high-performance matrix multiplication"). Fewer than four rows take several panels at once: packed weights
+// are then read as fast as memory is.
 
 #include "kernels/product_kernels.h"
 
@@ -126,33 +127,45 @@ void pack_right(MatrixView<T> right, Index depth, Index columns, T* packed) {
   }
 }
 
-template <class T, int rows>
-[[gnu::noinline]] void panel_tile(Index depth, const T* left, const T* right, const T* start,
-                                  Index start_stride, T* c, Index c_stride) {
+// The panels that a tile of so few rows takes at once, or its sums would wait for one another.
+#if defined(BLASFORMER_ISA_avx512)
+constexpr int panels_at_once(int rows) { return rows == 1 ? 4 : 2; }
+constexpr int kFewestRows = 3;
+#else
+constexpr int panels_at_once(int) { return 2; }
+constexpr int kFewestRows = 2;
+#endif
+
+// Panels are right_stride apart.
+template <class T, int rows, int panels>
+[[gnu::noinline]] void panel_tile(Index depth, const T* left, const T* right, Index right_stride,
+                                  const T* start, Index start_stride, T* c, Index c_stride) {
   using S = Simd<T>;
-  typename S::Vector sum[rows][2];
+  typename S::Vector sum[rows][2 * panels];
 #pragma GCC unroll 12
   for (int r = 0; r < rows; ++r) {
     __builtin_prefetch(c + r * c_stride, 1);
     __builtin_prefetch(c + r * c_stride + kPanel<T> - 1, 1);
-#pragma GCC unroll 2
-    for (int v = 0; v < 2; ++v) sum[r][v] = S::zero();
+#pragma GCC unroll 8
+    for (int v = 0; v < 2 * panels; ++v) sum[r][v] = S::zero();
   }
   for (Index k = 0; k < depth; ++k) {
-    const typename S::Vector x = S::load(right), y = S::load(right + S::lanes);
+    typename S::Vector x[2 * panels];
+#pragma GCC unroll 8
+    for (int v = 0; v < 2 * panels; ++v) x[v] = S::load(right + v / 2 * right_stride + v % 2 * S::lanes);
     right += kPanel<T>;
 #pragma GCC unroll 12
     for (int r = 0; r < rows; ++r) {
       const typename S::Vector factor = S::broadcast(left[r]);
-      sum[r][0] = S::fma(factor, x, sum[r][0]);
-      sum[r][1] = S::fma(factor, y, sum[r][1]);
+#pragma GCC unroll 8
+      for (int v = 0; v < 2 * panels; ++v) sum[r][v] = S::fma(factor, x[v], sum[r][v]);
     }
     left += rows;
   }
 #pragma GCC unroll 12
   for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 2
-    for (int v = 0; v < 2; ++v) {
+#pragma GCC unroll 8
+    for (int v = 0; v < 2 * panels; ++v) {
       const Index place = v * S::lanes;
       if (start != nullptr) sum[r][v] = S::load(start + r * start_stride + place) + sum[r][v];
       S::store(c + r * c_stride + place, sum[r][v]);
@@ -161,16 +174,25 @@ template <class T, int rows>
 }
 
 template <class T>
-using PanelTile = void (*)(Index depth, const T* left, const T* right, const T* start, Index start_stride,
-                           T* c, Index c_stride);
+using PanelTile = void (*)(Index depth, const T* left, const T* right, Index right_stride, const T* start,
+                           Index start_stride, T* c, Index c_stride);
 
 template <class T>
 constexpr PanelTile<T> kPanelTiles[] = {
-    panel_tile<T, 1>,  panel_tile<T, 2>,  panel_tile<T, 3>,
-    panel_tile<T, 4>,  panel_tile<T, 5>,  panel_tile<T, 6>,
+    panel_tile<T, 1, 1>,  panel_tile<T, 2, 1>,  panel_tile<T, 3, 1>,
+    panel_tile<T, 4, 1>,  panel_tile<T, 5, 1>,  panel_tile<T, 6, 1>,
 #if defined(BLASFORMER_ISA_avx512)
-    panel_tile<T, 7>,  panel_tile<T, 8>,  panel_tile<T, 9>,
-    panel_tile<T, 10>, panel_tile<T, 11>, panel_tile<T, 12>,
+    panel_tile<T, 7, 1>,  panel_tile<T, 8, 1>,  panel_tile<T, 9, 1>,
+    panel_tile<T, 10, 1>, panel_tile<T, 11, 1>, panel_tile<T, 12, 1>,
+#endif
+};
+
+template <class T>
+constexpr PanelTile<T> kFewRowsTiles[kFewestRows] = {
+    panel_tile<T, 1, panels_at_once(1)>,
+    panel_tile<T, 2, panels_at_once(2)>,
+#if defined(BLASFORMER_ISA_avx512)
+    panel_tile<T, 3, panels_at_once(3)>,
 #endif
 };
 
@@ -182,7 +204,7 @@ void narrow_tile(Index rows, Index depth, const T* left, const T* right, Index c
   for (Index r = 0; r < rows && start != nullptr; ++r) {
     for (Index i = 0; i < columns; ++i) tile[r * kPanel<T> + i] = start[r * start_stride + i];
   }
-  kPanelTiles<T>[rows - 1](depth, left, right, tile, kPanel<T>, tile, kPanel<T>);
+  kPanelTiles<T>[rows - 1](depth, left, right, 0, tile, kPanel<T>, tile, kPanel<T>);
   for (Index r = 0; r < rows; ++r) {
     for (Index i = 0; i < columns; ++i) c[r * c_stride + i] = tile[r * kPanel<T> + i];
   }
@@ -191,14 +213,22 @@ void narrow_tile(Index rows, Index depth, const T* left, const T* right, Index c
 template <class T>
 void multiply(const T* left, Index rows, Index depth, const T* right, Index right_stride, Index columns,
               const T* start, Index start_stride, T* c, Index c_stride) {
-  for (Index first = 0; first < columns; first += kPanel<T>, right += right_stride) {
+  Index first = 0;
+  if (rows <= kFewestRows) {
+    const Index panels = panels_at_once(static_cast<int>(rows)), width = panels * kPanel<T>;
+    for (; first + width <= columns; first += width, right += panels * right_stride) {
+      kFewRowsTiles<T>[rows - 1](depth, left, right, right_stride, start != nullptr ? start + first : nullptr,
+                                 start_stride, c + first, c_stride);
+    }
+  }
+  for (; first < columns; first += kPanel<T>, right += right_stride) {
     const Index count = smaller(kPanel<T>, columns - first);
     const T* strip = left;
     each_strip(rows, [&](Index row, Index height) {
       const T* const begin = start != nullptr ? start + row * start_stride + first : nullptr;
       T* const target = c + row * c_stride + first;
       if (count == kPanel<T>) {
-        kPanelTiles<T>[height - 1](depth, strip, right, begin, start_stride, target, c_stride);
+        kPanelTiles<T>[height - 1](depth, strip, right, 0, begin, start_stride, target, c_stride);
       } else {
         narrow_tile(height, depth, strip, right, count, begin, start_stride, target, c_stride);
       }
