@@ -26,10 +26,12 @@ namespace {
 // more than one core has something to do. By shape alone; at most four shares, so that memory stays linear in
 // the length.
 Index query_runs(const AttentionProblem& p) {
-  constexpr Index enough = 4, least_rows = 256;
+  constexpr Index enough = 4;
   const Index heads = std::max<Index>(p.batch * p.key_heads, 1);
-  return std::clamp<Index>(std::min(ceil_div(enough, heads), p.group() * p.query_length / least_rows), 1,
-                           enough);
+  // A cut costs time: only an odd number of heads, which leaves a core idle, is cut into short runs.
+  const Index least_rows = heads % 2 == 1 ? 96 : 256;
+  const Index runs = std::min(ceil_div(enough, heads), p.group() * p.query_length / least_rows);
+  return runs >= enough ? enough : runs >= 2 ? 2 : 1;
 }
 
 template <class T>
