@@ -109,6 +109,16 @@ def test_new_adapters_change_nothing(name):
     assert same_bits(layer(x), before)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_dropout_of_adapters_acts_where_there_is_an_rng(name):
+    layer, shape = adapted(name, 0.5)
+    x = normal(shape, float)
+    with_rng, again, other = (layer.forward(x, rng=seed)[0] for seed in (1, 1, 2))
+    assert same_bits(layer.forward(x)[0], layer(x))
+    assert same_bits(with_rng, again)
+    assert not np.array_equal(with_rng, other)
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradients_of_adapters_are_derivatives(name, dropout):

@@ -15,6 +15,7 @@
 #include "bindings/attention_call.h"
 #include "bindings/block_types.h"
 #include "bindings/layer.h"
+#include "bindings/layer_output.h"
 #include "bindings/plain_layer.h"
 #include "layers/dropout.h"
 #include "layers/embedding.h"
@@ -36,7 +37,8 @@ namespace {
 // as a dictionary.
 class SelfAttendingLayer : public Layer {
  public:
-  virtual py::tuple call(const py::object& x, AttentionCall call, const Selections& selections) const = 0;
+  virtual py::tuple call(const py::object& x, AttentionCall call, const Selections& selections,
+                         const py::object& out) const = 0;
   virtual py::tuple forward(const py::object& x, AttentionCall call) const = 0;
   // An encoder of copies of this layer and of a last norm, if any; with initial weights of its own if there
   // is a seed.
@@ -47,7 +49,7 @@ class SelfAttendingLayer : public Layer {
 class MultiheadAttentionLayer : public Layer {
  public:
   virtual py::tuple call(const py::object& query, const py::object& key, const py::object& value,
-                         AttentionCall call, const py::object& selection) const = 0;
+                         AttentionCall call, const py::object& selection, const py::object& out) const = 0;
   virtual py::tuple forward(const py::object& query, const py::object& key, const py::object& value,
                             AttentionCall call) const = 0;
 };
@@ -58,10 +60,14 @@ class SelfAttendingLayerOf : public Holding<SelfAttendingLayer, L> {
   using T = typename L::Scalar;
   using Holding<SelfAttendingLayer, L>::Holding;
 
-  py::tuple call(const py::object& x, AttentionCall call, const Selections& selections) const override {
+  py::tuple call(const py::object& x, AttentionCall call, const Selections& selections,
+                 const py::object& out) const override {
     const std::shared_ptr<const L> layer = this->layer();
     Asked<T> asked = asked_of<T>(selections);
-    py::array y = numpy_view(compute(*layer, input<T>(x, "x", false), call.arguments, nullptr, asked), true);
+    const Tensor<T> given = input<T>(x, "x", false);
+    LayerOutput<T> output(out);
+    output.keep_apart(given);
+    py::object y = output.result(compute(*layer, given, call.arguments, nullptr, asked, output.memory()));
     return py::make_tuple(std::move(y), weight_arrays(asked));
   }
 
@@ -69,7 +75,8 @@ class SelfAttendingLayerOf : public Holding<SelfAttendingLayer, L> {
     auto saved = this->new_saved();
     const std::shared_ptr<const L> layer = this->layer();
     Asked<T> none;
-    const Tensor<T> y = compute(*layer, input<T>(x, "x", true), call.arguments, &*saved->values, none);
+    const Tensor<T> y =
+        compute(*layer, input<T>(x, "x", true), call.arguments, &*saved->values, none, nullptr);
     saved->output_shape = y.shape();
     saved->arrays = std::move(call.arrays);
     return py::make_tuple(numpy_view(y, true), std::unique_ptr<Saved>(std::move(saved)));
@@ -88,12 +95,12 @@ class SelfAttendingLayerOf : public Holding<SelfAttendingLayer, L> {
 
  private:
   Tensor<T> compute(const L& layer, const Tensor<T>& x, const AttentionArguments& arguments,
-                    typename L::Saved* saved, Asked<T>& asked) const {
+                    typename L::Saved* saved, Asked<T>& asked, Tensor<T>* out) const {
     return this->run(x.size(), [&] {
       if constexpr (requires { layer.layers; }) {
-        return layer.forward(x, arguments, saved, &asked);
+        return layer.forward(x, arguments, saved, &asked, out);
       } else {
-        return layer.forward(x, arguments, saved, asked.empty() ? nullptr : &asked.begin()->second);
+        return layer.forward(x, arguments, saved, asked.empty() ? nullptr : &asked.begin()->second, out);
       }
     });
   }
@@ -106,13 +113,17 @@ class MultiheadAttentionOf : public Holding<MultiheadAttentionLayer, L> {
   using Holding<MultiheadAttentionLayer, L>::Holding;
 
   py::tuple call(const py::object& query, const py::object& key, const py::object& value, AttentionCall call,
-                 const py::object& selection) const override {
+                 const py::object& selection, const py::object& out) const override {
     const std::shared_ptr<const L> layer = this->layer();
     AskedWeights<T> asked;
     if (!selection.is_none()) asked.selection = *selection_of(selection);
     const Inputs inputs = read(query, key, value, false);
-    py::array y = numpy_view(
-        compute(*layer, inputs, call.arguments, nullptr, selection.is_none() ? nullptr : &asked), true);
+    LayerOutput<T> output(out);
+    output.keep_apart(inputs.query);
+    if (inputs.key) output.keep_apart(*inputs.key);
+    if (inputs.value) output.keep_apart(*inputs.value);
+    py::object y = output.result(compute(*layer, inputs, call.arguments, nullptr,
+                                         selection.is_none() ? nullptr : &asked, output.memory()));
     py::object weights = py::none();
     if (!selection.is_none()) weights = numpy_view(asked.weights, true);
     return py::make_tuple(std::move(y), std::move(weights));
@@ -123,7 +134,7 @@ class MultiheadAttentionOf : public Holding<MultiheadAttentionLayer, L> {
     auto saved = this->new_saved();
     const std::shared_ptr<const L> layer = this->layer();
     const Inputs inputs = read(query, key, value, true);
-    const Tensor<T> y = compute(*layer, inputs, call.arguments, &*saved->values, nullptr);
+    const Tensor<T> y = compute(*layer, inputs, call.arguments, &*saved->values, nullptr, nullptr);
     saved->output_shape = y.shape();
     saved->arrays = std::move(call.arrays);
     return py::make_tuple(numpy_view(y, true), std::unique_ptr<Saved>(std::move(saved)));
@@ -143,10 +154,10 @@ class MultiheadAttentionOf : public Holding<MultiheadAttentionLayer, L> {
   }
 
   Tensor<T> compute(const L& layer, const Inputs& inputs, const AttentionArguments& arguments,
-                    typename L::Saved* saved, AskedWeights<T>* asked) const {
+                    typename L::Saved* saved, AskedWeights<T>* asked, Tensor<T>* out) const {
     return this->run(inputs.query.size() + (inputs.key ? inputs.key->size() : 0), [&] {
       return layer.forward(inputs.query, inputs.key ? &*inputs.key : nullptr,
-                           inputs.value ? &*inputs.value : nullptr, arguments, saved, asked);
+                           inputs.value ? &*inputs.value : nullptr, arguments, saved, asked, out);
     });
   }
 };
@@ -259,16 +270,16 @@ void bind_nn(py::module_& module) {
       .def("release_packed", &Layer::release_packed)
       .def("backward", &Layer::backward, py::arg("saved"), py::arg("d_output"));
   py::class_<PlainLayer, Layer>(module, "PlainLayer")
-      .def("call", &PlainLayer::call, py::arg("x"))
+      .def("call", &PlainLayer::call, py::arg("x"), py::arg("out"))
       .def("forward", &PlainLayer::forward, py::arg("x"), py::arg("seed"));
   py::class_<SelfAttendingLayer, Layer>(module, "SelfAttendingLayer")
       .def(
           "call",
           [](const SelfAttendingLayer& layer, const py::object& x, const py::tuple& arguments,
-             const Selections& selections) {
-            return layer.call(x, layer_call(arguments, std::nullopt), selections);
+             const Selections& selections, const py::object& out) {
+            return layer.call(x, layer_call(arguments, std::nullopt), selections, out);
           },
-          py::arg("x"), py::arg("arguments"), py::arg("selections"))
+          py::arg("x"), py::arg("arguments"), py::arg("selections"), py::arg("out"))
       .def(
           "forward",
           [](const SelfAttendingLayer& layer, const py::object& x, const py::tuple& arguments, Seed seed) {
@@ -284,10 +295,12 @@ void bind_nn(py::module_& module) {
       .def(
           "call",
           [](const MultiheadAttentionLayer& layer, const py::object& query, const py::object& key,
-             const py::object& value, const py::tuple& arguments, const py::object& selection) {
-            return layer.call(query, key, value, layer_call(arguments, std::nullopt), selection);
+             const py::object& value, const py::tuple& arguments, const py::object& selection,
+             const py::object& out) {
+            return layer.call(query, key, value, layer_call(arguments, std::nullopt), selection, out);
           },
-          py::arg("query"), py::arg("key"), py::arg("value"), py::arg("arguments"), py::arg("selection"))
+          py::arg("query"), py::arg("key"), py::arg("value"), py::arg("arguments"), py::arg("selection"),
+          py::arg("out"))
       .def(
           "forward",
           [](const MultiheadAttentionLayer& layer, const py::object& query, const py::object& key,

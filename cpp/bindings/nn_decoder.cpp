@@ -14,7 +14,9 @@
 #include "bindings/asked_weights.h"
 #include "bindings/attention_call.h"
 #include "bindings/block_types.h"
+#include "bindings/growing_targets.h"
 #include "bindings/layer.h"
+#include "bindings/layer_output.h"
 #include "bindings/plain_layer.h"
 #include "layers/decoder.h"
 #include "layers/decoder_layer.h"
@@ -50,11 +52,14 @@ DecoderCall decoder_call(const py::tuple& masks, const py::tuple& memory_masks, 
 class DecodingLayer : public Layer {
  public:
   virtual py::tuple call(const py::object& target, const py::object& memory, const DecoderCall& call,
-                         const Selections& selections) const = 0;
+                         const Selections& selections, const py::object& out) const = 0;
   virtual py::tuple forward(const py::object& target, const py::object& memory, DecoderCall call) const = 0;
   // A decoder of copies of this layer and of a last norm, if any; with initial weights of its own if there is
   // a seed.
   virtual std::unique_ptr<DecodingLayer> stack(Index num_layers, const PlainLayer* norm, Seed seed) const = 0;
+  // An empty target for each memory, with room for `capacity` positions.
+  virtual std::unique_ptr<GrowingTargets> new_cache(const py::object& memory, py::object memory_lengths,
+                                                    Index capacity) const = 0;
 };
 
 template <class L>
@@ -64,12 +69,14 @@ class DecodingLayerOf : public Holding<DecodingLayer, L> {
   using Holding<DecodingLayer, L>::Holding;
 
   py::tuple call(const py::object& target, const py::object& memory, const DecoderCall& call,
-                 const Selections& selections) const override {
+                 const Selections& selections, const py::object& out) const override {
     const std::shared_ptr<const L> layer = this->layer();
     AskedOfDecoder<T> asked = asked_of_decoder<T>(selections);
-    py::array y = numpy_view(compute(*layer, input<T>(target, "target", false),
-                                     input<T>(memory, "memory", false), call.arguments, nullptr, asked),
-                             true);
+    const Tensor<T> to = input<T>(target, "target", false), from = input<T>(memory, "memory", false);
+    LayerOutput<T> output(out);
+    output.keep_apart(to);
+    output.keep_apart(from);
+    py::object y = output.result(compute(*layer, to, from, call.arguments, nullptr, asked, output.memory()));
     return py::make_tuple(std::move(y), weight_arrays(asked));
   }
 
@@ -78,7 +85,7 @@ class DecodingLayerOf : public Holding<DecodingLayer, L> {
     const std::shared_ptr<const L> layer = this->layer();
     AskedOfDecoder<T> none;
     const Tensor<T> y = compute(*layer, input<T>(target, "target", true), input<T>(memory, "memory", true),
-                                call.arguments, &*saved->values, none);
+                                call.arguments, &*saved->values, none, nullptr);
     saved->output_shape = y.shape();
     saved->arrays = std::move(call.arrays);
     return py::make_tuple(numpy_view(y, true), std::unique_ptr<Saved>(std::move(saved)));
@@ -94,16 +101,23 @@ class DecodingLayerOf : public Holding<DecodingLayer, L> {
     }
   }
 
+  std::unique_ptr<GrowingTargets> new_cache(const py::object& memory, py::object memory_lengths,
+                                            Index capacity) const override {
+    return growing_targets(this->layer(),
+                           std::make_shared<typename Holding<DecodingLayer, L>::Computing>(*this), memory,
+                           {std::move(memory_lengths), "memory_key_lengths"}, capacity);
+  }
+
  private:
   Tensor<T> compute(const L& layer, const Tensor<T>& target, const Tensor<T>& memory,
-                    const DecoderArguments& arguments, typename L::Saved* saved,
-                    AskedOfDecoder<T>& asked) const {
+                    const DecoderArguments& arguments, typename L::Saved* saved, AskedOfDecoder<T>& asked,
+                    Tensor<T>* out) const {
     return this->run(target.size() + memory.size(), [&] {
       if constexpr (requires { layer.layers; }) {
-        return layer.forward(target, memory, arguments, saved, &asked);
+        return layer.forward(target, memory, arguments, saved, &asked, out);
       } else {
         return layer.forward(target, memory, arguments, saved,
-                             asked.empty() ? nullptr : &asked.begin()->second);
+                             asked.empty() ? nullptr : &asked.begin()->second, out);
       }
     });
   }
@@ -132,15 +146,24 @@ std::unique_ptr<DecodingLayer> decoder_layer(const std::string& dtype, Index d_m
 }  // namespace
 
 void bind_nn_decoder(py::module_& module) {
+  py::class_<GrowingTargets>(module, "GrowingTargets")
+      .def("add", &GrowingTargets::add, py::arg("target"), py::arg("added"))
+      .def("choose", &GrowingTargets::choose, py::arg("rows"))
+      .def("lengths", &GrowingTargets::lengths)
+      .def("nbytes", &GrowingTargets::nbytes);
   py::class_<DecodingLayer, Layer>(module, "DecodingLayer")
+      .def("new_cache", &DecodingLayer::new_cache, py::arg("memory"), py::arg("memory_lengths"),
+           py::arg("capacity"), py::keep_alive<0, 1>())
       .def(
           "call",
           [](const DecodingLayer& layer, const py::object& target, const py::object& memory,
-             const py::tuple& masks, const py::tuple& memory_masks, const Selections& selections) {
-            return layer.call(target, memory, decoder_call(masks, memory_masks, std::nullopt), selections);
+             const py::tuple& masks, const py::tuple& memory_masks, const Selections& selections,
+             const py::object& out) {
+            return layer.call(target, memory, decoder_call(masks, memory_masks, std::nullopt), selections,
+                              out);
           },
           py::arg("target"), py::arg("memory"), py::arg("masks"), py::arg("memory_masks"),
-          py::arg("selections"))
+          py::arg("selections"), py::arg("out"))
       .def(
           "forward",
           [](const DecodingLayer& layer, const py::object& target, const py::object& memory,

@@ -13,7 +13,9 @@
 #include "bindings/asked_weights.h"
 #include "bindings/attention_call.h"
 #include "bindings/block_types.h"
+#include "bindings/growing_targets.h"
 #include "bindings/layer.h"
+#include "bindings/layer_output.h"
 #include "layers/transformer.h"
 
 namespace blasformer::bindings {
@@ -46,12 +48,17 @@ TransformerCall transformer_call(const py::tuple& masks, Seed seed) {
 class TransformerLayer : public Layer {
  public:
   virtual py::tuple call(const py::object& source, const py::object& target, const TransformerCall& call,
-                         const Selections& of_encoder, const Selections& of_decoder) const = 0;
+                         const Selections& of_encoder, const Selections& of_decoder,
+                         const py::object& out) const = 0;
   virtual py::tuple forward(const py::object& source, const py::object& target,
                             TransformerCall call) const = 0;
-  virtual py::object encode(const py::object& source, const TransformerCall& call) const = 0;
-  virtual py::object decode(const py::object& target, const py::object& memory,
-                            const TransformerCall& call) const = 0;
+  virtual py::object encode(const py::object& source, const TransformerCall& call,
+                            const py::object& out) const = 0;
+  virtual py::object decode(const py::object& target, const py::object& memory, const TransformerCall& call,
+                            const py::object& out) const = 0;
+  // An empty target for each memory, with room for `capacity` positions.
+  virtual std::unique_ptr<GrowingTargets> new_cache(const py::object& memory, py::object source_lengths,
+                                                    Index capacity) const = 0;
 };
 
 template <class L>
@@ -61,13 +68,16 @@ class TransformerOf : public Holding<TransformerLayer, L> {
   using Holding<TransformerLayer, L>::Holding;
 
   py::tuple call(const py::object& source, const py::object& target, const TransformerCall& call,
-                 const Selections& of_encoder, const Selections& of_decoder) const override {
+                 const Selections& of_encoder, const Selections& of_decoder,
+                 const py::object& out) const override {
     const std::shared_ptr<const L> layer = this->layer();
     typename L::Asked asked{asked_of<T>(of_encoder), asked_of_decoder<T>(of_decoder)};
     const Tensor<T> from = input<T>(source, "source", false), to = input<T>(target, "target", false);
-    const Tensor<T> y = this->run(from.size() + to.size(),
-                                  [&] { return layer->forward(from, to, call.arguments, nullptr, &asked); });
-    return py::make_tuple(numpy_view(y, true), weight_arrays(asked.encoder), weight_arrays(asked.decoder));
+    LayerOutput<T> output = output_apart(out, from, to);
+    const Tensor<T> y = this->run(from.size() + to.size(), [&] {
+      return layer->forward(from, to, call.arguments, nullptr, &asked, output.memory());
+    });
+    return py::make_tuple(output.result(y), weight_arrays(asked.encoder), weight_arrays(asked.decoder));
   }
 
   py::tuple forward(const py::object& source, const py::object& target, TransformerCall call) const override {
@@ -81,20 +91,39 @@ class TransformerOf : public Holding<TransformerLayer, L> {
     return py::make_tuple(numpy_view(y, true), std::unique_ptr<Saved>(std::move(saved)));
   }
 
-  py::object encode(const py::object& source, const TransformerCall& call) const override {
+  py::object encode(const py::object& source, const TransformerCall& call,
+                    const py::object& out) const override {
     const std::shared_ptr<const L> layer = this->layer();
     const Tensor<T> from = input<T>(source, "source", false);
-    return numpy_view(this->run(from.size(), [&] { return layer->encode(from, call.arguments.encoder); }),
-                      true);
+    LayerOutput<T> output(out);
+    output.keep_apart(from);
+    return output.result(
+        this->run(from.size(), [&] { return layer->encode(from, call.arguments.encoder, output.memory()); }));
   }
 
-  py::object decode(const py::object& target, const py::object& memory,
-                    const TransformerCall& call) const override {
+  py::object decode(const py::object& target, const py::object& memory, const TransformerCall& call,
+                    const py::object& out) const override {
     const std::shared_ptr<const L> layer = this->layer();
     const Tensor<T> to = input<T>(target, "target", false), from = input<T>(memory, "memory", false);
-    return numpy_view(
-        this->run(to.size() + from.size(), [&] { return layer->decode(to, from, call.arguments.decoder); }),
-        true);
+    LayerOutput<T> output = output_apart(out, from, to);
+    return output.result(this->run(to.size() + from.size(), [&] {
+      return layer->decode(to, from, call.arguments.decoder, output.memory());
+    }));
+  }
+
+  std::unique_ptr<GrowingTargets> new_cache(const py::object& memory, py::object source_lengths,
+                                            Index capacity) const override {
+    return growing_targets(this->layer(),
+                           std::make_shared<typename Holding<TransformerLayer, L>::Computing>(*this), memory,
+                           {std::move(source_lengths), "source_lengths"}, capacity);
+  }
+
+ private:
+  static LayerOutput<T> output_apart(const py::object& out, const Tensor<T>& from, const Tensor<T>& to) {
+    LayerOutput<T> output(out);
+    output.keep_apart(from);
+    output.keep_apart(to);
+    return output;
   }
 };
 
@@ -130,14 +159,18 @@ std::unique_ptr<TransformerLayer> transformer(const std::string& dtype, Index d_
 
 void bind_nn_transformer(py::module_& module) {
   py::class_<TransformerLayer, Layer>(module, "TransformerLayer")
+      .def("new_cache", &TransformerLayer::new_cache, py::arg("memory"), py::arg("source_lengths"),
+           py::arg("capacity"), py::keep_alive<0, 1>())
       .def(
           "call",
           [](const TransformerLayer& layer, const py::object& source, const py::object& target,
-             const py::tuple& masks, const Selections& of_encoder, const Selections& of_decoder) {
-            return layer.call(source, target, transformer_call(masks, std::nullopt), of_encoder, of_decoder);
+             const py::tuple& masks, const Selections& of_encoder, const Selections& of_decoder,
+             const py::object& out) {
+            return layer.call(source, target, transformer_call(masks, std::nullopt), of_encoder, of_decoder,
+                              out);
           },
           py::arg("source"), py::arg("target"), py::arg("masks"), py::arg("of_encoder"),
-          py::arg("of_decoder"))
+          py::arg("of_decoder"), py::arg("out"))
       .def(
           "forward",
           [](const TransformerLayer& layer, const py::object& source, const py::object& target,
@@ -146,17 +179,18 @@ void bind_nn_transformer(py::module_& module) {
           py::arg("source"), py::arg("target"), py::arg("masks"), py::arg("seed"))
       .def(
           "encode",
-          [](const TransformerLayer& layer, const py::object& source, const py::tuple& masks) {
-            return layer.encode(source, transformer_call(masks, std::nullopt));
+          [](const TransformerLayer& layer, const py::object& source, const py::tuple& masks,
+             const py::object& out) {
+            return layer.encode(source, transformer_call(masks, std::nullopt), out);
           },
-          py::arg("source"), py::arg("masks"))
+          py::arg("source"), py::arg("masks"), py::arg("out"))
       .def(
           "decode",
           [](const TransformerLayer& layer, const py::object& target, const py::object& memory,
-             const py::tuple& masks) {
-            return layer.decode(target, memory, transformer_call(masks, std::nullopt));
+             const py::tuple& masks, const py::object& out) {
+            return layer.decode(target, memory, transformer_call(masks, std::nullopt), out);
           },
-          py::arg("target"), py::arg("memory"), py::arg("masks"));
+          py::arg("target"), py::arg("memory"), py::arg("masks"), py::arg("out"));
   module.def("transformer", transformer, py::arg("dtype"), py::arg("d_model"), py::arg("nhead"),
              py::arg("num_encoder_layers"), py::arg("num_decoder_layers"), py::arg("num_kv_heads"),
              py::arg("dim_feedforward"), py::arg("dropout"), py::arg("activation"), py::arg("layer_norm_eps"),

@@ -5,13 +5,15 @@
 #include <utility>
 
 #include "bindings/layer.h"
+#include "bindings/layer_output.h"
+#include "layers/low_rank.h"
 
 namespace blasformer::bindings {
 
 // One array in, one array out.
 class PlainLayer : public Layer {
  public:
-  virtual py::object call(py::object x) const = 0;
+  virtual py::object call(py::object x, const py::object& out) const = 0;
   virtual py::tuple forward(py::object x, Seed seed) const = 0;
 };
 
@@ -20,15 +22,18 @@ class PlainLayerOf : public Holding<PlainLayer, L> {
  public:
   using Holding<PlainLayer, L>::Holding;
 
-  py::object call(py::object x) const override {
+  py::object call(py::object x, const py::object& out) const override {
     const std::shared_ptr<const L> layer = this->layer();
-    return numpy_view(compute(*layer, read(x, false), std::nullopt, nullptr), true);
+    const auto given = read(x, false);
+    LayerOutput<typename L::Scalar> output(out);
+    output.keep_apart(given);
+    return output.result(compute(*layer, given, std::nullopt, nullptr, output.memory()));
   }
 
   py::tuple forward(py::object x, Seed seed) const override {
     auto saved = this->new_saved();
     const std::shared_ptr<const L> layer = this->layer();
-    const auto y = compute(*layer, read(x, true), seed, &*saved->values);
+    const auto y = compute(*layer, read(x, true), seed, &*saved->values, nullptr);
     saved->output_shape = y.shape();
     return py::make_tuple(numpy_view(y, true), std::unique_ptr<Saved>(std::move(saved)));
   }
@@ -45,12 +50,15 @@ class PlainLayerOf : public Holding<PlainLayer, L> {
   }
 
   template <class Input>
-  auto compute(const L& layer, const Input& x, Seed seed, typename L::Saved* saved) const {
+  auto compute(const L& layer, const Input& x, Seed seed, typename L::Saved* saved,
+               Tensor<typename L::Scalar>* out) const {
     return this->run(x.size(), [&] {
-      if constexpr (requires { layer.forward(x, seed, saved); }) {
-        return layer.forward(x, seed, saved);
+      if constexpr (requires { layer.adapter; }) {
+        return layer.forward(x, saved, adapter_seed(seed, 0), out);
+      } else if constexpr (requires { layer.forward(x, seed, saved, out); }) {
+        return layer.forward(x, seed, saved, out);
       } else {
-        return layer.forward(x, saved);
+        return layer.forward(x, saved, out);
       }
     });
   }

@@ -180,8 +180,7 @@ class Seq2SeqOf<L>::Targets : public TargetCache {
     const auto within = [](const std::vector<Index>& rows, Index count) {
       return std::ranges::all_of(rows, [count](Index row) { return row >= 0 && row < count; });
     };
-    require(within(sources, cache_.multihead_attn.front().key.extent(0)) &&
-                within(targets, cache_.seen.size()) &&
+    require(within(sources, cache_.memories()) && within(targets, cache_.seen.size()) &&
                 (sources.empty() ? targets.empty() : targets.size() % sources.size() == 0),
             "sources and targets must be rows of what there is");
     const ReleaseGil released;
@@ -189,14 +188,14 @@ class Seq2SeqOf<L>::Targets : public TargetCache {
   }
 
  private:
-  static typename L::Cache encoded(const L& model, const TokenSequences& source, Index capacity) {
+  static DecoderCache<T> encoded(const L& model, const TokenSequences& source, Index capacity) {
     const ReleaseGil released;
     return model.encode(source, capacity);
   }
 
   typename Holding<Seq2SeqLayer, L>::Computing computing_;
   std::shared_ptr<const L> model_;
-  typename L::Cache cache_;
+  DecoderCache<T> cache_;
 };
 
 template <class L>

@@ -30,7 +30,8 @@ void TransformerDecoder<Layer>::initialise(Initialiser& random) {
 template <class Layer>
 auto TransformerDecoder<Layer>::forward(const Tensor<T>& target, const Tensor<T>& memory,
                                         const DecoderArguments& arguments, Saved* saved,
-                                        std::map<Index, AskedDecoderWeights<T>>* asked) const -> Tensor<T> {
+                                        std::map<Index, AskedDecoderWeights<T>>* asked, Tensor<T>* out) const
+    -> Tensor<T> {
   if (saved != nullptr) saved->layers.resize(layers.size());
   Tensor<T> y = target;
   DecoderArguments own = arguments;
@@ -39,9 +40,10 @@ auto TransformerDecoder<Layer>::forward(const Tensor<T>& target, const Tensor<T>
     AskedDecoderWeights<T>* asked_here = nullptr;
     if (asked != nullptr && asked->contains(static_cast<Index>(i)))
       asked_here = &asked->at(static_cast<Index>(i));
-    y = layers[i].forward(y, memory, own, saved != nullptr ? &saved->layers[i] : nullptr, asked_here);
+    y = layers[i].forward(y, memory, own, saved != nullptr ? &saved->layers[i] : nullptr, asked_here,
+                          !norm && i + 1 == layers.size() ? out : nullptr);
   }
-  return norm ? norm->forward(y, saved != nullptr ? &saved->norm : nullptr) : y;
+  return norm ? norm->forward(y, saved != nullptr ? &saved->norm : nullptr, out) : y;
 }
 
 template <class Layer>

@@ -40,7 +40,8 @@ struct TransformerDecoder {
   void initialise(Initialiser& random);
   // asked: the attention weights to return, by the index of their layer.
   Tensor<T> forward(const Tensor<T>& target, const Tensor<T>& memory, const DecoderArguments& arguments = {},
-                    Saved* saved = nullptr, std::map<Index, AskedDecoderWeights<T>>* asked = nullptr) const;
+                    Saved* saved = nullptr, std::map<Index, AskedDecoderWeights<T>>* asked = nullptr,
+                    Tensor<T>* out = nullptr) const;
   DecoderInputGradients<T> backward(const Saved& saved, const Tensor<T>& d_y, TransformerDecoder& gradients,
                                     Write write) const;
 

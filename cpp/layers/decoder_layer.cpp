@@ -77,7 +77,7 @@ Tensor<T> DecoderSublayers<T, Norm, Feed>::look_up(const Tensor<T>& x, const Ten
 template <class T, class Norm, class Feed>
 Tensor<T> PostNormDecoderLayer<T, Norm, Feed>::forward(const Tensor<T>& target, const Tensor<T>& memory,
                                                        const DecoderArguments& arguments, Saved* saved,
-                                                       AskedDecoderWeights<T>* asked) const {
+                                                       AskedDecoderWeights<T>* asked, Tensor<T>* out) const {
   check_inputs(target, memory, this->d_model());
   if (saved != nullptr && this->recompute) {
     saved->target = target;
@@ -100,7 +100,7 @@ Tensor<T> PostNormDecoderLayer<T, Norm, Feed>::forward(const Tensor<T>& target, 
       this->feed_forward.forward(y, dropout_seed(seed, 4), saved != nullptr ? &saved->feed_forward : nullptr);
   add_residual(y, this->dropout_p, dropout_seed(seed, 5), fed);
   if (saved != nullptr) saved->seed = seed;
-  return this->norm3.forward(fed, saved != nullptr ? &saved->norm3 : nullptr);
+  return this->norm3.forward(fed, saved != nullptr ? &saved->norm3 : nullptr, out);
 }
 
 template <class T, class Norm, class Feed>
@@ -132,7 +132,7 @@ DecoderInputGradients<T> PostNormDecoderLayer<T, Norm, Feed>::backward(const Sav
 template <class T, class Norm, class Feed>
 Tensor<T> PreNormDecoderLayer<T, Norm, Feed>::forward(const Tensor<T>& target, const Tensor<T>& memory,
                                                       const DecoderArguments& arguments, Saved* saved,
-                                                      AskedDecoderWeights<T>* asked) const {
+                                                      AskedDecoderWeights<T>* asked, Tensor<T>* out) const {
   check_inputs(target, memory, this->d_model());
   if (saved != nullptr && this->recompute) {
     saved->target = target;
@@ -150,9 +150,9 @@ Tensor<T> PreNormDecoderLayer<T, Norm, Feed>::forward(const Tensor<T>& target, c
                               arguments, saved, asked);
   add_residual(x, this->dropout_p, dropout_seed(seed, 3), y);
 
-  Tensor<T> z =
-      this->feed_forward.forward(this->norm3.forward(y, saved != nullptr ? &saved->norm3 : nullptr),
-                                 dropout_seed(seed, 4), saved != nullptr ? &saved->feed_forward : nullptr);
+  Tensor<T> z = this->feed_forward.forward(this->norm3.forward(y, saved != nullptr ? &saved->norm3 : nullptr),
+                                           dropout_seed(seed, 4),
+                                           saved != nullptr ? &saved->feed_forward : nullptr, out);
   add_residual(y, this->dropout_p, dropout_seed(seed, 5), z);
   if (saved != nullptr) saved->seed = seed;
   return z;

@@ -108,7 +108,8 @@ struct PostNormDecoderLayer : DecoderSublayers<T, Norm, Feed> {
   using typename DecoderSublayers<T, Norm, Feed>::Saved;
   using DecoderSublayers<T, Norm, Feed>::DecoderSublayers;
   Tensor<T> forward(const Tensor<T>& target, const Tensor<T>& memory, const DecoderArguments& arguments = {},
-                    Saved* saved = nullptr, AskedDecoderWeights<T>* asked = nullptr) const;
+                    Saved* saved = nullptr, AskedDecoderWeights<T>* asked = nullptr,
+                    Tensor<T>* out = nullptr) const;
   DecoderInputGradients<T> backward(const Saved& saved, const Tensor<T>& d_y, PostNormDecoderLayer& gradients,
                                     Write write) const;
 };
@@ -120,7 +121,8 @@ struct PreNormDecoderLayer : DecoderSublayers<T, Norm, Feed> {
   using typename DecoderSublayers<T, Norm, Feed>::Saved;
   using DecoderSublayers<T, Norm, Feed>::DecoderSublayers;
   Tensor<T> forward(const Tensor<T>& target, const Tensor<T>& memory, const DecoderArguments& arguments = {},
-                    Saved* saved = nullptr, AskedDecoderWeights<T>* asked = nullptr) const;
+                    Saved* saved = nullptr, AskedDecoderWeights<T>* asked = nullptr,
+                    Tensor<T>* out = nullptr) const;
   DecoderInputGradients<T> backward(const Saved& saved, const Tensor<T>& d_y, PreNormDecoderLayer& gradients,
                                     Write write) const;
 };

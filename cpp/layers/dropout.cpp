@@ -5,6 +5,7 @@
 #include "core/require.h"
 #include "core/thread_pool.h"
 #include "kernels/dropout_kernels.h"
+#include "layers/destination.h"
 
 namespace blasformer {
 
@@ -36,11 +37,15 @@ Dropout<T>::Dropout(double p_) : p(p_) {
 }
 
 template <class T>
-Tensor<T> Dropout<T>::forward(const Tensor<T>& x, std::optional<std::uint64_t> seed, Saved* saved) const {
+Tensor<T> Dropout<T>::forward(const Tensor<T>& x, std::optional<std::uint64_t> seed, Saved* saved,
+                              Tensor<T>* out) const {
   if (saved != nullptr) saved->seed = seed;
-  if (!seed || p == 0) return x.copy();
-  Tensor<T> y(x.shape());
-  dropout(x.data(), x.size(), p, *seed, y.data());
+  Tensor<T> y = memory_for(x.shape(), out);
+  if (seed && p > 0) {
+    dropout(x.data(), x.size(), p, *seed, y.data());
+  } else {
+    std::copy_n(x.data(), x.size(), y.data());
+  }
   return y;
 }
 

@@ -36,7 +36,7 @@ struct Dropout {
 
   void initialise(Initialiser&) {}
   Tensor<T> forward(const Tensor<T>& x, std::optional<std::uint64_t> seed = std::nullopt,
-                    Saved* saved = nullptr) const;
+                    Saved* saved = nullptr, Tensor<T>* out = nullptr) const;
   Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, Dropout& gradients, Write write) const;
 
   template <class Self, class Visit>

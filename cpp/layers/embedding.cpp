@@ -6,6 +6,7 @@
 
 #include "core/require.h"
 #include "core/thread_pool.h"
+#include "layers/destination.h"
 
 namespace blasformer {
 
@@ -101,10 +102,10 @@ void Embedding<T>::initialise(Initialiser& random) {
 }
 
 template <class T>
-Tensor<T> Embedding<T>::forward(const Tensor<std::int64_t>& ids, Saved* saved) const {
+Tensor<T> Embedding<T>::forward(const Tensor<std::int64_t>& ids, Saved* saved, Tensor<T>* out) const {
   Shape shape = ids.shape();
   shape.push_back(embedding_dim());
-  Tensor<T> y(std::move(shape));
+  Tensor<T> y = memory_for(std::move(shape), out);
   embedding(ids.data(), ids.size(), weight.data(), num_embeddings(), embedding_dim(), y.data());
   if (saved != nullptr) saved->ids = ids;
   return y;

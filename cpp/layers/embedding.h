@@ -57,7 +57,7 @@ struct Embedding {
 
   // Normal with mean 0 and variance 1, as PyTorch does.
   void initialise(Initialiser& random);
-  Tensor<T> forward(const Tensor<std::int64_t>& ids, Saved* saved = nullptr) const;
+  Tensor<T> forward(const Tensor<std::int64_t>& ids, Saved* saved = nullptr, Tensor<T>* out = nullptr) const;
   void backward(const Saved& saved, const Tensor<T>& d_y, Embedding& gradients, Write write) const;
 
   template <class Self, class Visit>

@@ -29,7 +29,8 @@ void TransformerEncoder<Layer>::initialise(Initialiser& random) {
 
 template <class Layer>
 auto TransformerEncoder<Layer>::forward(const Tensor<T>& x, const AttentionArguments& arguments, Saved* saved,
-                                        std::map<Index, AskedWeights<T>>* asked) const -> Tensor<T> {
+                                        std::map<Index, AskedWeights<T>>* asked, Tensor<T>* out) const
+    -> Tensor<T> {
   if (saved != nullptr) saved->layers.resize(layers.size());
   Tensor<T> y = x;
   for (std::size_t i = 0; i < layers.size(); ++i) {
@@ -38,9 +39,10 @@ auto TransformerEncoder<Layer>::forward(const Tensor<T>& x, const AttentionArgum
     AskedWeights<T>* asked_here = nullptr;
     if (asked != nullptr && asked->contains(static_cast<Index>(i)))
       asked_here = &asked->at(static_cast<Index>(i));
-    y = layers[i].forward(y, own, saved != nullptr ? &saved->layers[i] : nullptr, asked_here);
+    y = layers[i].forward(y, own, saved != nullptr ? &saved->layers[i] : nullptr, asked_here,
+                          !norm && i + 1 == layers.size() ? out : nullptr);
   }
-  return norm ? norm->forward(y, saved != nullptr ? &saved->norm : nullptr) : y;
+  return norm ? norm->forward(y, saved != nullptr ? &saved->norm : nullptr, out) : y;
 }
 
 template <class Layer>

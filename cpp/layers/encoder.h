@@ -39,7 +39,7 @@ struct TransformerEncoder {
   void initialise(Initialiser& random);
   // asked: the attention weights to return, by the index of their layer.
   Tensor<T> forward(const Tensor<T>& x, const AttentionArguments& arguments = {}, Saved* saved = nullptr,
-                    std::map<Index, AskedWeights<T>>* asked = nullptr) const;
+                    std::map<Index, AskedWeights<T>>* asked = nullptr, Tensor<T>* out = nullptr) const;
   Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, TransformerEncoder& gradients,
                      Write write) const;
 

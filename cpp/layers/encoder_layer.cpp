@@ -64,11 +64,11 @@ void EncoderSublayers<T, Norm, Feed>::initialise(Initialiser& random) {
 template <class T, class Norm, class Feed>
 Tensor<T> PostNormEncoderLayer<T, Norm, Feed>::forward(const Tensor<T>& x,
                                                        const AttentionArguments& arguments, Saved* saved,
-                                                       AskedWeights<T>* asked) const {
+                                                       AskedWeights<T>* asked, Tensor<T>* out) const {
   check_input(x, this->d_model());
   if (saved && this->recompute) saved = keep_input(x, {}, arguments, saved);
   return join(x, this->self_attn.forward(x, arguments, saved ? &saved->self_attn : nullptr, asked),
-              arguments.seed, saved);
+              arguments.seed, saved, out);
 }
 
 template <class T, class Norm, class Feed>
@@ -78,19 +78,20 @@ Tensor<T> PostNormEncoderLayer<T, Norm, Feed>::forward_packed(const Tensor<T>& x
                                                               Saved* saved) const {
   if (saved && this->recompute) saved = keep_input(x, starts, arguments, saved);
   return join(x, this->self_attn.forward_packed(x, starts, arguments, saved ? &saved->self_attn : nullptr),
-              arguments.seed, saved);
+              arguments.seed, saved, nullptr);
 }
 
 template <class T, class Norm, class Feed>
 Tensor<T> PostNormEncoderLayer<T, Norm, Feed>::join(const Tensor<T>& x, Tensor<T> attended,
-                                                    std::optional<std::uint64_t> seed, Saved* saved) const {
+                                                    std::optional<std::uint64_t> seed, Saved* saved,
+                                                    Tensor<T>* out) const {
   add_residual(x, this->dropout_p, dropout_seed(seed, 1), attended);
   const Tensor<T> y = this->norm1.forward(attended, saved ? &saved->norm1 : nullptr);
   Tensor<T> fed =
       this->feed_forward.forward(y, dropout_seed(seed, 2), saved ? &saved->feed_forward : nullptr);
   add_residual(y, this->dropout_p, dropout_seed(seed, 3), fed);
   if (saved) saved->seed = seed;
-  return this->norm2.forward(fed, saved ? &saved->norm2 : nullptr);
+  return this->norm2.forward(fed, saved ? &saved->norm2 : nullptr, out);
 }
 
 template <class T, class Norm, class Feed>
@@ -115,12 +116,13 @@ Tensor<T> PostNormEncoderLayer<T, Norm, Feed>::backward(const Saved& saved, cons
 
 template <class T, class Norm, class Feed>
 Tensor<T> PreNormEncoderLayer<T, Norm, Feed>::forward(const Tensor<T>& x, const AttentionArguments& arguments,
-                                                      Saved* saved, AskedWeights<T>* asked) const {
+                                                      Saved* saved, AskedWeights<T>* asked,
+                                                      Tensor<T>* out) const {
   check_input(x, this->d_model());
   if (saved && this->recompute) saved = keep_input(x, {}, arguments, saved);
   const Tensor<T> normed = this->norm1.forward(x, saved ? &saved->norm1 : nullptr);
   return join(x, this->self_attn.forward(normed, arguments, saved ? &saved->self_attn : nullptr, asked),
-              arguments.seed, saved);
+              arguments.seed, saved, out);
 }
 
 template <class T, class Norm, class Feed>
@@ -132,16 +134,17 @@ Tensor<T> PreNormEncoderLayer<T, Norm, Feed>::forward_packed(const Tensor<T>& x,
   const Tensor<T> normed = this->norm1.forward(x, saved ? &saved->norm1 : nullptr);
   return join(x,
               this->self_attn.forward_packed(normed, starts, arguments, saved ? &saved->self_attn : nullptr),
-              arguments.seed, saved);
+              arguments.seed, saved, nullptr);
 }
 
 template <class T, class Norm, class Feed>
 Tensor<T> PreNormEncoderLayer<T, Norm, Feed>::join(const Tensor<T>& x, Tensor<T> attended,
-                                                   std::optional<std::uint64_t> seed, Saved* saved) const {
+                                                   std::optional<std::uint64_t> seed, Saved* saved,
+                                                   Tensor<T>* out) const {
   add_residual(x, this->dropout_p, dropout_seed(seed, 1), attended);
   const Tensor<T> normed = this->norm2.forward(attended, saved ? &saved->norm2 : nullptr);
   Tensor<T> fed =
-      this->feed_forward.forward(normed, dropout_seed(seed, 2), saved ? &saved->feed_forward : nullptr);
+      this->feed_forward.forward(normed, dropout_seed(seed, 2), saved ? &saved->feed_forward : nullptr, out);
   add_residual(attended, this->dropout_p, dropout_seed(seed, 3), fed);
   if (saved) saved->seed = seed;
   return fed;

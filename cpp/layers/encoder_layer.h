@@ -75,7 +75,7 @@ struct PostNormEncoderLayer : EncoderSublayers<T, Norm, Feed> {
   using typename EncoderSublayers<T, Norm, Feed>::Saved;
   using EncoderSublayers<T, Norm, Feed>::EncoderSublayers;
   Tensor<T> forward(const Tensor<T>& x, const AttentionArguments& arguments = {}, Saved* saved = nullptr,
-                    AskedWeights<T>* asked = nullptr) const;
+                    AskedWeights<T>* asked = nullptr, Tensor<T>* out = nullptr) const;
   Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, PostNormEncoderLayer& gradients,
                      Write write) const;
   // Sequences without padding, as in MultiheadAttention::forward_packed.
@@ -83,8 +83,8 @@ struct PostNormEncoderLayer : EncoderSublayers<T, Norm, Feed> {
                            const AttentionArguments& arguments = {}, Saved* saved = nullptr) const;
 
  private:
-  Tensor<T> join(const Tensor<T>& x, Tensor<T> attended, std::optional<std::uint64_t> seed,
-                 Saved* saved) const;
+  Tensor<T> join(const Tensor<T>& x, Tensor<T> attended, std::optional<std::uint64_t> seed, Saved* saved,
+                 Tensor<T>* out) const;
 };
 
 // x = x + self_attn(norm1(x)), then x + feed_forward(norm2(x)) (Xiong et al. 2020; GPT-2, ViT).
@@ -93,15 +93,15 @@ struct PreNormEncoderLayer : EncoderSublayers<T, Norm, Feed> {
   using typename EncoderSublayers<T, Norm, Feed>::Saved;
   using EncoderSublayers<T, Norm, Feed>::EncoderSublayers;
   Tensor<T> forward(const Tensor<T>& x, const AttentionArguments& arguments = {}, Saved* saved = nullptr,
-                    AskedWeights<T>* asked = nullptr) const;
+                    AskedWeights<T>* asked = nullptr, Tensor<T>* out = nullptr) const;
   Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, PreNormEncoderLayer& gradients,
                      Write write) const;
   Tensor<T> forward_packed(const Tensor<T>& x, const std::vector<Index>& starts,
                            const AttentionArguments& arguments = {}, Saved* saved = nullptr) const;
 
  private:
-  Tensor<T> join(const Tensor<T>& x, Tensor<T> attended, std::optional<std::uint64_t> seed,
-                 Saved* saved) const;
+  Tensor<T> join(const Tensor<T>& x, Tensor<T> attended, std::optional<std::uint64_t> seed, Saved* saved,
+                 Tensor<T>* out) const;
 };
 
 }  // namespace blasformer

@@ -21,7 +21,8 @@ void FeedForward<T>::initialise(Initialiser& random) {
 }
 
 template <class T>
-Tensor<T> FeedForward<T>::forward(const Tensor<T>& x, std::optional<std::uint64_t> seed, Saved* saved) const {
+Tensor<T> FeedForward<T>::forward(const Tensor<T>& x, std::optional<std::uint64_t> seed, Saved* saved,
+                                  Tensor<T>* out) const {
   Tensor<T> hidden = linear1.forward(x, saved ? &saved->linear1 : nullptr, adapter_seed(seed, 0));
   if (saved) {
     saved->preactivation = hidden;
@@ -32,7 +33,8 @@ Tensor<T> FeedForward<T>::forward(const Tensor<T>& x, std::optional<std::uint64_
     activate(activation, hidden.data(), hidden.size(), hidden.data());
   }
   if (seed && dropout_p > 0) dropout(hidden.data(), hidden.size(), dropout_p, *seed, hidden.data());
-  return linear2.forward(hidden, nullptr, adapter_seed(seed, 1), saved ? Pass::training : Pass::inference);
+  return linear2.forward(hidden, nullptr, adapter_seed(seed, 1), saved ? Pass::training : Pass::inference,
+                         out);
 }
 
 template <class T>

@@ -39,7 +39,7 @@ struct FeedForward {
   void initialise(Initialiser& random);
   // Without a seed nothing is dropped.
   Tensor<T> forward(const Tensor<T>& x, std::optional<std::uint64_t> seed = std::nullopt,
-                    Saved* saved = nullptr) const;
+                    Saved* saved = nullptr, Tensor<T>* out = nullptr) const;
   Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, FeedForward& gradients, Write write) const;
 
   template <class Self, class Visit>

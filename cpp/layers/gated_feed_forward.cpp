@@ -57,8 +57,8 @@ void GatedFeedForward<T>::initialise(Initialiser& random) {
 }
 
 template <class T>
-Tensor<T> GatedFeedForward<T>::forward(const Tensor<T>& x, std::optional<std::uint64_t> seed,
-                                       Saved* saved) const {
+Tensor<T> GatedFeedForward<T>::forward(const Tensor<T>& x, std::optional<std::uint64_t> seed, Saved* saved,
+                                       Tensor<T>* out) const {
   const Pass pass = saved ? Pass::training : Pass::inference;
   const Tensor<T> gate = gate_proj.forward(x, nullptr, adapter_seed(seed, 0), pass);
   const Tensor<T> up = up_proj.forward(x, nullptr, adapter_seed(seed, 1), pass);
@@ -69,7 +69,7 @@ Tensor<T> GatedFeedForward<T>::forward(const Tensor<T>& x, std::optional<std::ui
   });
   if (seed && dropout_p > 0) dropout(hidden.data(), hidden.size(), dropout_p, *seed, hidden.data());
   if (saved != nullptr) *saved = {x, gate, up, seed};
-  return down_proj.forward(hidden, nullptr, adapter_seed(seed, 2), pass);
+  return down_proj.forward(hidden, nullptr, adapter_seed(seed, 2), pass, out);
 }
 
 template <class T>

@@ -41,7 +41,7 @@ struct GatedFeedForward {
   void initialise(Initialiser& random);
   // Without a seed nothing is dropped.
   Tensor<T> forward(const Tensor<T>& x, std::optional<std::uint64_t> seed = std::nullopt,
-                    Saved* saved = nullptr) const;
+                    Saved* saved = nullptr, Tensor<T>* out = nullptr) const;
   Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, GatedFeedForward& gradients,
                      Write write) const;
 

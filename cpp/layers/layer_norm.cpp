@@ -6,6 +6,7 @@
 #include "core/require.h"
 #include "kernels/gradient_kernels.h"
 #include "kernels/row_kernels.h"
+#include "layers/destination.h"
 #include "layers/normalized_shape.h"
 #include "layers/parameter_sums.h"
 #include "layers/row_blocks.h"
@@ -71,10 +72,10 @@ void LayerNorm<T>::initialise(Initialiser&) {
 }
 
 template <class T>
-Tensor<T> LayerNorm<T>::forward(const Tensor<T>& x, Saved* saved) const {
+Tensor<T> LayerNorm<T>::forward(const Tensor<T>& x, Saved* saved, Tensor<T>* out) const {
   const Shape outer = outer_shape(x.shape(), normalized_shape);
   const Index rows = element_count(outer), features = element_count(normalized_shape);
-  Tensor<T> y(x.shape());
+  Tensor<T> y = memory_for(x.shape(), out);
   if (saved != nullptr) *saved = {x, Tensor<T>(outer), Tensor<T>(outer)};
   layer_norm(x.data(), rows, features, weight.data(), bias.data(), eps, y.data(),
              saved != nullptr ? saved->mean.data() : nullptr,

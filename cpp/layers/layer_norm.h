@@ -65,7 +65,7 @@ struct LayerNorm {
   LayerNorm(Shape normalized_shape, double eps = 1e-5, bool with_weight = true, bool with_bias = true);
 
   void initialise(Initialiser& random);  // ones and zeros
-  Tensor<T> forward(const Tensor<T>& x, Saved* saved = nullptr) const;
+  Tensor<T> forward(const Tensor<T>& x, Saved* saved = nullptr, Tensor<T>* out = nullptr) const;
   // residual: the gradient that went around, added to that of x.
   Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, LayerNorm& gradients, Write write,
                      const Tensor<T>* residual = nullptr) const;

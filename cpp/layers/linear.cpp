@@ -7,6 +7,7 @@
 #include "core/require.h"
 #include "core/thread_pool.h"
 #include "kernels/row_kernels.h"
+#include "layers/destination.h"
 #include "layers/matrix_product.h"
 
 namespace blasformer {
@@ -140,13 +141,13 @@ void Linear<T>::initialise(Initialiser& random) {
 }
 
 template <class T>
-Tensor<T> Linear<T>::forward(const Tensor<T>& x, Saved* saved, std::optional<std::uint64_t> seed,
-                             Pass pass) const {
+Tensor<T> Linear<T>::forward(const Tensor<T>& x, Saved* saved, std::optional<std::uint64_t> seed, Pass pass,
+                             Tensor<T>* out) const {
   require(x.rank() > 0 && x.shape().back() == in_features(), "x must have the shape (..., ", in_features(),
           "), got ", shape_text(x.shape()));
   Shape shape = x.shape();
   shape.back() = out_features();
-  Tensor<T> y(std::move(shape));
+  Tensor<T> y = memory_for(std::move(shape), out);
   linear(x.data(), x.size() / in_features(), in_features(),
          LayerWeight<T>{weight.data(), out_features(), 0, packed, pass}, bias.data(), out_features(),
          y.data());

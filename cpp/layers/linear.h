@@ -85,12 +85,14 @@ struct Linear {
 
   // Uniform in +-1 / sqrt(in_features), as PyTorch does.
   void initialise(Initialiser& random);
-  // seed: of the dropout of an adapter. What is not saved is not always inference: some keep x elsewhere.
+  // seed: of the dropout of an adapter. out: see memory_for. What is not saved is not always inference: some
+  // keep x elsewhere.
   Tensor<T> forward(const Tensor<T>& x, Saved* saved = nullptr,
-                    std::optional<std::uint64_t> seed = std::nullopt) const {
-    return forward(x, saved, seed, saved ? Pass::training : Pass::inference);
+                    std::optional<std::uint64_t> seed = std::nullopt, Tensor<T>* out = nullptr) const {
+    return forward(x, saved, seed, saved ? Pass::training : Pass::inference, out);
   }
-  Tensor<T> forward(const Tensor<T>& x, Saved* saved, std::optional<std::uint64_t> seed, Pass pass) const;
+  Tensor<T> forward(const Tensor<T>& x, Saved* saved, std::optional<std::uint64_t> seed, Pass pass,
+                    Tensor<T>* out = nullptr) const;
   // The gradient of x. Gradients of parameters go where `gradients` has memory for them.
   Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, Linear& gradients, Write write) const;
   // Its two parts, for input x (..., in_features).

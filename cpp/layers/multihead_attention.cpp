@@ -260,7 +260,7 @@ void MultiheadAttention<T>::turn(Turn direction, const AttentionArguments& argum
 template <class T>
 Tensor<T> MultiheadAttention<T>::forward(const Tensor<T>& query, const Tensor<T>* key_or_null,
                                          const Tensor<T>* value_or_null, AttentionArguments arguments,
-                                         Saved* saved, AskedWeights<T>* asked) const {
+                                         Saved* saved, AskedWeights<T>* asked, Tensor<T>* out) const {
   const Tensor<T>& key = key_or_null != nullptr ? *key_or_null : query;
   const Tensor<T>& value = value_or_null != nullptr ? *value_or_null : key;
   check_inputs(query, key, value);
@@ -298,7 +298,7 @@ Tensor<T> MultiheadAttention<T>::forward(const Tensor<T>& query, const Tensor<T>
     saved->statistics = {statistics};
   }
   return out_proj.forward(attended, saved != nullptr ? &saved->out_proj : nullptr,
-                          adapter_seed(arguments.seed, 3));
+                          adapter_seed(arguments.seed, 3), out);
 }
 
 // Many sequences are shared among the threads, few are taken in turn, each by all threads: the same bits

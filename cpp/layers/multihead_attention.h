@@ -89,10 +89,10 @@ struct MultiheadAttention {
   // filled in here.
   Tensor<T> forward(const Tensor<T>& query, const Tensor<T>* key, const Tensor<T>* value,
                     AttentionArguments arguments = {}, Saved* saved = nullptr,
-                    AskedWeights<T>* asked = nullptr) const;
+                    AskedWeights<T>* asked = nullptr, Tensor<T>* out = nullptr) const;
   Tensor<T> forward(const Tensor<T>& x, const AttentionArguments& arguments = {}, Saved* saved = nullptr,
-                    AskedWeights<T>* asked = nullptr) const {
-    return forward(x, nullptr, nullptr, arguments, saved, asked);
+                    AskedWeights<T>* asked = nullptr, Tensor<T>* out = nullptr) const {
+    return forward(x, nullptr, nullptr, arguments, saved, asked, out);
   }
 
   // The gradients of the inputs. An input that was not given has none of its own: its share is part of that

@@ -6,6 +6,7 @@
 #include "core/describe.h"
 #include "core/require.h"
 #include "core/thread_pool.h"
+#include "layers/destination.h"
 #include "layers/dropout.h"
 
 namespace blasformer {
@@ -27,13 +28,13 @@ void check_input(const Tensor<T>& x, const Tensor<std::int64_t>& positions, Inde
 // y = dropout(scale * x + table[row_of(r)]) for each row r of x.
 template <class T, class RowOf>
 Tensor<T> add_rows(const Tensor<T>& x, double scale, const T* table, RowOf row_of, double dropout_p,
-                   std::optional<std::uint64_t> seed) {
+                   std::optional<std::uint64_t> seed, Tensor<T>* out) {
   constexpr Index kElementsPerTask = 16384;
   constexpr double kNanosecondsPerElement = 0.3;
   const Index features = x.shape().back(), rows = x.size() / features;
   const Index rows_per_task = std::max<Index>(1, kElementsPerTask / features);
   const T factor = static_cast<T>(scale);
-  Tensor<T> y(x.shape());
+  Tensor<T> y = memory_for(x.shape(), out);
   const double work = kNanosecondsPerElement * static_cast<double>(x.size());
   parallel_for(ceil_div(rows, rows_per_task), work, [&](Index task, int) {
     const Index end = std::min(rows, (task + 1) * rows_per_task);
@@ -77,13 +78,14 @@ SinusoidalEncoding<T>::SinusoidalEncoding(Index d_model_, SinusoidLayout layout_
 
 template <class T>
 Tensor<T> SinusoidalEncoding<T>::forward(const Tensor<T>& x, const Tensor<std::int64_t>& positions,
-                                         std::optional<std::uint64_t> seed, Saved* saved) const {
+                                         std::optional<std::uint64_t> seed, Saved* saved,
+                                         Tensor<T>* out) const {
   check_input(x, positions, d_model);
   Tensor<T> table({positions.size(), d_model});
   sinusoidal_positions(positions.data(), positions.size(), d_model, layout, table.data());
   if (saved != nullptr) saved->seed = seed;
   const Index rows = std::max<Index>(1, positions.size());
-  return add_rows(x, scale, table.data(), [rows](Index r) { return r % rows; }, dropout_p, seed);
+  return add_rows(x, scale, table.data(), [rows](Index r) { return r % rows; }, dropout_p, seed, out);
 }
 
 template <class T>
@@ -110,7 +112,7 @@ void LearnedEncoding<T>::initialise(Initialiser& random) {
 
 template <class T>
 Tensor<T> LearnedEncoding<T>::forward(const Tensor<T>& x, const Tensor<std::int64_t>& positions,
-                                      std::optional<std::uint64_t> seed, Saved* saved) const {
+                                      std::optional<std::uint64_t> seed, Saved* saved, Tensor<T>* out) const {
   check_input(x, positions, embedding.embedding_dim());
   const std::int64_t *const first = positions.data(), *const last = first + positions.size();
   const auto* const wrong =
@@ -121,7 +123,7 @@ Tensor<T> LearnedEncoding<T>::forward(const Tensor<T>& x, const Tensor<std::int6
   if (saved != nullptr) *saved = {positions, seed};
   const Index rows = std::max<Index>(1, positions.size());
   return add_rows(
-      x, scale, embedding.weight.data(), [=](Index r) { return first[r % rows]; }, dropout_p, seed);
+      x, scale, embedding.weight.data(), [=](Index r) { return first[r % rows]; }, dropout_p, seed, out);
 }
 
 template <class T>

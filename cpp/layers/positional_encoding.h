@@ -39,7 +39,8 @@ struct SinusoidalEncoding {
 
   void initialise(Initialiser&) {}
   Tensor<T> forward(const Tensor<T>& x, const Tensor<std::int64_t>& positions,
-                    std::optional<std::uint64_t> seed = std::nullopt, Saved* saved = nullptr) const;
+                    std::optional<std::uint64_t> seed = std::nullopt, Saved* saved = nullptr,
+                    Tensor<T>* out = nullptr) const;
   Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, SinusoidalEncoding& gradients,
                      Write write) const;
 
@@ -70,7 +71,8 @@ struct LearnedEncoding {
   void initialise(Initialiser& random);
   // Throws std::out_of_range unless positions lie in [0, max_len).
   Tensor<T> forward(const Tensor<T>& x, const Tensor<std::int64_t>& positions,
-                    std::optional<std::uint64_t> seed = std::nullopt, Saved* saved = nullptr) const;
+                    std::optional<std::uint64_t> seed = std::nullopt, Saved* saved = nullptr,
+                    Tensor<T>* out = nullptr) const;
   Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, LearnedEncoding& gradients, Write write) const;
 
   template <class Self, class Visit>

@@ -6,6 +6,7 @@
 #include "core/require.h"
 #include "kernels/gradient_kernels.h"
 #include "kernels/row_kernels.h"
+#include "layers/destination.h"
 #include "layers/normalized_shape.h"
 #include "layers/parameter_sums.h"
 #include "layers/row_blocks.h"
@@ -66,10 +67,10 @@ void RMSNorm<T>::initialise(Initialiser&) {
 }
 
 template <class T>
-Tensor<T> RMSNorm<T>::forward(const Tensor<T>& x, Saved* saved) const {
+Tensor<T> RMSNorm<T>::forward(const Tensor<T>& x, Saved* saved, Tensor<T>* out) const {
   const Shape outer = outer_shape(x.shape(), normalized_shape);
   const Index rows = element_count(outer), features = element_count(normalized_shape);
-  Tensor<T> y(x.shape());
+  Tensor<T> y = memory_for(x.shape(), out);
   if (saved != nullptr) *saved = {x, Tensor<T>(outer)};
   rms_norm(x.data(), rows, features, weight.data(), eps, y.data(),
            saved != nullptr ? saved->reciprocal_rms.data() : nullptr);

@@ -62,7 +62,7 @@ struct RMSNorm {
   RMSNorm(Shape normalized_shape, double eps, bool with_weight = true);
 
   void initialise(Initialiser& random);  // ones
-  Tensor<T> forward(const Tensor<T>& x, Saved* saved = nullptr) const;
+  Tensor<T> forward(const Tensor<T>& x, Saved* saved = nullptr, Tensor<T>* out = nullptr) const;
   // residual: the gradient that went around, added to that of x.
   Tensor<T> backward(const Saved& saved, const Tensor<T>& d_y, RMSNorm& gradients, Write write,
                      const Tensor<T>* residual = nullptr) const;

@@ -49,52 +49,54 @@ void Transformer<EncoderLayer, DecoderLayer>::initialise(Initialiser& random) {
 template <class EncoderLayer, class DecoderLayer>
 auto Transformer<EncoderLayer, DecoderLayer>::run_encoder(const Tensor<T>& source,
                                                           const AttentionArguments& arguments, Saved* saved,
-                                                          Asked* asked) const -> Tensor<T> {
+                                                          Asked* asked, Tensor<T>* out) const -> Tensor<T> {
   return renaming_errors({{"mask", "source_mask"}, {"key_lengths", "source_lengths"}}, [&] {
     return encoder.forward(source, arguments, saved != nullptr ? &saved->encoder : nullptr,
-                           asked != nullptr ? &asked->encoder : nullptr);
+                           asked != nullptr ? &asked->encoder : nullptr, out);
   });
 }
 
 template <class EncoderLayer, class DecoderLayer>
 auto Transformer<EncoderLayer, DecoderLayer>::run_decoder(const Tensor<T>& target, const Tensor<T>& memory,
                                                           const DecoderArguments& arguments, Saved* saved,
-                                                          Asked* asked) const -> Tensor<T> {
+                                                          Asked* asked, Tensor<T>* out) const -> Tensor<T> {
   return renaming_errors(
       {{"mask", "target_mask"}, {"key_lengths", "target_lengths"}, {"memory_key_lengths", "source_lengths"}},
       [&] {
         return decoder.forward(target, memory, arguments, saved != nullptr ? &saved->decoder : nullptr,
-                               asked != nullptr ? &asked->decoder : nullptr);
+                               asked != nullptr ? &asked->decoder : nullptr, out);
       });
 }
 
 template <class EncoderLayer, class DecoderLayer>
 auto Transformer<EncoderLayer, DecoderLayer>::forward(const Tensor<T>& source, const Tensor<T>& target,
                                                       const TransformerArguments& arguments, Saved* saved,
-                                                      Asked* asked) const -> Tensor<T> {
+                                                      Asked* asked, Tensor<T>* out) const -> Tensor<T> {
   check_source(source, d_model());
   const bool fits = target.rank() == source.rank() && target.shape().back() == d_model() &&
                     (target.rank() == 2 || target.extent(0) == source.extent(0));
   require(fits, "target must have the axes of source ", shape_text(source.shape()),
           ", but for a length of its own, and ", d_model(), " features, got ", shape_text(target.shape()));
-  const Tensor<T> memory = run_encoder(source, arguments.encoder, saved, asked);
+  const Tensor<T> memory = run_encoder(source, arguments.encoder, saved, asked, nullptr);
   DecoderArguments own = arguments.decoder;
   own.self_attn.seed =
       dropout_seed(arguments.encoder.seed, encoder.layers.size() * EncoderLayer::kDropoutPlaces);
-  return run_decoder(target, memory, own, saved, asked);
+  return run_decoder(target, memory, own, saved, asked, out);
 }
 
 template <class EncoderLayer, class DecoderLayer>
 auto Transformer<EncoderLayer, DecoderLayer>::encode(const Tensor<T>& source,
-                                                     const AttentionArguments& arguments) const -> Tensor<T> {
+                                                     const AttentionArguments& arguments,
+                                                     Tensor<T>* out) const -> Tensor<T> {
   check_source(source, d_model());
-  return run_encoder(source, arguments, nullptr, nullptr);
+  return run_encoder(source, arguments, nullptr, nullptr, out);
 }
 
 template <class EncoderLayer, class DecoderLayer>
 auto Transformer<EncoderLayer, DecoderLayer>::decode(const Tensor<T>& target, const Tensor<T>& memory,
-                                                     const DecoderArguments& arguments) const -> Tensor<T> {
-  return run_decoder(target, memory, arguments, nullptr, nullptr);
+                                                     const DecoderArguments& arguments, Tensor<T>* out) const
+    -> Tensor<T> {
+  return run_decoder(target, memory, arguments, nullptr, nullptr, out);
 }
 
 template <class EncoderLayer, class DecoderLayer>

@@ -59,11 +59,12 @@ struct Transformer {
   void initialise(Initialiser& random);
   Tensor<T> forward(const Tensor<T>& source, const Tensor<T>& target,
                     const TransformerArguments& arguments = {}, Saved* saved = nullptr,
-                    Asked* asked = nullptr) const;
+                    Asked* asked = nullptr, Tensor<T>* out = nullptr) const;
   // The two halves of it, for inference: the memory of a source, and what the target is given it.
-  Tensor<T> encode(const Tensor<T>& source, const AttentionArguments& arguments = {}) const;
-  Tensor<T> decode(const Tensor<T>& target, const Tensor<T>& memory,
-                   const DecoderArguments& arguments = {}) const;
+  Tensor<T> encode(const Tensor<T>& source, const AttentionArguments& arguments = {},
+                   Tensor<T>* out = nullptr) const;
+  Tensor<T> decode(const Tensor<T>& target, const Tensor<T>& memory, const DecoderArguments& arguments = {},
+                   Tensor<T>* out = nullptr) const;
   InputGradients backward(const Saved& saved, const Tensor<T>& d_y, Transformer& gradients,
                           Write write) const;
 
@@ -81,9 +82,9 @@ struct Transformer {
  private:
   // The halves, with their errors in the words of the whole.
   Tensor<T> run_encoder(const Tensor<T>& source, const AttentionArguments& arguments, Saved* saved,
-                        Asked* asked) const;
+                        Asked* asked, Tensor<T>* out) const;
   Tensor<T> run_decoder(const Tensor<T>& target, const Tensor<T>& memory, const DecoderArguments& arguments,
-                        Saved* saved, Asked* asked) const;
+                        Saved* saved, Asked* asked, Tensor<T>* out) const;
 };
 
 }  // namespace blasformer

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 
 #include "core/require.h"
 #include "layers/projected_cross_entropy.h"
@@ -50,43 +51,6 @@ DecoderArguments decoder_arguments(const TokenSequences& source, const TokenSequ
   arguments.multihead_attn.key_lengths = argument(source.lengths);
   return arguments;
 }
-
-// A decoder layer's part of adding a token to each target: x (targets, 1, d_model).
-template <class T>
-struct CachedDecoding {
-  const Tensor<std::int64_t>&ones, &seen, &source_lengths;
-
-  template <class Layer>
-  Tensor<T> attend(const Layer& layer, const Tensor<T>& x, KeysAndValues<T>& cache) const {
-    return attend_causally(layer.self_attn, x, ones, seen, cache);
-  }
-  // The targets of a source are its queries, side by side.
-  template <class Layer>
-  Tensor<T> look_up(const Layer& layer, const Tensor<T>& x, const KeysAndValues<T>& memory) const {
-    const Index sources = memory.key.extent(0), features = x.shape().back();
-    const Tensor<T> queries(x.memory(), {sources, sources == 0 ? 0 : x.extent(0) / sources, features});
-    return Tensor<T>(attend_to(layer.multihead_attn, queries, memory, source_lengths).memory(), x.shape());
-  }
-
-  Tensor<T> forward(const PostNormDecoderLayer<T>& layer, const Tensor<T>& x, KeysAndValues<T>& self_attn,
-                    const KeysAndValues<T>& memory) const {
-    const Tensor<T> y = layer.norm1.forward(sum(x, attend(layer, x, self_attn)));
-    const Tensor<T> z = layer.norm2.forward(sum(y, look_up(layer, y, memory)));
-    return layer.norm3.forward(sum(z, layer.feed_forward.forward(z)));
-  }
-  Tensor<T> forward(const PreNormDecoderLayer<T>& layer, const Tensor<T>& x, KeysAndValues<T>& self_attn,
-                    const KeysAndValues<T>& memory) const {
-    const Tensor<T> y = sum(x, attend(layer, layer.norm1.forward(x), self_attn));
-    const Tensor<T> z = sum(y, look_up(layer, layer.norm2.forward(y), memory));
-    return sum(z, layer.feed_forward.forward(layer.norm3.forward(z)));
-  }
-
- private:
-  static Tensor<T> sum(const Tensor<T>& x, Tensor<T> branch) {
-    add_residual(x, 0, std::nullopt, branch);
-    return branch;
-  }
-};
 
 }  // namespace
 
@@ -289,53 +253,23 @@ double Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::loss(const TokenSequences&
 }
 
 template <class Encoding, class EncoderLayer, class DecoderLayer>
-auto Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::Cache::of_rows(const std::vector<Index>& sources,
-                                                                   const std::vector<Index>& targets) const
-    -> Cache {
-  const auto ids_of = [](const Tensor<std::int64_t>& values, const std::vector<Index>& rows) {
-    Tensor<std::int64_t> result({static_cast<Index>(rows.size())});
-    std::transform(rows.begin(), rows.end(), result.data(), [&](Index row) { return values.data()[row]; });
-    return result;
-  };
-  Cache result{{}, multihead_attn, source_lengths, ids_of(seen, targets), capacity};
-  for (const KeysAndValues<T>& of_layer : self_attn) result.self_attn.push_back(of_layer.of_rows(targets));
-  const Index count = multihead_attn.front().key.extent(0);
-  bool same = static_cast<Index>(sources.size()) == count;
-  for (Index i = 0; same && i < count; ++i) same = sources[static_cast<std::size_t>(i)] == i;
-  if (same) return result;
-  for (KeysAndValues<T>& of_layer : result.multihead_attn) of_layer = of_layer.of_rows(sources);
-  if (!source_lengths.empty()) result.source_lengths = ids_of(source_lengths, sources);
-  return result;
-}
-
-template <class Encoding, class EncoderLayer, class DecoderLayer>
 auto Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::encode(const TokenSequences& source, Index capacity) const
-    -> Cache {
-  const Tensor<T> memory = encoded(source, std::nullopt, nullptr, 0, nullptr);
-  const Index batch = source.ids.extent(0);
-  Cache cache{{}, {}, source.lengths, Tensor<std::int64_t>::full({batch}, 0), capacity};
-  for (const DecoderLayer& layer : decoder.layers) {
-    cache.self_attn.emplace_back(layer.self_attn, batch, capacity);
-    cache.multihead_attn.push_back(keys_and_values(layer.multihead_attn, memory));
-  }
-  return cache;
+    -> DecoderCache<T> {
+  return decoder_cache(std::span(decoder.layers), encoded(source, std::nullopt, nullptr, 0, nullptr),
+                       source.lengths, capacity);
 }
 
 template <class Encoding, class EncoderLayer, class DecoderLayer>
 auto Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::add_tokens(const Tensor<std::int64_t>& ids,
-                                                               Cache& cache) const -> Tensor<T> {
+                                                               DecoderCache<T>& cache) const -> Tensor<T> {
   const Index targets = ids.size();
   const bool room = std::all_of(cache.seen.data(), cache.seen.data() + targets,
                                 [&](std::int64_t seen) { return seen < cache.capacity; });
   require(room, "targets must have room for another token");
   const Tensor<std::int64_t> one_each(ids.memory(), {targets, 1}), places(cache.seen.memory(), {targets, 1});
-  const auto ones = Tensor<std::int64_t>::full({targets}, 1);
-  Tensor<T> x = target_positions.forward(target_embedding.forward(one_each), places);
-  const CachedDecoding<T> decoding{ones, cache.seen, cache.source_lengths};
-  for (std::size_t i = 0; i < decoder.layers.size(); ++i)
-    x = decoding.forward(decoder.layers[i], x, cache.self_attn[i], cache.multihead_attn[i]);
-  std::for_each_n(cache.seen.data(), targets, [](std::int64_t& seen) { ++seen; });
-  const Tensor<T> hidden = decoder.norm->forward(x);
+  const Tensor<T> x = target_positions.forward(target_embedding.forward(one_each), places);
+  const auto added = Tensor<std::int64_t>::full({targets}, 1);
+  const Tensor<T> hidden = decoder.norm->forward(decode_causally(std::span(decoder.layers), x, added, cache));
   Tensor<T> logits({targets, target_vocab_size()});
   linear(hidden.data(), targets, d_model(), output_weight().data(), output_bias(), target_vocab_size(),
          logits.data());

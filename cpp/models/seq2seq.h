@@ -14,7 +14,7 @@
 
 #include "core/tensor.h"
 #include "layers/activations.h"
-#include "layers/cached_attention.h"
+#include "layers/cached_decoder.h"
 #include "layers/cross_entropy.h"
 #include "layers/decoder.h"
 #include "layers/decoder_layer.h"
@@ -97,21 +97,10 @@ struct Seq2Seq {
               const CrossEntropyOptions<T>& options, double divisor, std::optional<std::uint64_t> seed,
               Seq2Seq* gradients, Write write) const;
 
-  // What is kept of targets to which tokens are added, several for each source.
-  struct Cache {
-    std::vector<KeysAndValues<T>> self_attn;       // of the targets
-    std::vector<KeysAndValues<T>> multihead_attn;  // of the sources
-    Tensor<std::int64_t> source_lengths;           // (sources,), or empty
-    Tensor<std::int64_t> seen;                     // (targets,): the tokens so far
-    Index capacity;
-
-    // Goes on with these sources, and these targets of theirs: as many for each, in the order of the sources.
-    Cache of_rows(const std::vector<Index>& sources, const std::vector<Index>& targets) const;
-  };
   // One empty target for each source, with room for `capacity` tokens.
-  Cache encode(const TokenSequences& source, Index capacity) const;
+  DecoderCache<T> encode(const TokenSequences& source, Index capacity) const;
   // Adds a token to each target, (targets,). Returns the logits of the next, (targets, target_vocab_size).
-  Tensor<T> add_tokens(const Tensor<std::int64_t>& ids, Cache& cache) const;
+  Tensor<T> add_tokens(const Tensor<std::int64_t>& ids, DecoderCache<T>& cache) const;
 
   template <class Self, class Visit>
   static void each_parameter(Self& self, Visit&& visit) {

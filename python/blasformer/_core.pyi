@@ -150,11 +150,11 @@ class Layer:
     def backward(self, saved: Saved, d_output: object) -> tuple[Any, dict[str, Array]]: ...
 
 class PlainLayer(Layer):
-    def call(self, x: object) -> Array: ...
+    def call(self, x: object, out: object) -> Array: ...
     def forward(self, x: object, seed: SupportsInt | SupportsIndex | None) -> tuple[Array, Saved]: ...
 
 class PositionalLayer(Layer):
-    def call(self, x: object, positions: object) -> Array: ...
+    def call(self, x: object, positions: object, out: object) -> Array: ...
     def forward(
         self, x: object, positions: object, seed: SupportsInt | SupportsIndex | None
     ) -> tuple[Array, Saved]: ...
@@ -165,6 +165,7 @@ class SelfAttendingLayer(Layer):
         x: object,
         arguments: tuple[Any, ...],
         selections: Sequence[tuple[SupportsInt | SupportsIndex, object]],
+        out: object,
     ) -> tuple[Array, dict[int, Array]]: ...
     def forward(
         self, x: object, arguments: tuple[Any, ...], seed: SupportsInt | SupportsIndex | None
@@ -176,7 +177,16 @@ class SelfAttendingLayer(Layer):
         seed: SupportsInt | SupportsIndex | None,
     ) -> SelfAttendingLayer: ...
 
+class GrowingTargets:
+    def add(self, target: object, added: object) -> Array: ...
+    def choose(self, rows: Sequence[SupportsInt | SupportsIndex]) -> None: ...
+    def lengths(self) -> Array: ...
+    def nbytes(self) -> int: ...
+
 class DecodingLayer(Layer):
+    def new_cache(
+        self, memory: object, memory_lengths: object, capacity: SupportsInt | SupportsIndex
+    ) -> GrowingTargets: ...
     def call(
         self,
         target: object,
@@ -184,6 +194,7 @@ class DecodingLayer(Layer):
         masks: tuple[Any, ...],
         memory_masks: tuple[Any, ...],
         selections: Sequence[tuple[SupportsInt | SupportsIndex, object]],
+        out: object,
     ) -> tuple[Array, dict[int, tuple[Array, Array]]]: ...
     def forward(
         self,
@@ -208,6 +219,7 @@ class TransformerLayer(Layer):
         masks: tuple[Any, ...],
         of_encoder: Sequence[tuple[SupportsInt | SupportsIndex, object]],
         of_decoder: Sequence[tuple[SupportsInt | SupportsIndex, object]],
+        out: object,
     ) -> tuple[Array, dict[int, Array], dict[int, tuple[Array, Array]]]: ...
     def forward(
         self,
@@ -216,12 +228,21 @@ class TransformerLayer(Layer):
         masks: tuple[Any, ...],
         seed: SupportsInt | SupportsIndex | None,
     ) -> tuple[Array, Saved]: ...
-    def encode(self, source: object, masks: tuple[Any, ...]) -> Array: ...
-    def decode(self, target: object, memory: object, masks: tuple[Any, ...]) -> Array: ...
+    def new_cache(
+        self, memory: object, source_lengths: object, capacity: SupportsInt | SupportsIndex
+    ) -> GrowingTargets: ...
+    def encode(self, source: object, masks: tuple[Any, ...], out: object) -> Array: ...
+    def decode(self, target: object, memory: object, masks: tuple[Any, ...], out: object) -> Array: ...
 
 class MultiheadAttentionLayer(Layer):
     def call(
-        self, query: object, key: object, value: object, arguments: tuple[Any, ...], selection: object
+        self,
+        query: object,
+        key: object,
+        value: object,
+        arguments: tuple[Any, ...],
+        selection: object,
+        out: object,
     ) -> tuple[Array, Array | None]: ...
     def forward(
         self,

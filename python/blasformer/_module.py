@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import fnmatch
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from ._attention import Array
@@ -63,6 +64,18 @@ def leaves(module: Any) -> list[tuple[str, Any]]:
         parts: list[tuple[str, Any]] = module._leaves()
         return parts
     return [("", module)]
+
+
+def matching(names: Iterable[str], patterns: tuple[str, ...]) -> set[str]:
+    """The names that shell-style patterns match; without patterns, all. Each must match something."""
+    known = list(names)
+    found: set[str] = set()
+    for pattern in patterns or ("*",):
+        fitting = fnmatch.filter(known, pattern)
+        if not fitting:
+            raise ValueError(f"patterns must match parameters, got {pattern!r}; there are {', '.join(known)}")
+        found.update(fitting)
+    return found
 
 
 def frozen_parameters(module: Any) -> set[str]:

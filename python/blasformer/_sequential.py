@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from ._attention import Array
-from ._module import add_gradients, frozen_parameters, infer, leaves, write_parameters
+from ._composite import Composite, require_module
+from ._module import add_gradients, infer
 from ._random import Rng
-from ._state_dicts import IncompatibleKeys, Wanted, select_fitting
 
 Arguments = Mapping[int, Mapping[str, Any]]
 
 
-class Sequential:
+class Sequential(Composite):
     """y = layers[n - 1](... layers[1](layers[0](x))).
 
     Parameters
@@ -30,7 +29,8 @@ class Sequential:
     Calling it
     ----------
     x : what the first layer takes
-    arguments : what single layers are to be given besides, by index, as {1: {"key_lengths": lengths}}
+    arguments : what single layers are to be given besides, by index, as {1: {"key_lengths": lengths}}, or
+        {2: {"out": array}} for the last
 
     Examples
     --------
@@ -65,11 +65,7 @@ class Sequential:
 
     def __init__(self, *layers: Any) -> None:
         for index, layer in enumerate(layers):
-            for method in ("parameters", "forward", "backward"):
-                if not callable(getattr(layer, method, None)):
-                    raise TypeError(
-                        f"layer {index} must have {method}(), as nn.Module says, got {type(layer).__name__}"
-                    )
+            require_module(f"layer {index}", layer)
         self.layers = layers
 
     def __len__(self) -> int:
@@ -86,59 +82,8 @@ class Sequential:
         first: dict[int, int] = {}
         return [first.setdefault(id(layer), index) for index, layer in enumerate(self.layers)]
 
-    def _distinct(self) -> dict[int, Any]:
-        """Every layer once, by the index of its first place."""
-        return {owner: self.layers[owner] for owner in self._owners()}
-
-    def _leaves(self) -> list[tuple[str, Any]]:
-        return [
-            (f"{index}.{prefix}", leaf)
-            for index, layer in self._distinct().items()
-            for prefix, leaf in leaves(layer)
-        ]
-
-    def parameters(self) -> dict[str, Array]:
-        """The live weights of all layers, by name."""
-        return {
-            prefix + name: array
-            for prefix, leaf in self._leaves()
-            for name, array in leaf.parameters().items()
-        }
-
-    @property
-    def frozen(self) -> frozenset[str]:
-        """The names of the parameters that are not trained: those that are frozen in their layer."""
-        return frozenset(frozen_parameters(self))
-
-    def state_dict(self) -> dict[str, Array]:
-        """A copy of every parameter, by name."""
-        return {name: array.copy() for name, array in self.parameters().items()}
-
-    def load_state_dict(self, arrays: Mapping[str, Array], strict: bool = True) -> IncompatibleKeys:
-        """Replace the parameters by copies of `arrays`: all of them, or on an error none.
-
-        strict, and what is raised and returned: as for `Linear.load_state_dict`.
-        """
-        wanted = {name: Wanted(array.shape, array.dtype) for name, array in self.parameters().items()}
-        subject = "arrays must be a state dict of this Sequential"
-        given, incompatible = select_fitting(subject, arrays, wanted, strict)
-        for prefix, leaf in self._leaves():
-            own = {
-                name.removeprefix(prefix): array for name, array in given.items() if name.startswith(prefix)
-            }
-            write_parameters(leaf, own)
-        return incompatible
-
-    @contextmanager
-    def edit(self) -> Iterator[dict[str, Array]]:
-        """Change weights: `with model.edit() as p: p["0.weight"] *= 0.5`.
-
-        Yields copies of the parameters, to be written into or replaced, which become the weights at the end
-        of the block. A block that raises changes nothing.
-        """
-        arrays = self.state_dict()
-        yield arrays
-        self.load_state_dict(arrays)
+    def _parts(self) -> dict[str, Any]:
+        return {str(owner): self.layers[owner] for owner in self._owners()}
 
     def __call__(self, x: Any, *, arguments: Arguments | None = None) -> Any:
         given = self._arguments(arguments)

@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from . import _core
 from ._attention import Array
 from ._random import Rng, draw_seed
 from .io import FLOATING, Checkpoint, PathLike, read_json, save_tensors, some_names, write_file
@@ -276,7 +277,7 @@ def _attach(
 
 
 def _require_none(model: Layer) -> None:
-    if not isinstance(model, Layer):
+    if not isinstance(getattr(model, "_held", None), _core.Layer):
         raise TypeError(f"model must be a layer or model of blasformer, got {type(model).__name__}")
     if model._lora is not None:
         raise ValueError("model must have no adapters yet: merge or remove them first")

@@ -2,13 +2,14 @@
 
 Arrays are (batch, length, features) or (length, features), always batch first. Masks: True = may attend.
 
-`layer(x)` is inference: nothing is dropped out, nothing is kept. `y, saved = layer.forward(x, rng=rng)` is
-training: dropout acts if there is an rng, and `saved` is a value that holds what the gradient needs; the
-layer stays as it was. `d_x, grads = layer.backward(saved, d_y)` are the gradients of a scalar with respect to
-x and to every parameter, where d_y is that with respect to y. A layer computes in its own dtype, float32 or
-float64, and refuses arrays of another. Weights change only through `edit`, `load_state_dict` and optimisers;
-calls that are running in other threads then finish with the weights they began with, so one layer may be
-used from many threads at once.
+`layer(x)` is inference: nothing is dropped out, nothing is kept. `layer(x, out=array)` writes the result into
+an array of its shape and of the layer's dtype, with any strides, and returns that array; it may be an input,
+or share memory with one. `y, saved = layer.forward(x, rng=rng)` is training: dropout acts if there is an rng,
+and `saved` is a value that holds what the gradient needs; the layer stays as it was. `d_x, grads =
+layer.backward(saved, d_y)` are the gradients of a scalar with respect to x and to every parameter, where d_y
+is that with respect to y. A layer computes in its own dtype, float32 or float64, and refuses arrays of
+another. Weights change only through `edit`, `load_state_dict` and optimisers; calls that are running in other
+threads then finish with the weights they began with, so one layer may be used from many threads at once.
 
 Layers that you write yourself need three methods, which `Module` describes; `Sequential` composes them with
 these, `blasformer.optim` and `blasformer.train` train them, `blasformer.testing` checks their gradients.
@@ -16,7 +17,6 @@ these, `blasformer.optim` and `blasformer.train` train them, `blasformer.testing
 
 from __future__ import annotations
 
-import fnmatch
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,12 +28,14 @@ from numpy.typing import DTypeLike
 
 from . import _core
 from ._attention import Array, Causal, LayerWeights, WeightSelection, choose_layers, choose_weights
-from ._module import Module, add_gradients
+from ._composite import Composite, require_module
+from ._module import Module, add_gradients, infer, matching
 from ._random import Rng, draw_seed
 from ._sequential import Sequential
 from ._state_dicts import IncompatibleKeys, Wanted, select_fitting
 
 __all__ = [
+    "DecoderCache",
     "DecoderWeights",
     "Dropout",
     "Embedding",
@@ -180,7 +182,7 @@ class Layer:
         return d_input, grads if accumulate is None else add_gradients(accumulate, grads)
 
     def _check_gradients(self, gradients: Mapping[str, Array]) -> None:
-        frozen = self._held.frozen()
+        frozen = self.frozen
         wanted = {name: array for name, array in self.parameters().items() if name not in frozen}
         if set(gradients) != set(wanted):
             different = ", ".join(sorted(set(gradients) ^ set(wanted)))
@@ -188,9 +190,10 @@ class Layer:
                 f"accumulate must have the names of the trainable parameters; differing: {different}"
             )
         for name, array in gradients.items():
-            if not isinstance(array, np.ndarray) or array.dtype != self.dtype:
+            dtype = wanted[name].dtype
+            if not isinstance(array, np.ndarray) or array.dtype != dtype:
                 got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-                raise TypeError(f"accumulate[{name!r}] must be a NumPy array of {self.dtype}, got {got}")
+                raise TypeError(f"accumulate[{name!r}] must be a NumPy array of {dtype}, got {got}")
             if array.shape != wanted[name].shape or not array.flags.writeable:
                 raise ValueError(
                     f"accumulate[{name!r}] must be writeable and have the shape {wanted[name].shape}, "
@@ -215,16 +218,7 @@ class Layer:
         return frozenset(self._held.frozen())
 
     def _matching(self, patterns: tuple[str, ...]) -> set[str]:
-        names = list(self._held.parameters())
-        found: set[str] = set()
-        for pattern in patterns or ("*",):
-            matching = fnmatch.filter(names, pattern)
-            if not matching:
-                raise ValueError(
-                    f"patterns must match parameters, got {pattern!r}; there are {', '.join(names)}"
-                )
-            found.update(matching)
-        return found
+        return matching(self._held.parameters(), patterns)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (type(self), self._arguments, self.state_dict(), self.frozen, self._lora)
@@ -324,8 +318,8 @@ class _PlainLayer(Layer):
 
     _held: _core.PlainLayer
 
-    def __call__(self, x: Array) -> Array:
-        return self._held.call(x)
+    def __call__(self, x: Array, *, out: Array | None = None) -> Array:
+        return self._held.call(x, out)
 
     def forward(self, x: Array, *, rng: Rng | None = None) -> tuple[Array, _core.Saved]:
         """The output and what its gradient needs, as a value of its own. Dropout acts if there is an rng."""
@@ -352,8 +346,12 @@ class Linear(_PlainLayer):
 
     Examples
     --------
-    >>> Linear(3, 4, rng=0)(np.ones((2, 3), np.float32)).shape
+    >>> layer = Linear(3, 4, rng=0)
+    >>> y = layer(np.ones((2, 3), np.float32))
+    >>> y.shape
     (2, 4)
+    >>> layer(np.zeros((2, 3), np.float32), out=y) is y
+    True
     """
 
     def __init__(
@@ -415,8 +413,8 @@ class Embedding(_PlainLayer):
         }
         self._held = _core.embedding_layer(**self._arguments, seed=_initial_seed(rng))
 
-    def __call__(self, ids: Array | Sequence[Any]) -> Array:
-        return self._held.call(ids)
+    def __call__(self, ids: Array | Sequence[Any], *, out: Array | None = None) -> Array:
+        return self._held.call(ids, out)
 
     def forward(self, ids: Array | Sequence[Any], *, rng: Rng | None = None) -> tuple[Array, _core.Saved]:
         """The output and what its gradient needs, as a value of its own. Nothing is ever dropped here."""
@@ -718,6 +716,7 @@ class MultiheadAttention(Layer):
     mask, bias, causal, query_offset, window, query_lengths, key_lengths, query_segments, key_segments,
         alibi_slopes : as in scaled_dot_product_attention; mask: True = may attend
     return_weights : True, or a WeightSelection: also return the weights of each head, before dropout
+    out : array of the layer's dtype to write the output into, as the module says; a new one by default
 
     Returns an array of query's shape, or (output, weights) with weights (batch, num_heads, length,
     key_length).
@@ -791,6 +790,7 @@ class MultiheadAttention(Layer):
         key_segments: Array | None = None,
         alibi_slopes: Array | None = None,
         return_weights: bool | WeightSelection = False,
+        out: Array | None = None,
     ) -> Any:
         chosen = None
         if return_weights is not False:
@@ -812,6 +812,7 @@ class MultiheadAttention(Layer):
                 alibi_slopes,
             ),
             chosen,
+            out,
         )
         return output if chosen is None else (output, weights)
 
@@ -881,6 +882,7 @@ class PositionalEncoding(Layer):
     first : position of x[..., 0, :], for sequences that continue
     positions : ints (length,) or (batch, length) in place of first, first + 1, ..., for sequences that are
         packed into one row or padded in front
+    out : array of the layer's dtype to write the output into, as the module says; a new one by default
 
     Returns an array of x's shape.
 
@@ -924,8 +926,15 @@ class PositionalEncoding(Layer):
         }
         self._held = _core.positional_encoding_layer(**self._arguments, seed=_initial_seed(rng))
 
-    def __call__(self, x: Array, *, first: int = 0, positions: Array | Sequence[Any] | None = None) -> Array:
-        return self._held.call(x, _positions(x, first, positions))
+    def __call__(
+        self,
+        x: Array,
+        *,
+        first: int = 0,
+        positions: Array | Sequence[Any] | None = None,
+        out: Array | None = None,
+    ) -> Array:
+        return self._held.call(x, _positions(x, first, positions), out)
 
     def forward(
         self,
@@ -1068,6 +1077,7 @@ class TransformerEncoderLayer(_SelfAttendingLayer):
     mask, bias, causal, window, key_lengths, query_segments, alibi_slopes : as in
         scaled_dot_product_attention, where keys are the positions of x themselves; mask: True = may attend
     return_weights : True, or a WeightSelection: also return the attention weights of each head
+    out : array of the layer's dtype to write the output into, as the module says; a new one by default
 
     Returns an array of x's shape, or (output, weights) with weights (batch, nhead, length, length). With
     key_lengths, positions beyond the length influence no other, and hold no meaningful output themselves.
@@ -1137,12 +1147,13 @@ class TransformerEncoderLayer(_SelfAttendingLayer):
         query_segments: Array | None = None,
         alibi_slopes: Array | None = None,
         return_weights: bool | WeightSelection = False,
+        out: Array | None = None,
     ) -> Any:
         chosen = None
         if return_weights is not False:
             chosen = choose_weights(return_weights, self._arguments["nhead"], _length(x))
         masks = (mask, bias, causal, None, window, None, key_lengths, query_segments, None, alibi_slopes)
-        output, weights = self._held.call(x, masks, [] if chosen is None else [(0, chosen)])
+        output, weights = self._held.call(x, masks, [] if chosen is None else [(0, chosen)], out)
         return output if chosen is None else (output, weights[0])
 
 
@@ -1167,6 +1178,7 @@ class TransformerEncoder(_SelfAttendingLayer):
         the same for every layer
     return_weights : which attention weights to return: True for those of all layers, the indices of layers,
         as (0, -1), or a WeightSelection for each, as {0: WeightSelection(heads=[3]), -1: True}
+    out : array of the layer's dtype to write the output into, as the module says; a new one by default
 
     Returns an array of x's shape, or (output, weights) with weights a dict from the index of a layer, as it
     was given, to its (batch, nhead, length, length) array.
@@ -1224,13 +1236,14 @@ class TransformerEncoder(_SelfAttendingLayer):
         query_segments: Array | None = None,
         alibi_slopes: Array | None = None,
         return_weights: LayerWeights = False,
+        out: Array | None = None,
     ) -> Any:
         masks = (mask, bias, causal, None, window, None, key_lengths, query_segments, None, alibi_slopes)
         if return_weights is False:
-            return self._held.call(x, masks, [])[0]
+            return self._held.call(x, masks, [], out)[0]
         heads = self._arguments["encoder_layer"]._arguments["nhead"]
         asked = choose_layers(return_weights, self._arguments["num_layers"], heads, _length(x))
-        output, weights = self._held.call(x, masks, [(index, chosen) for index, chosen in asked.values()])
+        output, weights = self._held.call(x, masks, list(asked.values()), out)
         return output, {name: weights[index] for name, (index, _) in asked.items()}
 
 
@@ -1241,10 +1254,78 @@ class DecoderWeights(NamedTuple):
     multihead_attn: Array
 
 
+class DecoderCache:
+    """Targets that grow position by position, and all that their next positions need: what `new_cache` of a
+    decoder returns.
+
+    The keys and values of the memory were computed when it was made, those of earlier positions are kept: a
+    step computes the new positions alone. The weights are those of that time.
+
+    >>> layer = TransformerDecoderLayer(8, 2, 32, rng=0)
+    >>> target, memory = np.ones((2, 5, 8), np.float32), np.ones((2, 7, 8), np.float32)
+    >>> cache = layer.new_cache(memory, capacity=5)
+    >>> steps = [cache.add(target[:, i : i + 1]) for i in range(5)]
+    >>> y = layer(target, memory, causal=True)
+    >>> bool(np.allclose(np.concatenate(steps, axis=1), y, atol=1e-5))
+    True
+    """
+
+    def __init__(self, held: _core.GrowingTargets) -> None:
+        self._held = held
+
+    def add(self, target: Array, *, lengths: Array | Sequence[int] | None = None) -> Array:
+        """What the decoder makes of the next positions of each target, which attend to all before them.
+
+        target: (batch, length, d_model)
+        lengths: (batch,) ints: how many of these positions each target has, from the left; by default all.
+            What is behind them is left out, and has no meaningful output.
+
+        Returns (batch, length, d_model). Raises TypeError for arrays of another dtype, ValueError for shapes
+        that do not fit and for more positions than there is room for; the cache stays as it is then.
+        """
+        return self._held.add(target, lengths)
+
+    def choose(self, rows: Array | Sequence[int]) -> None:
+        """Go on with these targets, each with its memory: row i of what follows continues row rows[i].
+
+        A row may be named several times, as in beam search, or not at all. Raises IndexError for rows that
+        there are not.
+
+        >>> cache = TransformerDecoderLayer(8, 2, 32).new_cache(np.ones((2, 7, 8), np.float32), capacity=5)
+        >>> cache.choose([0, 0, 0, 1])
+        >>> cache.add(np.ones((4, 1, 8), np.float32)).shape
+        (4, 1, 8)
+        """
+        self._held.choose([_integer("rows", row) for row in rows])
+
+    @property
+    def lengths(self) -> Array:
+        """(batch,) int64: how many positions each target has so far."""
+        return self._held.lengths()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the keys and values, those of positions to come included."""
+        return self._held.nbytes()
+
+
 class _DecodingLayer(Layer):
     """Attends to its own input and to a memory."""
 
     _held: _core.DecodingLayer
+
+    def new_cache(
+        self, memory: Array, capacity: int, *, memory_key_lengths: Array | Sequence[int] | None = None
+    ) -> DecoderCache:
+        """Begin a target for each memory, which grows step by step: what causal=True makes of it as a whole.
+
+        memory: (batch, memory_length, d_model)
+        capacity: the most positions that a target will have
+        memory_key_lengths: (batch,) ints, the valid prefix of each memory
+
+        Raises TypeError for arrays of another dtype, ValueError for what does not fit.
+        """
+        return DecoderCache(self._held.new_cache(memory, memory_key_lengths, _integer("capacity", capacity)))
 
     def forward(
         self,
@@ -1316,6 +1397,7 @@ class TransformerDecoderLayer(_DecodingLayer):
     memory_mask, memory_key_lengths, memory_key_segments : likewise, where keys are the positions of memory;
         with query_segments, a position sees the memory whose segment is equal to its own
     return_weights : True, or a WeightSelection: also return the attention weights of each head
+    out : array of the layer's dtype to write the output into, as the module says; a new one by default
 
     Returns an array of target's shape, or (output, DecoderWeights(self_attn, multihead_attn)) with weights
     (batch, nhead, length, length) and (batch, nhead, length, memory_length).
@@ -1391,6 +1473,7 @@ class TransformerDecoderLayer(_DecodingLayer):
         memory_key_lengths: Array | Sequence[int] | None = None,
         memory_key_segments: Array | None = None,
         return_weights: bool | WeightSelection = False,
+        out: Array | None = None,
     ) -> Any:
         chosen = None
         if return_weights is not False:
@@ -1398,7 +1481,7 @@ class TransformerDecoderLayer(_DecodingLayer):
         masks = (mask, bias, causal, None, window, None, key_lengths, query_segments, None, alibi_slopes)
         memory_masks = (memory_mask, memory_key_lengths, memory_key_segments)
         selections = [] if chosen is None else [(0, chosen)]
-        output, weights = self._held.call(target, memory, masks, memory_masks, selections)
+        output, weights = self._held.call(target, memory, masks, memory_masks, selections, out)
         return output if chosen is None else (output, DecoderWeights(*weights[0]))
 
 
@@ -1422,6 +1505,7 @@ class TransformerDecoder(_DecodingLayer):
         memory_key_lengths, memory_key_segments : as for TransformerDecoderLayer, the same for every layer
     return_weights : which attention weights to return: True for those of all layers, the indices of layers,
         as (0, -1), or a WeightSelection for each, as {0: WeightSelection(heads=[3]), -1: True}
+    out : array of the layer's dtype to write the output into, as the module says; a new one by default
 
     Returns an array of target's shape, or (output, weights) with weights a dict from the index of a layer, as
     it was given, to its DecoderWeights.
@@ -1482,14 +1566,15 @@ class TransformerDecoder(_DecodingLayer):
         memory_key_lengths: Array | Sequence[int] | None = None,
         memory_key_segments: Array | None = None,
         return_weights: LayerWeights = False,
+        out: Array | None = None,
     ) -> Any:
         masks = (mask, bias, causal, None, window, None, key_lengths, query_segments, None, alibi_slopes)
         memory_masks = (memory_mask, memory_key_lengths, memory_key_segments)
         if return_weights is False:
-            return self._held.call(target, memory, masks, memory_masks, [])[0]
+            return self._held.call(target, memory, masks, memory_masks, [], out)[0]
         heads = self._arguments["decoder_layer"]._arguments["nhead"]
         asked = choose_layers(return_weights, self._arguments["num_layers"], heads, _length(target))
-        output, weights = self._held.call(target, memory, masks, memory_masks, list(asked.values()))
+        output, weights = self._held.call(target, memory, masks, memory_masks, list(asked.values()), out)
         return output, {name: DecoderWeights(*weights[index]) for name, (index, _) in asked.items()}
 
 
@@ -1514,11 +1599,17 @@ class Transformer(Layer):
     activation : "relu", "gelu", "gelu_tanh", "gelu_sigmoid" or "silu"
     layer_norm_eps, norm_first, bias, num_kv_heads, rotary, norm, gated, recompute : as for
         TransformerEncoderLayer and TransformerDecoderLayer
+    custom_encoder, custom_decoder : layers to take in place of those that all these arguments describe, ours
+        or yours (see Module), which become part of this one as they are. They are called as
+        encoder(source, mask=source_mask, key_lengths=source_lengths) and decoder(target, memory,
+        mask=target_mask, causal=causal, key_lengths=target_lengths, memory_mask=memory_mask,
+        memory_key_lengths=source_lengths), with those of these arguments that the call gives
     dtype : float32 or float64
     rng : numpy.random.Generator or int that the initial weights are drawn from, as in PyTorch; a fresh one by
         default
 
-    State: encoder.* as TransformerEncoder and decoder.* as TransformerDecoder, each with a last norm.
+    State: encoder.* as TransformerEncoder and decoder.* as TransformerDecoder, each with a last norm; or the
+    names of a custom one behind these.
 
     Calling it
     ----------
@@ -1532,6 +1623,7 @@ class Transformer(Layer):
         and from the target to the source, as in scaled_dot_product_attention; True = may attend
     return_weights : which attention weights to return: True for those of all layers, the indices of layers,
         as (0, -1)
+    out : array of the layer's dtype to write the output into, as the module says; a new one by default
 
     Returns an array of target's shape, or (output, TransformerWeights(encoder, decoder)).
 
@@ -1552,15 +1644,28 @@ class Transformer(Layer):
     >>> y.shape
     (2, 5, 8)
 
-    Word by word, the source is read once:
+    Word by word, the source is read once, and so is each word:
 
     >>> memory = model.encode(source, source_lengths=[7, 3])
-    >>> first = model.decode(target[:, :1], memory, source_lengths=[7, 3], causal=True)
-    >>> bool(np.allclose(first, y[:, :1], atol=1e-6))
+    >>> cache = model.new_cache(memory, capacity=5, source_lengths=[7, 3])
+    >>> first = cache.add(target[:, :1])
+    >>> bool(np.allclose(first, y[:, :1], atol=1e-5))
     True
+
+    An encoder of another kind:
+
+    >>> encoder = Sequential(Linear(3, 8, rng=0), TransformerEncoderLayer(8, 2, 32, norm="rms", gated=True))
+    >>> model = Transformer(8, 2, num_decoder_layers=1, custom_encoder=encoder)
+    >>> model(np.ones((2, 7, 3), np.float32), target, causal=True).shape
+    (2, 5, 8)
     """
 
     _held: _core.TransformerLayer
+
+    def __new__(cls, *_: Any, **arguments: Any) -> Transformer:
+        custom = (arguments.get(f"custom_{half}") for half in ("encoder", "decoder"))
+        composed = cls is Transformer and any(half is not None for half in custom)
+        return super().__new__(ComposedTransformer if composed else cls)
 
     def __init__(
         self,
@@ -1580,6 +1685,8 @@ class Transformer(Layer):
         norm: str = "layer",
         gated: bool = False,
         recompute: bool = False,
+        custom_encoder: Module | None = None,
+        custom_decoder: Module | None = None,
         dtype: DTypeLike = np.float32,
         rng: Rng | None = None,
     ) -> None:
@@ -1602,6 +1709,13 @@ class Transformer(Layer):
             recompute=recompute,
             dtype=dtype,
         )
+        self._hold(custom_encoder, custom_decoder, rng)
+
+    def _hold(self, encoder: Module | None, decoder: Module | None, rng: Rng | None) -> None:
+        if encoder is not None or decoder is not None:
+            raise TypeError(
+                f"custom_encoder and custom_decoder must be given to Transformer, not {type(self).__name__}"
+            )
         self._held = _core.transformer(**_layer_sizes(self._arguments), seed=_initial_seed(rng))
 
     def __call__(
@@ -1616,6 +1730,7 @@ class Transformer(Layer):
         target_mask: Array | None = None,
         memory_mask: Array | None = None,
         return_weights: LayerWeights = False,
+        out: Array | None = None,
     ) -> Any:
         masks = (source_mask, source_lengths, target_mask, target_lengths, causal, memory_mask)
         heads = self._arguments["nhead"]
@@ -1626,7 +1741,7 @@ class Transformer(Layer):
             for half, x in (("encoder", source), ("decoder", target))
         )
         output, encoder, decoder = self._held.call(
-            source, target, masks, list(of_encoder.values()), list(of_decoder.values())
+            source, target, masks, list(of_encoder.values()), list(of_decoder.values()), out
         )
         if return_weights is False:
             return output
@@ -1662,9 +1777,10 @@ class Transformer(Layer):
         *,
         source_lengths: Array | Sequence[int] | None = None,
         source_mask: Array | None = None,
+        out: Array | None = None,
     ) -> Array:
         """The memory of a source: the first half of a call, (batch, length, d_model)."""
-        return self._held.encode(source, (source_mask, source_lengths, None, None, False, None))
+        return self._held.encode(source, (source_mask, source_lengths, None, None, False, None), out)
 
     def decode(
         self,
@@ -1676,7 +1792,211 @@ class Transformer(Layer):
         causal: bool = False,
         target_mask: Array | None = None,
         memory_mask: Array | None = None,
+        out: Array | None = None,
     ) -> Array:
         """The output for a target and a memory that `encode` returned: the second half of a call."""
         masks = (None, source_lengths, target_mask, target_lengths, causal, memory_mask)
-        return self._held.decode(target, memory, masks)
+        return self._held.decode(target, memory, masks, out)
+
+    def new_cache(
+        self, memory: Array, capacity: int, *, source_lengths: Array | Sequence[int] | None = None
+    ) -> DecoderCache:
+        """Begin a target for each memory, which grows step by step, as `new_cache` of a decoder does."""
+        return DecoderCache(self._held.new_cache(memory, source_lengths, _integer("capacity", capacity)))
+
+
+class _SavedHalves(NamedTuple):
+    """What both halves keep for backward."""
+
+    encoder: Any
+    decoder: Any
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, as far as the halves say."""
+        return sum(getattr(saved, "nbytes", 0) for saved in self)
+
+
+class ComposedTransformer(Composite, Transformer):
+    """A Transformer of halves that are layers of their own: what `custom_encoder` and `custom_decoder` make.
+
+    `encoder` and `decoder` are these layers.
+    """
+
+    encoder: Any
+    decoder: Any
+
+    def _hold(self, encoder: Module | None, decoder: Module | None, rng: Rng | None) -> None:
+        for name, half in (("custom_encoder", encoder), ("custom_decoder", decoder)):
+            if half is not None:
+                require_module(name, half)
+        generator = np.random.default_rng(_initial_seed(rng))
+        self.encoder = encoder
+        self.decoder = decoder
+        if encoder is None:
+            self.encoder = self._made(TransformerEncoder, TransformerEncoderLayer, "encoder", generator)
+        if decoder is None:
+            self.decoder = self._made(TransformerDecoder, TransformerDecoderLayer, "decoder", generator)
+
+    def _made(self, stack: Any, layer: Any, name: str, generator: np.random.Generator) -> Any:
+        """The half that the arguments describe: its matrices as Glorot and Bengio 2010, the rest as its
+        layers."""
+        arguments = dict(self._arguments)
+        counts = {half: arguments.pop(f"num_{half}_layers") for half in ("encoder", "decoder")}
+        d_model, eps, dtype = (arguments[name] for name in ("d_model", "layer_norm_eps", "dtype"))
+        norm = (
+            RMSNorm(d_model, eps, dtype=dtype)
+            if arguments["norm"] == "rms"
+            else LayerNorm(d_model, eps, bias=arguments["bias"], dtype=dtype)
+        )
+        half = stack(layer(**arguments), counts[name], norm, rng=generator)
+        with half.edit() as parameters:
+            for array in parameters.values():
+                if array.ndim > 1:
+                    bound = (6 / sum(array.shape)) ** 0.5
+                    array[...] = generator.uniform(-bound, bound, array.shape)
+        return half
+
+    def _parts(self) -> dict[str, Any]:
+        return {"encoder": self.encoder, "decoder": self.decoder}
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64: that of the parameters."""
+        return np.result_type(*self.parameters().values())
+
+    @property
+    def packed_nbytes(self) -> int:
+        """Bytes of the copies of weights that inference keeps."""
+        return sum(getattr(leaf, "packed_nbytes", 0) for _, leaf in self._leaves())
+
+    def release_packed(self) -> None:
+        """Gives the memory of packed copies of weights back, until the next inference pass."""
+        for _, leaf in self._leaves():
+            if hasattr(leaf, "release_packed"):
+                leaf.release_packed()
+
+    def __call__(
+        self,
+        source: Any,
+        target: Any,
+        *,
+        source_lengths: Array | Sequence[int] | None = None,
+        target_lengths: Array | Sequence[int] | None = None,
+        causal: bool = False,
+        source_mask: Array | None = None,
+        target_mask: Array | None = None,
+        memory_mask: Array | None = None,
+        return_weights: LayerWeights = False,
+        out: Array | None = None,
+    ) -> Any:
+        weights = {} if return_weights is False else {"return_weights": return_weights}
+        memory = infer(
+            self.encoder, source, **_given(mask=source_mask, key_lengths=source_lengths), **weights
+        )
+        memory, of_encoder = (memory, {}) if return_weights is False else memory
+        masks = _decoder_masks(source_lengths, target_lengths, causal, target_mask, memory_mask)
+        y = infer(self.decoder, target, memory, **masks, **weights, **_given(out=out))
+        if return_weights is False:
+            return y
+        output, of_decoder = y
+        return output, TransformerWeights(of_encoder, of_decoder)
+
+    def encode(
+        self,
+        source: Any,
+        *,
+        source_lengths: Array | Sequence[int] | None = None,
+        source_mask: Array | None = None,
+        out: Array | None = None,
+    ) -> Any:
+        """The memory of a source: the first half of a call."""
+        return infer(self.encoder, source, **_given(mask=source_mask, key_lengths=source_lengths, out=out))
+
+    def decode(
+        self,
+        target: Any,
+        memory: Any,
+        *,
+        source_lengths: Array | Sequence[int] | None = None,
+        target_lengths: Array | Sequence[int] | None = None,
+        causal: bool = False,
+        target_mask: Array | None = None,
+        memory_mask: Array | None = None,
+        out: Array | None = None,
+    ) -> Any:
+        """The output for a target and a memory that `encode` returned: the second half of a call."""
+        masks = _decoder_masks(source_lengths, target_lengths, causal, target_mask, memory_mask)
+        return infer(self.decoder, target, memory, **masks, **_given(out=out))
+
+    def new_cache(
+        self, memory: Array, capacity: int, *, source_lengths: Array | Sequence[int] | None = None
+    ) -> DecoderCache:
+        """Begin a target for each memory, if the decoder has new_cache(), as ours have."""
+        cache: DecoderCache = self.decoder.new_cache(memory, capacity, memory_key_lengths=source_lengths)
+        return cache
+
+    def forward(
+        self,
+        source: Any,
+        target: Any,
+        *,
+        source_lengths: Array | Sequence[int] | None = None,
+        target_lengths: Array | Sequence[int] | None = None,
+        causal: bool = False,
+        source_mask: Array | None = None,
+        target_mask: Array | None = None,
+        memory_mask: Array | None = None,
+        rng: Rng | None = None,
+    ) -> tuple[Any, Any]:
+        """The output and what its gradient needs. Dropout acts if there is an rng."""
+        generator = None if rng is None else np.random.default_rng(draw_seed(rng))
+        memory, of_encoder = self.encoder.forward(
+            source, rng=generator, **_given(mask=source_mask, key_lengths=source_lengths)
+        )
+        masks = _decoder_masks(source_lengths, target_lengths, causal, target_mask, memory_mask)
+        y, of_decoder = self.decoder.forward(target, memory, rng=generator, **masks)
+        return y, _SavedHalves(of_encoder, of_decoder)
+
+    def backward(
+        self, saved: Any, d_output: Array, *, accumulate: Mapping[str, Array] | None = None
+    ) -> tuple[tuple[Any, Any], dict[str, Array]]:
+        """((d_source, d_target), grads), as for every layer."""
+        if not isinstance(saved, _SavedHalves):
+            raise TypeError(f"saved must be what forward returned, got {type(saved).__name__}")
+        if accumulate is not None:
+            self._check_gradients(accumulate)
+        (d_target, d_memory), of_decoder = self.decoder.backward(saved.decoder, d_output)
+        d_source, of_encoder = self.encoder.backward(saved.encoder, d_memory)
+        grads = {f"encoder.{name}": array for name, array in of_encoder.items()}
+        grads |= {f"decoder.{name}": array for name, array in of_decoder.items()}
+        return (d_source, d_target), grads if accumulate is None else add_gradients(accumulate, grads)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _recompose, (self.encoder, self.decoder, self._arguments)
+
+    def __repr__(self) -> str:
+        halves = (f"  custom_{name}={half!r}".replace("\n", "\n  ") for name, half in self._parts().items())
+        return "\n".join(["Transformer(", *halves, ")"])
+
+
+def _recompose(encoder: Any, decoder: Any, arguments: dict[str, Any]) -> Transformer:
+    return Transformer(**arguments, custom_encoder=encoder, custom_decoder=decoder)
+
+
+def _given(**arguments: Any) -> dict[str, Any]:
+    """Those that are not None: what layers of others need not know is not passed on."""
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _decoder_masks(
+    source_lengths: Any, target_lengths: Any, causal: Any, target_mask: Any, memory_mask: Any
+) -> dict[str, Any]:
+    """The arguments of a decoder that mean these of a Transformer."""
+    masks = _given(
+        mask=target_mask,
+        key_lengths=target_lengths,
+        memory_mask=memory_mask,
+        memory_key_lengths=source_lengths,
+    )
+    return masks if causal is False else {"causal": causal, **masks}
