@@ -48,11 +48,13 @@ class KeptBlocks {
   void* take(std::size_t capacity) noexcept {
     if (busy_.test_and_set(std::memory_order_acquire)) return nullptr;
     void* block = nullptr;
-    const auto blocks = blocks_.find(capacity);
-    if (blocks != blocks_.end() && !blocks->second.empty()) {
+    // A block up to half as large again will do: memory that waits for its own size is memory twice.
+    for (auto blocks = blocks_.lower_bound(capacity);
+         block == nullptr && blocks != blocks_.end() && blocks->first <= capacity + capacity / 2; ++blocks) {
+      if (blocks->second.empty()) continue;
       block = blocks->second.back();
       blocks->second.pop_back();
-      bytes_ -= capacity;
+      bytes_ -= blocks->first;
     }
     busy_.clear(std::memory_order_release);
     return block;
@@ -106,6 +108,7 @@ void* fresh_block(std::size_t capacity) noexcept {
   // Whole huge pages only: of the last one little may be used.
   if (block != nullptr && alignment == kHugePage)
     madvise(block, capacity / kHugePage * kHugePage, MADV_HUGEPAGE);
+  if (block != nullptr) capacity_of(block) = capacity;
   return block;
 }
 
@@ -131,7 +134,6 @@ void* allocate_memory(std::size_t bytes) {
     block = fresh_block(capacity);
   }
   if (block == nullptr) throw std::bad_alloc();
-  capacity_of(block) = capacity;
   return static_cast<char*>(block) + kHeader;
 }
 
@@ -140,6 +142,10 @@ void release_memory(void* memory) noexcept {
   void* const block = static_cast<char*>(memory) - kHeader;
   const std::size_t capacity = capacity_of(block);
   if (!is_kept(capacity) || !kept_blocks().keep(block, capacity)) std::free(block);
+}
+
+void give_back_memory(void* memory) noexcept {
+  if (memory != nullptr) std::free(static_cast<char*>(memory) - kHeader);
 }
 
 std::size_t memory_capacity(const void* memory) noexcept {

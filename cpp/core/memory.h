@@ -9,6 +9,7 @@ namespace blasformer {
 // of the time of attention's gradients and a sixth of that of training a tiny model.
 void* allocate_memory(std::size_t bytes);  // throws std::bad_alloc
 void release_memory(void* memory) noexcept;
+void give_back_memory(void* memory) noexcept;  // the same, but it is not kept
 // How many bytes there are at a place that allocate_memory returned.
 std::size_t memory_capacity(const void* memory) noexcept;
 

@@ -9,8 +9,9 @@
 
 namespace blasformer {
 
-struct ReleaseMemory {
-  void operator()(void* p) const { release_memory(p); }
+// What a growing scratch leaves behind fits nothing else.
+struct GiveBackMemory {
+  void operator()(void* p) const { give_back_memory(p); }
 };
 
 // Scratch memory, aligned to a cache line, that grows to what is asked of it.
@@ -31,7 +32,7 @@ class Scratch {
   Index capacity() const { return capacity_; }
 
  private:
-  std::unique_ptr<void, ReleaseMemory> memory_;
+  std::unique_ptr<void, GiveBackMemory> memory_;
   Index capacity_ = 0;
 };
 

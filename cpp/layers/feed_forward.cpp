@@ -50,6 +50,7 @@ Tensor<T> FeedForward<T>::backward(const Saved& saved, const Tensor<T>& d_y, Fee
                     hidden.data());
   if (dropped) dropout(hidden.data(), size, dropout_p, *saved.seed, hidden.data());
   linear2.parameter_gradients(hidden, adapter_seed(saved.seed, 1), d_y, gradients.linear2, write);
+  hidden = {};
   return linear1.backward(saved.linear1, d_hidden, gradients.linear1, write);
 }
 
