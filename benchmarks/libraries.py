@@ -147,6 +147,36 @@ class Blasformer(Library):
         return lambda: (encoder.encode(texts, show_progress_bar=False),)
 
 
+class BatchInvariant(Blasformer):
+    """This package in batch_invariant(): what that costs."""
+
+    CASES = (
+        "BERT B1 L128",
+        "BERT B8 L128, key lengths",
+        "GPT-2 L1024 causal",
+        "BERT B1 L512, fwd+bwd",
+        *(f"decode 32/8 heads, {keys} keys" for keys in (512, 2048, 32768)),
+        "linear 1 x 4096 -> 4096",
+        "linear 4 x 768 -> 3072",
+        "BERT layer B1 L128",
+        "BERT layer B8 L128",
+        "MultiheadAttention(128, 2), L1",
+        "MiniLM, one sentence",
+        "MiniLM, 256 sentences",
+    )
+
+    def check(self, case: Case) -> None:
+        if case.name not in self.CASES:
+            raise Unsupported("measured on some cases only")
+
+    @contextlib.contextmanager
+    def context(self, case: Case) -> Iterator[None]:
+        import blasformer
+
+        with super().context(case), blasformer.batch_invariant():
+            yield
+
+
 class PyTorch(Library):
     """torch.nn.functional and torch.nn, in inference mode or through autograd; transformers for sentences."""
 
@@ -390,4 +420,9 @@ def approximate_gelu(x: np.ndarray) -> np.ndarray:
     return x * (1 + np.copysign(1 - series * np.exp(-z * z), x)) / 2
 
 
-LIBRARIES: dict[str, type[Library]] = {"blasformer": Blasformer, "pytorch": PyTorch, "numpy": NumPy}
+LIBRARIES: dict[str, type[Library]] = {
+    "blasformer": Blasformer,
+    "batch invariant": BatchInvariant,
+    "pytorch": PyTorch,
+    "numpy": NumPy,
+}

@@ -91,6 +91,7 @@ LINES = [
         ("onnxruntime",),
         lambda case: isinstance(case, Attention | EncoderLayer) and not is_tiny(case),
     ),
+    Line("what batch_invariant() costs: with it / without", ("batch invariant",), lambda case: True),
 ]
 
 

@@ -61,6 +61,7 @@ void run(const AttentionArguments& arguments, const Function& function) {
     const ReleaseGil released;
     function();
   } else {
+    const ContextModes modes;
     function();
   }
 }
@@ -161,11 +162,13 @@ py::object attention(const py::object& query, const py::object& key, const py::o
                      const py::object& query_segments, const py::object& key_segments,
                      const py::object& alibi_slopes, const py::object& sinks, const py::object& softcap,
                      const py::object& scale, const py::object& dropout_p, const py::object& seed,
-                     const py::object& weights, bool return_logsumexp, const py::object& out, bool save) {
+                     const py::object& weights, bool return_logsumexp, std::optional<bool> batch_invariant,
+                     const py::object& out, bool save) {
   AttentionCall call =
       parse(query, key, value,
             {mask, causal, query_offset, window, query_lengths, key_lengths, query_segments, key_segments},
             bias, alibi_slopes, sinks, softcap, scale, dropout_p, seed);
+  call.arguments.batch_invariant = batch_invariant;
   const Shape shape = attention_output_shape(call.arguments);
   std::unique_ptr<SavedAttention> saved;
   if (save) {
@@ -282,6 +285,7 @@ py::dict plan(const std::vector<Index>& query_shape, const std::vector<Index>& k
   AttentionCall call;
   call.arguments = shapes_only(query_shape, key_shape, value_shape, *type);
   call.keep(call.arguments.bias, bias, float_view, "bias");
+  const ContextModes modes;
   const AttentionPlan plan = attention_plan(call.arguments);
   py::dict result;
   result["isa"] = plan.isa;
@@ -304,7 +308,7 @@ void bind_attention(py::module_& module) {
              py::arg("query_lengths"), py::arg("key_lengths"), py::arg("query_segments"),
              py::arg("key_segments"), py::arg("alibi_slopes"), py::arg("sinks"), py::arg("softcap"),
              py::arg("scale"), py::arg("dropout_p"), py::arg("seed"), py::arg("weights"),
-             py::arg("return_logsumexp"), py::arg("out"), py::arg("save"));
+             py::arg("return_logsumexp"), py::arg("batch_invariant"), py::arg("out"), py::arg("save"));
   py::class_<SavedAttention>(module, "AttentionSaved", "What attention_forward keeps for attention_backward.")
       .def_property_readonly("nbytes", &SavedAttention::nbytes,
                              "Bytes held besides the arguments, which are referred to.");

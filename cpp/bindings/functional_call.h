@@ -22,7 +22,7 @@ constexpr Index kLeastElementsToRelease = 20'000;
 // Calls function(T()) with the type that arrays of this dtype are computed in, without the interpreter lock.
 template <class Function>
 void compute(DType dtype, Index elements, Function function) {
-  const ContextPrecision precision;
+  const ContextModes modes;
   std::optional<ReleaseGil> released;
   if (elements >= kLeastElementsToRelease) released.emplace();
   if (dtype == DType::float64) {

@@ -327,7 +327,7 @@ class Holding : public Base {
   template <class Compute>
   auto run(Index elements, const Compute& compute) const {
     if (static_cast<double>(elements) * static_cast<double>(size_) < 1e6) {
-      const ContextPrecision precision;
+      const ContextModes modes;
       return compute();
     }
     const Computing counted(*this);

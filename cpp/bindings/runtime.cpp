@@ -6,7 +6,7 @@
 #include <string_view>
 #include <thread>
 
-#include "bindings/context_precision.h"
+#include "bindings/context_modes.h"
 #include "bindings/gil.h"
 #include "core/available_cores.h"
 #include "core/blas.h"
@@ -34,9 +34,26 @@ void check_signals() {
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
-// Python's context variable with the name of a precision. It lives as long as the process: other
-// interpreters of it may be at work when one ends.
+// Python's context variable with the name of a precision.
 PyObject* precision_variable = nullptr;
+// Likewise, with a bool.
+PyObject* batch_invariance_variable = nullptr;
+
+py::object value_of(PyObject* variable) {
+  PyObject* value = nullptr;
+  if (variable == nullptr || PyContextVar_Get(variable, nullptr, &value) != 0) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(value);
+}
+
+// A variable of the module. It lives as long as the process: other interpreters of it may be at work when one
+// ends.
+PyObject* new_variable(py::module_& module, const char* attribute, const char* name,
+                       const py::object& value) {
+  PyObject* const variable = PyContextVar_New(name, value.ptr());
+  if (variable == nullptr) throw py::error_already_set();
+  module.attr(attribute) = py::reinterpret_borrow<py::object>(variable);
+  return variable;
+}
 
 // For tests of the pool: tasks that sleep. Returns which worker ran each.
 std::vector<int> sleep_in_tasks(Index tasks, double seconds) {
@@ -52,10 +69,7 @@ std::vector<int> sleep_in_tasks(Index tasks, double seconds) {
 }  // namespace
 
 Precision context_precision() {
-  PyObject* value = nullptr;
-  if (precision_variable == nullptr || PyContextVar_Get(precision_variable, nullptr, &value) != 0)
-    throw py::error_already_set();
-  const auto name = py::reinterpret_steal<py::str>(value);
+  const py::object name = value_of(precision_variable);
   Py_ssize_t length = 0;
   const char* const text = PyUnicode_AsUTF8AndSize(name.ptr(), &length);
   if (text == nullptr) throw py::error_already_set();
@@ -67,10 +81,12 @@ Precision context_precision() {
                             : Precision::highest;
 }
 
+bool context_batch_invariance() { return value_of(batch_invariance_variable).is(py::handle(Py_True)); }
+
 void bind_runtime(py::module_& module) {
-  precision_variable = PyContextVar_New("blasformer precision", py::str("highest").release().ptr());
-  if (precision_variable == nullptr) throw py::error_already_set();
-  module.attr("precision_variable") = py::reinterpret_borrow<py::object>(precision_variable);
+  precision_variable = new_variable(module, "precision_variable", "blasformer precision", py::str("highest"));
+  batch_invariance_variable =
+      new_variable(module, "batch_invariance_variable", "blasformer batch invariance", py::bool_(false));
   set_interrupt_check(&check_signals);
 
   module.def("available_cores", &available_cores);

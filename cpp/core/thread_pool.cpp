@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "core/available_cores.h"
+#include "core/batch_invariance.h"
 #include "core/denormals.h"
 #include "core/interrupt.h"
 #include "core/precision.h"
@@ -108,6 +109,7 @@ class Job {
   void run(int worker, BetweenTasks between_tasks) {
     set_floating_point_mode(mode_);
     set_current_precision(precision_);
+    set_batch_invariant(batch_invariant_);
     try {
       for (;;) {
         const Index task = next_.fetch_add(1, std::memory_order_relaxed);
@@ -134,6 +136,7 @@ class Job {
   // Those of the calling thread, so that results do not depend on who runs a task.
   const unsigned mode_ = floating_point_mode();
   const Precision precision_ = current_precision();
+  const bool batch_invariant_ = batch_invariant();
   alignas(64) std::atomic<Index> next_{0};
   std::atomic<bool> failed_{false};
   std::exception_ptr error_;

@@ -48,6 +48,9 @@ struct AttentionProblem {
   double scale = 1;
   double dropout_p = 0;
   std::uint64_t seed = 0;
+  // Whether the score of a query and a key is one sum along the head in rising order, as in a tile, even where
+  // queries are few; and whether no tile holds queries of two heads, for what is summed over queries.
+  bool ordered_scores = false, single_head_tiles = false;
 
   // Whether scores are brought to the units of the logits before the softmax. If not, they stay query key^T
   // and the scale is applied to their distance from the maximum, where its rounding costs nothing even when
@@ -67,7 +70,7 @@ struct AttentionProblem {
   Index group() const { return query_heads / key_heads; }
   Index key_head(Index head) const { return head / group(); }
   // Whether a tile of so many queries may hold queries of several heads.
-  bool shares_tiles(Index tile) const { return query_length < 2 * tile; }
+  bool shares_tiles(Index tile) const { return query_length < 2 * tile && !single_head_tiles; }
 };
 
 // Queries that read one key head, counted through the heads of its group: query i is row i % query_length of

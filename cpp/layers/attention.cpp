@@ -51,13 +51,14 @@ struct QueryCut {
 };
 
 // How forward cuts the keys where queries are few: one head or two, and a cache of tens of thousands of keys,
-// are work for many threads. By shape alone, again.
+// are work for many threads. By shape alone, again; a sum that must not depend on the length of other
+// sequences is not cut.
 struct KeyCut {
   Index parts = 1, per_part;
 
   KeyCut(const AttentionProblem& p, Index key_block) : per_part(p.key_length) {
     constexpr Index kMost = 2048;  // some 20 us, as much as is worth waking a thread for
-    if (!p.few_queries() || p.key_length <= kMost) return;
+    if (!p.few_queries() || p.ordered_scores || p.key_length <= kMost) return;
     parts = ceil_div(p.key_length, kMost);
     per_part = round_up(ceil_div(p.key_length, parts), key_block);
   }
@@ -107,6 +108,7 @@ void attention_forward(const AttentionArguments& arguments, const MutableArrayVi
     statistics->maximum = Tensor<T>(checked.statistics_shape());
     statistics->reciprocal_sum = Tensor<T>(checked.statistics_shape());
     statistics->unit = p.has_logits() ? 1 : p.scale;
+    statistics->batch_invariant = p.ordered_scores;
   }
   const AttentionKernels<T>& kernels = attention_kernels<T>();
   const QueryCut cut(p, kernels.query_tile);
@@ -124,7 +126,7 @@ void attention_forward(const AttentionArguments& arguments, const MutableArrayVi
 template <class T>
 void attention_weights(const AttentionArguments& arguments, const AttentionStatistics<T>& statistics,
                        const WeightSelection& selection, const MutableArrayView& weights) {
-  const CheckedAttention checked(arguments);
+  const CheckedAttention checked(computed_as(statistics, arguments));
   const AttentionProblem& p = checked.problem();
   const AttentionKernels<T>& kernels = attention_kernels<T>();
   const Index heads = static_cast<Index>(selection.heads.size()),

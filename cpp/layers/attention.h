@@ -40,7 +40,8 @@ struct AttentionArguments {
   std::optional<double> softcap;
   std::optional<double> scale;  // default 1 / sqrt(dim)
   double dropout_p = 0;
-  std::optional<std::uint64_t> seed;  // nothing: nothing is dropped
+  std::optional<std::uint64_t> seed;    // nothing: nothing is dropped
+  std::optional<bool> batch_invariant;  // nothing: as the thread is to be
 };
 
 // The normaliser of each row, (..., query_heads, query_length), in the units of the kernels: backward and
@@ -50,6 +51,8 @@ template <class T>
 struct AttentionStatistics {
   Tensor<T> maximum, reciprocal_sum;
   double unit = 1;  // 1 when scores are logits, scale when they are query key^T
+  // How forward was computed. What reads the statistics must be computed likewise.
+  bool batch_invariant = false;
 };
 
 // Throws std::invalid_argument or TypeMismatch unless the arguments fit together; returns the shape of the

@@ -24,9 +24,10 @@ namespace {
 
 // Few key heads are cut into several runs of queries, each with its own share of d_key and d_value, so that
 // more than one core has something to do. By shape alone; at most four shares, so that memory stays linear in
-// the length.
+// the length. Sums that must not depend on other sequences, nor on how long they are, are not cut.
 Index query_runs(const AttentionProblem& p) {
   constexpr Index enough = 4;
+  if (p.single_head_tiles) return 1;
   const Index heads = std::max<Index>(p.batch * p.key_heads, 1);
   // A cut costs time: only an odd number of heads, which leaves a core idle, is cut into short runs.
   const Index least_rows = heads % 2 == 1 ? 96 : 256;
@@ -131,7 +132,7 @@ void operand_gradients_sharing_bias(const AttentionProblem& p, const BackwardInp
   const AttentionKernels<T>& kernels = attention_kernels<T>();
   const Index heads = p.batch * p.key_heads;
   const bool cut_heads = bias_size <= heads * p.key_length * (p.dim + p.value_dim);
-  const Index most_runs = std::max<Index>(1, p.query_length / least_rows);
+  const Index most_runs = p.single_head_tiles ? 1 : std::max<Index>(1, p.query_length / least_rows);
   const Index shares = cut_heads ? std::min(enough, heads) : 1;
   const Index runs = std::min(most_runs, ceil_div(enough, shares));
   const Index per_run = round_up(ceil_div(p.query_length, runs), kernels.query_tile);
@@ -328,8 +329,9 @@ template <class T>
 void attention_backward(const AttentionArguments& arguments, const AttentionStatistics<T>& statistics,
                         const ArrayView& output, const ArrayView& d_output,
                         const AttentionGradientViews& gradients) {
-  CheckedAttention checked(arguments);
-  const AttentionProblem& p = checked.problem();
+  CheckedAttention checked(computed_as(statistics, arguments));
+  AttentionProblem p = checked.problem();
+  p.single_head_tiles = p.ordered_scores;
   const bool same_shape =
       d_output.rank == output.rank && std::equal(output.shape, output.shape + output.rank, d_output.shape);
   require(same_shape, "d_output must have the shape of the output, ", shape_text(output), ", got ",

@@ -6,6 +6,7 @@
 #include <limits>
 #include <string>
 
+#include "core/batch_invariance.h"
 #include "core/describe.h"
 #include "core/half.h"
 #include "core/require.h"
@@ -43,6 +44,7 @@ Index bounded(Index x) {
 CheckedAttention::CheckedAttention(const AttentionArguments& arguments) {
   check_shapes(arguments);
   AttentionProblem& p = problem_;
+  p.ordered_scores = arguments.batch_invariant.value_or(batch_invariant());
   p.query = operand(arguments.query);
   p.key = operand(arguments.key);
   p.value = operand(arguments.value);

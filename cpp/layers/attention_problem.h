@@ -47,4 +47,11 @@ class CheckedAttention {
   std::vector<std::unique_ptr<double[]>> numbers_;
 };
 
+// The arguments of what reads the statistics that forward left.
+template <class T>
+AttentionArguments computed_as(const AttentionStatistics<T>& statistics, AttentionArguments arguments) {
+  arguments.batch_invariant = statistics.batch_invariant;
+  return arguments;
+}
+
 }  // namespace blasformer

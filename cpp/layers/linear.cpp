@@ -4,6 +4,7 @@
 #include <cmath>
 #include <utility>
 
+#include "core/batch_invariance.h"
 #include "core/require.h"
 #include "core/thread_pool.h"
 #include "kernels/row_kernels.h"
@@ -16,9 +17,11 @@ namespace {
 
 constexpr Index kFewRowsOutputs = 64;  // outputs per task
 
-// Whether the weights should be read as they lie rather than packed for BLAS. Short sums favour BLAS.
+// Whether the weights should be read as they lie rather than packed for BLAS. Short sums favour BLAS. The sums
+// are others: where they must not depend on the number of rows, all are those of matrix_product.
 template <class T>
 bool has_few_rows(Index rows, Index in_features, bool transposed) {
+  if (batch_invariant()) return false;
   const Index few = row_kernels<T>().few_rows;
   if (transposed) return rows <= 4;
   return rows <= (in_features < 128 ? few / 4 : in_features < 256 ? few / 2 : few);

@@ -3,20 +3,32 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/batch_invariance.h"
 #include "core/blas.h"
 #include "core/require.h"
 #include "core/thread_pool.h"
 #include "layers/dropout.h"
 #include "layers/linear.h"
+#include "layers/matrix_product.h"
 
 namespace blasformer {
 
 namespace {
 
-// c (m, n) += alpha * a op(b), for a (m, k) with small k or small n: cut into rows.
+// c (m, n) = beta c + alpha * a op(b), for a (m, k) with small k or small n: cut into rows. beta is 0 or 1.
 template <class T>
 void add_product(Index m, Index n, Index k, T alpha, const T* a, Index a_stride, blas::Transpose transpose_b,
                  const T* b, Index b_stride, T beta, T* c, Index c_stride) {
+  if (batch_invariant()) {
+    Tensor<T> scaled({m, k});
+    for (Index row = 0; row < m; ++row)
+      std::transform(a + row * a_stride, a + row * a_stride + k, scaled.data() + row * k,
+                     [alpha](T x) { return alpha * x; });
+    const MatrixView<T> right =
+        transpose_b == blas::Transpose::yes ? MatrixView<T>{b, 1, b_stride} : MatrixView<T>{b, b_stride, 1};
+    return matrix_product<T>(m, n, k, {scaled.data(), k, 1}, right, nullptr,
+                             beta == T(0) ? Write::replace : Write::add, c, c_stride);
+  }
   constexpr Index rows = 128;
   const double work = static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k) * 0.04;
   parallel_for(ceil_div(m, rows), work, [&](Index task, int) {

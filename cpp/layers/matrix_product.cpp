@@ -2,11 +2,13 @@
 
 #include <algorithm>
 
+#include "core/batch_invariance.h"
 #include "core/blas.h"
 #include "core/cpu.h"
 #include "core/precision.h"
 #include "core/thread_pool.h"
 #include "core/workspace.h"
+#include "kernels/row_kernels.h"
 #include "kernels/split_product.h"
 #include "layers/split_matrix_product.h"
 
@@ -62,8 +64,9 @@ Index columns_at_once(Index columns, Index depth, Index panel) {
 }
 
 // Where there is no AVX2 OpenBLAS has kernels for what there is, such as AVX, and ours would be SSE2's: it is
-// up to twice as fast. (Everywhere else ours is as fast or faster: benchmarks/README.md.)
-bool blas_is_faster() { return active_isa() == Isa::baseline; }
+// up to twice as fast. (Everywhere else ours is as fast or faster: benchmarks/README.md.) But what its sums
+// are depends on the shape of the product.
+bool blas_is_better() { return active_isa() == Isa::baseline && !batch_invariant(); }
 
 template <class T>
 void blas_product(Index rows, Index columns, Index depth, MatrixView<T> left, MatrixView<T> right,
@@ -202,6 +205,21 @@ void multiply_while_packing(const ProductKernels<T>& kernels, const ProductCut& 
   });
 }
 
+// The same for so few rows that packing would take longer than the product.
+constexpr Index kOrderedRows = 4;
+template <class T>
+void ordered_product(Index rows, Index columns, Index depth, MatrixView<T> left, MatrixView<T> right,
+                     const T* bias, T* c, Index c_stride) {
+  constexpr Index columns_of_task = 64;
+  const double work = 0.1 * sizeof(T) / 4 * static_cast<double>(columns * depth);
+  parallel_for(ceil_div(columns, columns_of_task), work, [&](Index task, int) {
+    const Index first = task * columns_of_task, count = std::min(columns_of_task, columns - first);
+    row_kernels<T>().ordered_linear(left.data, left.row_stride, rows, depth, depth_of_blocks<T>(depth),
+                                    right.from(0, first).data, right.column_stride,
+                                    bias ? bias + first : nullptr, count, c + first, c_stride);
+  });
+}
+
 }  // namespace
 
 template <class T>
@@ -211,9 +229,13 @@ void matrix_product(Index rows, Index columns, Index depth, MatrixView<T> left, 
   if constexpr (sizeof(T) == sizeof(float)) {
     if (split_matrix_product(rows, columns, depth, left, right, bias, write, c, c_stride)) return;
   }
-  if (blas_is_faster())
+  if (blas_is_better())
     return blas_product(rows, columns, depth, left, right, bias, write, c, c_stride,
                         product_work<T>(rows, columns, depth));
+  // Without it that is for linear().
+  if (batch_invariant() && rows <= kOrderedRows && write == Write::replace && left.column_stride == 1 &&
+      right.row_stride == 1)
+    return ordered_product(rows, columns, depth, left, right, bias, c, c_stride);
   const ProductKernels<T>& kernels = product_kernels<T>();
   const Index at_once = columns_at_once<T>(columns, depth, kernels.panel);
   // What is packed at a time stays in the caches until it is read.
@@ -276,7 +298,7 @@ bool PackedRight<T>::is_wanted(Index rows, Index columns, Index depth) {
     return split_kernels<T>(rows, columns, depth) != nullptr;
   // Six encoder layers of width 384, AVX-512 (Zen 5), two threads: 0.57 ms for 2 rows, 0.93 for 8, 1.38 for 16,
   // where reading the weights as they lie takes 0.88, 1.57 and 2.08; one row takes the same. Alike on AVX2.
-  return !blas_is_faster();
+  return !blas_is_better();
 }
 
 template <class T>

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <new>
 
+#include "core/batch_invariance.h"
 #include "core/cpu.h"
 #include "core/precision.h"
 #include "core/thread_pool.h"
@@ -51,7 +52,8 @@ SplitCut split_cut(const SplitProductKernels& kernels, Index rows, Index columns
 // One part of a copy that is kept, on AVX512_BF16 (Zen 5, 768 x 768): 41 us for 8 rows, 52 for 16, where
 // vectors need 39 and 77.
 bool is_large_enough(Index rows, Index columns, Index depth) {
-  return rows >= (current_precision() == Precision::medium ? 8 : 24) && columns >= 24 && depth >= 32;
+  const Index least_rows = batch_invariant() ? 0 : current_precision() == Precision::medium ? 8 : 24;
+  return rows >= least_rows && columns >= 24 && depth >= 32;
 }
 
 // Packed columns: blocks of the depth, each [panel] of `bundle` bytes, however deep the last block is.

@@ -12,6 +12,7 @@ from ._attention import (
     explain_mask,
     scaled_dot_product_attention,
 )
+from ._batch_invariance import batch_invariant
 from ._core import __version__
 from ._machine import show_config, use_isa
 from ._precision import precision
@@ -56,6 +57,7 @@ __all__ = [
     "attention_backward",
     "attention_forward",
     "attention_plan",
+    "batch_invariant",
     "cross_entropy",
     "data",
     "embedding",

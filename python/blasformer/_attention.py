@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
+from ._batch_invariance import checked_batch_invariance
 from ._core import AttentionSaved
 from ._precision import Precision, checked_precision
 from ._random import Rng, draw_seed
@@ -160,6 +161,7 @@ def scaled_dot_product_attention(
     return_weights: bool | WeightSelection = False,
     return_logsumexp: bool = False,
     precision: Precision | None = None,
+    batch_invariant: bool | None = None,
     out: Array | None = None,
 ) -> Any:
     """Attend: softmax(scale * query @ key.T) @ value, for each head.
@@ -192,6 +194,8 @@ def scaled_dot_product_attention(
     return_logsumexp : also return log(sum(exp(scores))) of each row, sinks included
     precision : "highest" | "high" | "medium" | "ieee", for float32; default that of the context
         (blasformer.precision)
+    batch_invariant : whether the output of a query has the same bits whatever else is in the call; default
+        that of the context (blasformer.batch_invariant)
     out : array to write the output into
 
     Returns
@@ -240,6 +244,7 @@ def scaled_dot_product_attention(
         seed,
         weights,
         return_logsumexp,
+        checked_batch_invariance(batch_invariant),
         out,
         False,
     )
@@ -279,6 +284,7 @@ def attention_forward(
     return_weights: bool | WeightSelection = False,
     return_logsumexp: bool = False,
     precision: Precision | None = None,
+    batch_invariant: bool | None = None,
     out: Array | None = None,
 ) -> tuple[Any, AttentionSaved]:
     """scaled_dot_product_attention, keeping what attention_backward needs.
@@ -316,6 +322,7 @@ def attention_forward(
         None if rng is None else _seed(dropout_p, rng),
         None if return_weights is False else _selection(return_weights, query),
         return_logsumexp,
+        checked_batch_invariance(batch_invariant),
         out,
         True,
     )

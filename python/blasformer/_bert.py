@@ -188,7 +188,8 @@ class BertModel(Layer):
     is its BertConfig, `dtype` what it computes in, `parameters()` its weights under the names of checkpoints.
 
     Padding costs nothing and changes nothing: only tokens are computed, and a sequence's result is the same
-    up to rounding whatever else is in the batch. One model may be called from many threads at once.
+    whatever else is in the batch: up to rounding, and in every bit within blasformer.batch_invariant(). One
+    model may be called from many threads at once.
 
     >>> bert = BertModel.from_pretrained("all-MiniLM-L6-v2")  # the path of a folder
     >>> out = bert(np.array([[101, 7592, 2088, 102]]), return_weights=(-1,))

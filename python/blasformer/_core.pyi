@@ -11,6 +11,7 @@ Array: TypeAlias = NDArray[Any]
 
 __version__: str
 precision_variable: ContextVar[Any]
+batch_invariance_variable: ContextVar[bool]
 
 class AttentionSaved:
     @property
@@ -38,6 +39,7 @@ def attention(
     seed: object,
     weights: object,
     return_logsumexp: bool,
+    batch_invariant: bool | None,
     out: object,
     save: bool,
 ) -> Any: ...

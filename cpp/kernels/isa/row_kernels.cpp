@@ -4,6 +4,7 @@
 
 #include "kernels/isa/activation_functions.h"
 #include "kernels/isa/map.h"
+#include "kernels/isa/ordered_product.h"
 #include "kernels/isa/rows.h"
 #include "kernels/isa/vector_math.h"
 
@@ -412,6 +413,34 @@ void few_rows_linear_transposed(const T* x, Index rows, Index features, const T*
   }
 }
 
+template <class T, int rows>
+void ordered_rows(const T* x, Index x_stride, Index features, Index block, const T* weight,
+                  Index weight_stride, const T* bias, Index outputs, T* y, Index y_stride) {
+  constexpr Index lanes = kOrderedLanes<T>;
+  T sums[rows * lanes];
+  for (Index o = 0; o < outputs; o += lanes) {
+    const Index count = smaller(lanes, outputs - o);
+    for (Index i = 0; i == 0 || i < features; i += block) {
+      ordered_product<T, rows>(smaller(block, features - i), x + i, x_stride, count,
+                               weight + o * weight_stride + i, weight_stride, sums);
+      for (Index r = 0; r < rows; ++r) {
+        T* const target = y + r * y_stride + o;
+        const T* const start = i > 0 ? target : bias ? bias + o : nullptr;
+        for (Index c = 0; c < count; ++c)
+          target[c] = start ? start[c] + sums[r * lanes + c] : sums[r * lanes + c];
+      }
+    }
+  }
+}
+
+template <class T>
+void ordered_linear(const T* x, Index x_stride, Index rows, Index features, Index block, const T* weight,
+                    Index weight_stride, const T* bias, Index outputs, T* y, Index y_stride) {
+  constexpr decltype(&ordered_rows<T, 1>) kernels[] = {ordered_rows<T, 1>, ordered_rows<T, 2>,
+                                                       ordered_rows<T, 3>, ordered_rows<T, 4>};
+  kernels[rows - 1](x, x_stride, features, block, weight, weight_stride, bias, outputs, y, y_stride);
+}
+
 template <class T, class Activation>
 void activate(const T* x, Index size, T* y) {
   map(x, size, y, [](auto v) { return Activation::value(v); });
@@ -485,6 +514,7 @@ constexpr RowKernels<T> kRowKernels = {
 #endif
     .few_rows_linear = few_rows_linear<T>,
     .few_rows_linear_transposed = few_rows_linear_transposed<T>,
+    .ordered_linear = ordered_linear<T>,
     .cosine_sine = cosine_sine<T>,
     .rotate_interleaved = rotate_interleaved<T>,
     .rotate_halves = rotate_halves<T>,

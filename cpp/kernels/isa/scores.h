@@ -4,6 +4,7 @@
 
 #include "kernels/isa/block_product.h"
 #include "kernels/isa/key_block.h"
+#include "kernels/isa/ordered_product.h"
 #include "kernels/isa/vector_math.h"
 #include "kernels/isa/visible_queries.h"
 
@@ -38,6 +39,23 @@ void few_scores(Index count, Index dim, const KeyBlock<T>& keys, const T* rows, 
   }
 }
 
+// The same with the bits from a tile of queries.
+template <class T, int queries>
+void few_ordered_scores(Index count, Index dim, const KeyBlock<T>& keys, const T* rows, Index width,
+                        T* scores) {
+  constexpr Index lanes = kOrderedLanes<T>;
+  T score[queries * lanes];
+  for (Index first = 0; first < count; first += lanes) {
+    const Index block = smaller(lanes, count - first);
+    ordered_product<T, queries>(dim, rows, dim, block, keys.data + first * keys.row_stride, keys.row_stride,
+                                score);
+    for (Index k = 0; k < block; ++k) {
+      for (Index l = 0; l < width; ++l)
+        scores[(first + k) * width + l] = score[smaller(l, queries - 1) * lanes + k];
+    }
+  }
+}
+
 // What score_product reads: the queries transposed, or for few of them their rows.
 template <class T>
 void pack_scores_operand(const AttentionProblem& p, const QueryTile<T>& tile, T* dense, T* out) {
@@ -59,7 +77,9 @@ void score_product(const AttentionProblem& p, const QueryTile<T>& tile, Index co
   }
   using Scores = void (*)(Index, Index, const KeyBlock<T>&, const T*, Index, T*);
   constexpr Scores few[] = {few_scores<T, 1>, few_scores<T, 2>, few_scores<T, 3>, few_scores<T, 4>};
-  few[tile.count - 1](count, p.dim, keys, query, tile.width, scores);
+  constexpr Scores ordered[] = {few_ordered_scores<T, 1>, few_ordered_scores<T, 2>, few_ordered_scores<T, 3>,
+                                few_ordered_scores<T, 4>};
+  (p.ordered_scores ? ordered : few)[tile.count - 1](count, p.dim, keys, query, tile.width, scores);
 }
 
 // The float bias of a tile: value[key][query], or one value per key when all queries share it.
