@@ -121,6 +121,15 @@ void operand_gradients(const AttentionProblem& p, const BackwardInputs<T>& input
   d_value.add_shares();
 }
 
+// Calls visit(first, count) for parts of `size` elements, each of which is read so many times.
+template <class Visit>
+void each_chunk(Index size, Index times, const Visit& visit) {
+  constexpr Index chunk = 1 << 13;
+  const double work = 0.2 * static_cast<double>(size * times);
+  parallel_for(ceil_div(size, chunk), work,
+               [&](Index task, int) { visit(task * chunk, std::min(chunk, size - task * chunk)); });
+}
+
 // The same where heads share rows of the bias. A task is a run of rows and a share of the key heads, one
 // after the other: runs have rows of the bias, and shares of the keys' gradients, of their own; shares of the
 // heads have a gradient of the bias of their own. Whichever is smaller is kept several times.
@@ -137,7 +146,9 @@ void operand_gradients_sharing_bias(const AttentionProblem& p, const BackwardInp
   const Index runs = std::min(most_runs, ceil_div(enough, shares));
   const Index per_run = round_up(ceil_div(p.query_length, runs), kernels.query_tile);
   KeyGradient<T> d_key(p, gradients.key, p.dim, runs), d_value(p, gradients.value, p.value_dim, runs);
-  Tensor<T> bias_shares = Tensor<T>::full({shares, bias_size}, T(0));
+  Tensor<T> bias_shares({shares, bias_size});
+  each_chunk(bias_shares.size(), 1,
+             [&](Index first, Index count) { std::fill_n(bias_shares.data() + first, count, T(0)); });
   const Index workspace = kernels.backward_workspace(p);
   parallel_for(shares * runs, 2.5 * attention_work(p), [&](Index task, int) {
     const FlushDenormals flush;
@@ -157,11 +168,14 @@ void operand_gradients_sharing_bias(const AttentionProblem& p, const BackwardInp
   });
   d_key.add_shares();
   d_value.add_shares();
-  for (Index i = 0; i < bias_size; ++i) {
-    T sum = bias_shares.data()[i];
-    for (Index share = 1; share < shares; ++share) sum += bias_shares.data()[share * bias_size + i];
-    write_element<T>(d_bias.data, d_bias.dtype, i, sum);
-  }
+  each_chunk(bias_size, shares, [&](Index first, Index count) {
+    T* const sum = bias_shares.data() + first;
+    for (Index share = 1; share < shares; ++share) {
+      const T* const more = sum + share * bias_size;
+      for (Index i = 0; i < count; ++i) sum[i] += more[i];
+    }
+    for (Index i = 0; i < count; ++i) write_element<T>(d_bias.data, d_bias.dtype, first + i, sum[i]);
+  });
 }
 
 // A sink's score has the gradient weight * (0 - delta), for its value is 0.
