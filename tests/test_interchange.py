@@ -326,6 +326,37 @@ def test_a_classifier_is_the_same_before_and_after_training_here(tmp_path, famil
     assert list(ours.labels) == [again.config.id2label[i] for i in range(4)] == names
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_question_answerer_is_the_same_before_and_after_training_here(tmp_path, family, dtype):
+    kind = f"{family}ForQuestionAnswering"
+    theirs, (ids, is_token) = (
+        published(tmp_path / "theirs", kind, family_config(family), dtype),
+        padded_batch(),
+    )
+    ours = models.BertForQuestionAnswering.from_pretrained(tmp_path / "theirs")
+
+    def assert_same_logits(other):
+        found, expected = ours(ids, attention_mask=is_token), other(**tensors_of(ids, is_token))
+        for column, logits in enumerate((expected.start_logits, expected.end_logits)):
+            assert_same(found[:, column][is_token], logits[torch.tensor(is_token)], dtype)
+
+    assert_same_logits(theirs)
+    trained(ours, ids, [3, 0, 1], [4, 2, 1]).save(tmp_path / "ours")
+    assert_same_logits(opened(tmp_path / "ours", kind, dtype))
+
+
+def test_a_question_answerer_has_the_loss_and_gradients_of_transformers(tmp_path, dtype):
+    changes = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    theirs = published(tmp_path, "BertForQuestionAnswering", family_config("Bert", **changes), dtype)
+    ours, ids = models.BertForQuestionAnswering.from_pretrained(tmp_path), random_ids(3, LENGTH, lowest=1)
+    starts, ends = [3, 0, 1], [4, 2, 1]
+    loss, grads = ours.loss_and_gradients(ids, starts, ends)
+    output = theirs(torch.tensor(ids), start_positions=torch.tensor(starts), end_positions=torch.tensor(ends))
+    assert loss == pytest.approx(output.loss.item(), rel=TOLERANCE[dtype])
+    output.loss.backward()
+    assert_same_gradients(grads, theirs, lambda name: (name, False), dtype)
+
+
 # ----------------------------------------------------------------------------------------------------------
 # Adapters
 # ----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/bert_arguments.h"
 #include "bindings/layer.h"
 #include "bindings/loss.h"
 #include "models/bert.h"
@@ -19,21 +20,6 @@
 namespace blasformer::bindings {
 
 namespace {
-
-// Indices, (total,): copied, as the model shares memory with tensors only.
-Tensor<std::int64_t> indices(py::object argument, const char* name) {
-  const Tensor<std::int64_t> tensor = id_input(argument, name, true);
-  require(tensor.rank() == 1, name, " must have one dimension, got ", tensor.rank());
-  return tensor;
-}
-
-PackedTokens packed_tokens(const py::object& ids, const py::object& positions, const py::object& types,
-                           const std::vector<Index>& starts) {
-  return {indices(ids, "ids"), indices(positions, "positions"), indices(types, "types"), starts};
-}
-
-using AskedLayers =
-    std::vector<std::tuple<Index, std::vector<Index>, bool>>;  // (layer, heads, whether their mean)
 
 class Bert : public Layer {
  public:
@@ -54,25 +40,14 @@ class BertOf : public Holding<Bert, L> {
 
   py::tuple call(const PackedTokens& tokens, const AskedLayers& asked_layers,
                  bool with_pooled) const override {
-    std::map<Index, typename L::Asked> asked;
-    for (const auto& [layer, heads, mean] : asked_layers) {
-      asked[layer].heads = heads;
-      asked[layer].mean = mean;
-    }
+    auto asked = asked_of<L>(asked_layers);
     const std::shared_ptr<const L> model = this->layer();
     Tensor<T> hidden, pooled;
     this->run(tokens.ids.size(), [&] {
       hidden = model->forward(tokens, &asked);
       if (with_pooled) pooled = model->pool(hidden, tokens.starts);
     });
-    py::dict weights;
-    for (const auto& [layer, of_layer] : asked) {
-      py::list of_sequences;
-      for (const Tensor<T>& of_sequence : of_layer.weights)
-        of_sequences.append(numpy_view(of_sequence, true));
-      weights[py::int_(layer)] = of_sequences;
-    }
-    return py::make_tuple(numpy_view(hidden, true), array_or_none(pooled), weights);
+    return py::make_tuple(numpy_view(hidden, true), array_or_none(pooled), weight_arrays(asked));
   }
 
   py::tuple forward(const PackedTokens& tokens, bool with_pooled, Seed seed) const override {
@@ -166,29 +141,6 @@ class BertClassifierOf : public Holding<BertClassifierLayer, L> {
     return mean_loss(sum, divisor);
   }
 };
-
-BertSizes bert_sizes(const py::dict& sizes) {
-  const auto size = [&](const char* name) { return sizes[name].cast<Index>(); };
-  return {size("vocab_size"),
-          size("hidden_size"),
-          size("num_hidden_layers"),
-          size("num_attention_heads"),
-          size("intermediate_size"),
-          size("max_position_embeddings"),
-          size("type_vocab_size"),
-          activation_from_name(sizes["activation"].cast<std::string>()),
-          sizes["layer_norm_eps"].cast<double>(),
-          sizes["with_pooler"].cast<bool>(),
-          sizes["hidden_dropout"].cast<double>(),
-          sizes["attention_dropout"].cast<double>()};
-}
-
-// Without a seed the weights are not initialised: they are loaded before anyone else has the model.
-template <template <class> class Held, class L>
-std::unique_ptr<Held<L>> made(L model, Seed seed) {
-  if (seed) return initialised<Held>(std::move(model), *seed);
-  return std::make_unique<Held<L>>(std::move(model));
-}
 
 std::unique_ptr<Bert> bert_model(const std::string& dtype, const py::dict& sizes, Seed seed) {
   return for_dtype<Bert>(dtype,

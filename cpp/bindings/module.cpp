@@ -19,6 +19,7 @@ void bind_nn_decoder(py::module_& module);
 void bind_nn_positions(py::module_& module);
 void bind_nn_transformer(py::module_& module);
 void bind_optim(py::module_& module);
+void bind_question_answering(py::module_& module);
 void bind_runtime(py::module_& module);
 void bind_seq2seq(py::module_& module);
 }  // namespace blasformer::bindings
@@ -40,6 +41,7 @@ PYBIND11_MODULE(_core, module) {
   blasformer::bindings::bind_gradients(module);
   blasformer::bindings::bind_nn(module);
   blasformer::bindings::bind_models(module);
+  blasformer::bindings::bind_question_answering(module);
   blasformer::bindings::bind_nn_decoder(module);
   blasformer::bindings::bind_nn_positions(module);
   blasformer::bindings::bind_nn_transformer(module);

@@ -306,15 +306,9 @@ class BertModel(Layer):
         config = self.config
         tokens = _packed(config, input_ids, lengths, attention_mask, token_type_ids)
         is_token = tokens.is_token
-        asked = choose_layers(
-            return_weights, config.num_hidden_layers, config.num_attention_heads, is_token.shape[-1]
-        )
-        of_layers = [(layer, heads, mean) for layer, (heads, _, mean) in asked.values()]
+        asked, of_layers = _asked_layers(config, return_weights, is_token)
         hidden, pooled, packed_weights = self._held.call(*tokens.arguments, of_layers, self.with_pooler)
-        weights = {
-            name: _unpacked_weights(packed_weights[layer], is_token, chosen, self.dtype)
-            for name, (layer, chosen) in asked.items()
-        }
+        weights = _weights_of_layers(packed_weights, asked, is_token, self.dtype)
         return BertOutput(
             _unpacked(hidden, is_token),
             None if pooled is None else pooled.reshape(*is_token.shape[:-1], config.hidden_size),
@@ -556,6 +550,29 @@ def _unpacked(rows: Array, is_token: Array) -> Array:
     result = np.zeros((*is_token.shape, rows.shape[-1]), rows.dtype)
     result[is_token] = rows
     return result
+
+
+Asked = dict[int, tuple[int, ChosenWeights]]
+
+
+def _asked_layers(
+    config: BertConfig, return_weights: LayerWeights, is_token: Array
+) -> tuple[Asked, list[tuple[int, list[int], bool]]]:
+    """The layers whose weights somebody wants, and what the core is to compute for them."""
+    asked = choose_layers(
+        return_weights, config.num_hidden_layers, config.num_attention_heads, is_token.shape[-1]
+    )
+    return asked, [(layer, heads, mean) for layer, (heads, _, mean) in asked.values()]
+
+
+def _weights_of_layers(
+    packed: dict[int, list[Array]], asked: Asked, is_token: Array, dtype: np.dtype[Any]
+) -> dict[int, Array]:
+    """The weights of these layers, by the index of the layer as it was given."""
+    return {
+        name: _unpacked_weights(packed[layer], is_token, chosen, dtype)
+        for name, (layer, chosen) in asked.items()
+    }
 
 
 def _unpacked_weights(

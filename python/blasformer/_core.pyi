@@ -437,6 +437,54 @@ class BertClassifier(Layer):
         seed: SupportsInt | SupportsIndex | None,
     ) -> tuple[float, dict[str, Array]]: ...
 
+class BertQuestionAnswering(Layer):
+    def call(
+        self,
+        ids: object,
+        positions: object,
+        types: object,
+        starts: Sequence[SupportsInt | SupportsIndex],
+        asked: Sequence[tuple[SupportsInt | SupportsIndex, Sequence[SupportsInt | SupportsIndex], bool]],
+    ) -> tuple[Array, dict[int, list[Array]]]: ...
+    def forward(
+        self,
+        ids: object,
+        positions: object,
+        types: object,
+        starts: Sequence[SupportsInt | SupportsIndex],
+        seed: SupportsInt | SupportsIndex | None,
+    ) -> tuple[Array, Saved]: ...
+    def loss(
+        self,
+        ids: object,
+        positions: object,
+        types: object,
+        starts: Sequence[SupportsInt | SupportsIndex],
+        candidates: object,
+        candidate_starts: Sequence[SupportsInt | SupportsIndex],
+        targets: object,
+        divisor: object,
+        label_smoothing: SupportsFloat | SupportsIndex,
+        ignore_index: SupportsInt | SupportsIndex,
+    ) -> float: ...
+    def loss_and_gradients(
+        self,
+        ids: object,
+        positions: object,
+        types: object,
+        starts: Sequence[SupportsInt | SupportsIndex],
+        candidates: object,
+        candidate_starts: Sequence[SupportsInt | SupportsIndex],
+        targets: object,
+        divisor: object,
+        label_smoothing: SupportsFloat | SupportsIndex,
+        ignore_index: SupportsInt | SupportsIndex,
+        seed: SupportsInt | SupportsIndex | None,
+    ) -> tuple[float, dict[str, Array]]: ...
+
+def bert_question_answering(
+    dtype: str, sizes: dict[str, Any], seed: SupportsInt | SupportsIndex | None
+) -> BertQuestionAnswering: ...
 def bert_model(dtype: str, sizes: dict[str, Any], seed: SupportsInt | SupportsIndex | None) -> BertModel: ...
 def bert_classifier(
     dtype: str,

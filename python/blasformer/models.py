@@ -9,6 +9,7 @@ backward pass, and are saved in such folders, which transformers reads.
 
 from ._bert import BertConfig, BertModel, BertOutput
 from ._bert_classifier import BertForSequenceClassification
+from ._bert_question_answering import Answers, BertForQuestionAnswering
 from ._classifier import Classifier, image_patches
 from ._language_model import LanguageModel
 from ._llama import Llama
@@ -16,7 +17,9 @@ from ._sentences import SentenceEncoder
 from ._seq2seq import Seq2Seq
 
 __all__ = [
+    "Answers",
     "BertConfig",
+    "BertForQuestionAnswering",
     "BertForSequenceClassification",
     "BertModel",
     "BertOutput",
