@@ -47,7 +47,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(params=[*ISAS, "amx", "amx_reference"])
 def product_isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test once per instruction set, those that only matrix products make use of included."""
+    """Runs the test once per instruction set, those included that only products of matrices make use of."""
     yield from with_isa(request.param)
 
 

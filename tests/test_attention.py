@@ -24,7 +24,7 @@ def same_bits(a, b):
 
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("kind", ARGUMENTS)
-def test_attention_is_as_accurate_as_numpy_for_all_arguments(kind, sizes, isa):
+def test_attention_is_as_accurate_as_numpy_for_all_arguments(kind, sizes, product_isa):
     random = np.random.default_rng(len(kind))
     inputs = operands(random, sizes, np.float32)
     arguments = ARGUMENTS[kind](random, sizes, np.float32)
@@ -34,7 +34,7 @@ def test_attention_is_as_accurate_as_numpy_for_all_arguments(kind, sizes, isa):
 
 @pytest.mark.parametrize("kind", ARGUMENTS)
 @pytest.mark.parametrize("lengths", [(35, 99), (FEW, 99), (FEW, MANY)])
-def test_float64_stays_float64_for_all_arguments(lengths, kind, isa):
+def test_float64_stays_float64_for_all_arguments(lengths, kind, product_isa):
     random = np.random.default_rng(len(kind))
     sizes = Sizes(*lengths, 11, 6)
     inputs = operands(random, sizes, np.float64)
@@ -45,7 +45,7 @@ def test_float64_stays_float64_for_all_arguments(lengths, kind, isa):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("turn", range(len(HEAD_DIMS)))
-def test_every_length_meets_every_head_dim(turn, dtype, isa):
+def test_every_length_meets_every_head_dim(turn, dtype, product_isa):
     for place, query_length in enumerate(LENGTHS):
         key_length = LENGTHS[(3 * place + turn) % len(LENGTHS)]
         dim, value_dim = (
@@ -64,7 +64,7 @@ def test_every_length_meets_every_head_dim(turn, dtype, isa):
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (6, 6), (6, 3), (6, 2), (6, 1), (71, 1)])
-def test_query_heads_share_key_heads_in_blocks(heads, kv_heads, isa):
+def test_query_heads_share_key_heads_in_blocks(heads, kv_heads, product_isa):
     sizes = Sizes(17, 35, 20, 12, heads, kv_heads)
     inputs = operands(np.random.default_rng(heads), sizes, np.float32)
     assert_as_accurate_as_numpy(attend(*inputs, **EVERYTHING), reference.attention, *inputs)
@@ -98,7 +98,7 @@ def test_rank_two_is_one_head():
     "kind", ["none", "mask bhij", "bias bhij", "causal lower right", "dropout", "everything"]
 )
 @pytest.mark.parametrize("query_length", [35, FEW])
-def test_half_precision_is_rounded_once_at_the_end(query_length, kind, dtype, isa):
+def test_half_precision_is_rounded_once_at_the_end(query_length, kind, dtype, product_isa):
     sizes = Sizes(query_length, 99, 40, 24)
     random = np.random.default_rng(1)
     inputs = operands(random, sizes, dtype)
@@ -120,7 +120,7 @@ def test_half_precision_is_rounded_once_at_the_end(query_length, kind, dtype, is
 )
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("query_length", [35, FEW])
-def test_the_layout_in_memory_changes_no_bit(query_length, layout, dtype, isa):
+def test_the_layout_in_memory_changes_no_bit(query_length, layout, dtype, product_isa):
     sizes = Sizes(query_length, 99, 20, 12)
     random = np.random.default_rng(2)
     inputs = operands(random, sizes, dtype)
@@ -136,7 +136,7 @@ def test_the_layout_in_memory_changes_no_bit(query_length, layout, dtype, isa):
 @pytest.mark.parametrize("axis", range(4))
 @pytest.mark.parametrize("operand", range(3), ids=["query", "key", "value"])
 @pytest.mark.parametrize("query_length", [35, FEW])
-def test_an_operand_broadcast_along_an_axis_is_read_in_place(query_length, operand, axis, isa):
+def test_an_operand_broadcast_along_an_axis_is_read_in_place(query_length, operand, axis, product_isa):
     sizes = Sizes(query_length, 99, 20, 12, 4, 4)
     inputs = list(operands(np.random.default_rng(3), sizes, np.float32))
     one = np.take(inputs[operand], [0], axis)
@@ -200,7 +200,7 @@ def test_out_may_overlap_the_inputs_partly():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("kind", ["none", "causal lower right", "dropout", "everything"])
 @pytest.mark.parametrize("lengths", [(197, 257), (FEW, 257), (FEW, MANY)])
-def test_the_number_of_threads_changes_no_bit(lengths, kind, dtype, isa):
+def test_the_number_of_threads_changes_no_bit(lengths, kind, dtype, product_isa):
     sizes = Sizes(*lengths, 40, 24)
     random = np.random.default_rng(8)
     inputs = operands(random, sizes, dtype)
@@ -214,7 +214,7 @@ def test_the_number_of_threads_changes_no_bit(lengths, kind, dtype, isa):
 
 
 @pytest.mark.parametrize("query_length", [130, FEW])
-def test_what_else_is_asked_for_changes_no_bit_of_the_output(query_length, isa):
+def test_what_else_is_asked_for_changes_no_bit_of_the_output(query_length, product_isa):
     sizes = Sizes(query_length, 197, 40, 24)
     random = np.random.default_rng(9)
     inputs = operands(random, sizes, np.float32)
@@ -231,7 +231,7 @@ def test_what_else_is_asked_for_changes_no_bit_of_the_output(query_length, isa):
 
 
 @pytest.mark.parametrize("query_length", [130, FEW])
-def test_a_batch_entry_does_not_depend_on_its_neighbours(query_length, isa):
+def test_a_batch_entry_does_not_depend_on_its_neighbours(query_length, product_isa):
     sizes = Sizes(query_length, 197, 40, 24, batch=(3,))
     random = np.random.default_rng(10)
     inputs = operands(random, sizes, np.float32)
@@ -273,7 +273,7 @@ def test_absent_parts_of_the_result_are_none():
     ],
 )
 @pytest.mark.parametrize("mean", [False, True])
-def test_selected_weights_are_those_of_the_full_matrix(heads, rows, mean, isa):
+def test_selected_weights_are_those_of_the_full_matrix(heads, rows, mean, product_isa):
     sizes = Sizes(130, 197, 40, 24)
     random = np.random.default_rng(12)
     inputs = operands(random, sizes, np.float32)
@@ -304,7 +304,7 @@ def test_heads_and_rows_are_selected_by_slices_and_single_indices_too(heads, row
 
 
 @pytest.mark.parametrize("query_length", [130, FEW])
-def test_weights_of_a_row_sum_to_one_or_are_zero(query_length, isa):
+def test_weights_of_a_row_sum_to_one_or_are_zero(query_length, product_isa):
     sizes = Sizes(query_length, 197, 40, 24)
     random = np.random.default_rng(13)
     inputs = operands(random, sizes, np.float64)
@@ -343,14 +343,14 @@ def test_nothing_is_dropped_with_probability_zero():
     assert same_bits(attend(*inputs, dropout_p=0.0, rng=1), attend(*inputs))
 
 
-def test_everything_is_dropped_with_probability_one(isa):
+def test_everything_is_dropped_with_probability_one(product_isa):
     inputs = operands(np.random.default_rng(16), Sizes(), np.float32)
     result = attend(*inputs, dropout_p=1.0, rng=1, **EVERYTHING)
     assert (result.output == 0).all()
     assert same_bits(result.weights, attend(*inputs, return_weights=True).weights)
 
 
-def test_weights_are_those_before_dropout(isa):
+def test_weights_are_those_before_dropout(product_isa):
     inputs = operands(np.random.default_rng(17), Sizes(), np.float32)
     dropped = attend(*inputs, dropout_p=0.4, rng=5, **EVERYTHING)
     assert same_bits(dropped.weights, attend(*inputs, **EVERYTHING).weights)
@@ -368,7 +368,7 @@ def test_a_seed_and_a_generator_of_that_seed_drop_the_same():
 
 
 @pytest.mark.parametrize("dropout_p", [0.05, 0.5, 0.93])
-def test_dropout_drops_the_share_it_was_asked_for(dropout_p, isa):
+def test_dropout_drops_the_share_it_was_asked_for(dropout_p, product_isa):
     length = 300
     query = np.zeros((2, length, 4), np.float32)
     identity = np.broadcast_to(np.eye(length, dtype=np.float32), (2, length, length))
@@ -438,7 +438,7 @@ HARD_INPUTS = [
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("hard", HARD_INPUTS, ids=lambda hard: hard.__name__[1:])
 @pytest.mark.parametrize("query_length", [33, 3])
-def test_hard_numbers_are_as_accurate_as_numpy(query_length, hard, dtype, isa):
+def test_hard_numbers_are_as_accurate_as_numpy(query_length, hard, dtype, product_isa):
     sizes = Sizes(query_length, 197, 40, 24)
     inputs = hard(np.random.default_rng(19), sizes, dtype)
     for arguments in ({}, {"causal": "lower_right"}):
@@ -447,7 +447,7 @@ def test_hard_numbers_are_as_accurate_as_numpy(query_length, hard, dtype, isa):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: dtype.__name__)
-def test_denormal_values_cost_at_most_the_smallest_normal_number_per_key(dtype, isa):
+def test_denormal_values_cost_at_most_the_smallest_normal_number_per_key(dtype, product_isa):
     """Denormals are flushed to zero inside the kernels, where they are up to 200 times slower."""
     query, key, value = operands(np.random.default_rng(19), Sizes(33, 197, 40, 24), dtype)
     smallest = np.finfo(dtype).smallest_normal
@@ -458,7 +458,7 @@ def test_denormal_values_cost_at_most_the_smallest_normal_number_per_key(dtype, 
 
 
 @pytest.mark.parametrize("bias", [np.finfo(np.float32).min, -1e30, 1e30, np.finfo(np.float32).max])
-def test_a_finite_bias_never_masks(bias, isa):
+def test_a_finite_bias_never_masks(bias, product_isa):
     inputs = operands(np.random.default_rng(20), Sizes(), np.float32)
     bias = np.full((1, 97), bias, np.float32)
     result = attend(*inputs, bias=bias, **EVERYTHING)
@@ -471,7 +471,7 @@ def test_a_finite_bias_never_masks(bias, isa):
 
 
 @pytest.mark.parametrize("extreme", [1e30, -1e30, 3e38])
-def test_a_score_beyond_all_others_takes_its_row(extreme, isa):
+def test_a_score_beyond_all_others_takes_its_row(extreme, product_isa):
     query, key, value = operands(np.random.default_rng(21), Sizes(), np.float32)
     bias = np.zeros((33, 97), np.float32)
     bias[:, 40] = extreme
@@ -482,7 +482,7 @@ def test_a_score_beyond_all_others_takes_its_row(extreme, isa):
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium", "ieee"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: dtype.__name__)
-def test_no_precision_is_less_accurate_than_it_promises(precision, dtype, isa):
+def test_no_precision_is_less_accurate_than_it_promises(precision, dtype, product_isa):
     inputs = operands(np.random.default_rng(21), Sizes(130, 197, 40, 24), dtype)
     output = attend(*inputs, precision=precision)
     if dtype == np.float64 or precision in ("highest", "ieee"):
@@ -535,7 +535,7 @@ def test_empty_axes_give_empty_or_zero_results(sizes, kind):
 # ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_worked_example_of_five_ones(isa):
+def test_the_worked_example_of_five_ones(product_isa):
     query = np.ones((5, 1))
     key, value = np.arange(2.0, 7.0)[:, None], np.arange(7.0, 12.0)[:, None]
     result = attend(query, key, value, scale=1.0, return_weights=True)
@@ -544,7 +544,7 @@ def test_the_worked_example_of_five_ones(isa):
     np.testing.assert_allclose(result.output, 10.45194, atol=5e-6)
 
 
-def test_the_worked_example_of_the_identity(isa):
+def test_the_worked_example_of_the_identity(product_isa):
     identity = np.eye(2)
     weights = attend(identity, identity, identity, return_weights=True).weights
     np.testing.assert_allclose(weights, [[0.66976155, 0.33023845], [0.33023845, 0.66976155]], atol=5e-9)

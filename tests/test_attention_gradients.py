@@ -70,7 +70,7 @@ def test_the_reference_gradients_are_the_derivatives_of_the_reference(kind):
 
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("kind", ARGUMENTS)
-def test_gradients_are_as_accurate_as_numpy_for_all_arguments(kind, sizes, isa):
+def test_gradients_are_as_accurate_as_numpy_for_all_arguments(kind, sizes, product_isa):
     inputs, arguments = case(kind, sizes, np.float32)
     grads = gradients(*inputs, **arguments)
     assert grads._fields == reference.AttentionGradients._fields
@@ -81,7 +81,7 @@ def test_gradients_are_as_accurate_as_numpy_for_all_arguments(kind, sizes, isa):
 
 @pytest.mark.parametrize("kind", ARGUMENTS)
 @pytest.mark.parametrize("query_length", [35, FEW])
-def test_float64_gradients_are_the_formula_to_twelve_digits(query_length, kind, isa):
+def test_float64_gradients_are_the_formula_to_twelve_digits(query_length, kind, product_isa):
     inputs, arguments = case(kind, Sizes(query_length, 99, 11, 6), np.float64)
     grads = gradients(*inputs, **arguments)
     exact = reference.attention_gradients(*inputs, **arguments)
@@ -95,7 +95,7 @@ def test_float64_gradients_are_the_formula_to_twelve_digits(query_length, kind, 
 @pytest.mark.parametrize(
     "kind", ["none", "bias 1hi1", "causal at offsets", "sinks", "softcap", "dropout", "everything"]
 )
-def test_gradients_predict_how_the_output_changes(kind, isa):
+def test_gradients_predict_how_the_output_changes(kind, product_isa):
     """Directional derivatives of our own forward, measured by central differences."""
     (query, key, value, d_output), arguments = case(kind, Sizes(35, 99, 11, 6), np.float64)
     arguments = {**arguments, "query": query, "key": key, "value": value}
@@ -115,7 +115,7 @@ def test_gradients_predict_how_the_output_changes(kind, isa):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("turn", range(0, len(HEAD_DIMS), 2))
-def test_every_length_meets_every_head_dim(turn, dtype, isa):
+def test_every_length_meets_every_head_dim(turn, dtype, product_isa):
     for place, query_length in enumerate(LENGTHS):
         key_length = LENGTHS[(3 * place + turn) % len(LENGTHS)]
         dim, value_dim = (
@@ -141,7 +141,7 @@ BIAS_SHAPES = [
 
 
 @pytest.mark.parametrize("shape", BIAS_SHAPES, ids=str)
-def test_the_gradient_of_a_broadcast_bias_has_its_own_shape(shape, isa):
+def test_the_gradient_of_a_broadcast_bias_has_its_own_shape(shape, product_isa):
     sizes = Sizes(35, 99, 11, 6)
     inputs, arguments = case("causal upper left", sizes, np.float32)
     arguments["bias"] = normal(np.random.default_rng(3), shape, np.float32)
@@ -150,7 +150,7 @@ def test_the_gradient_of_a_broadcast_bias_has_its_own_shape(shape, isa):
     assert_accurate(grads, *inputs, **arguments)
 
 
-def test_a_bias_broadcast_by_strides_has_a_gradient_per_entry(isa):
+def test_a_bias_broadcast_by_strides_has_a_gradient_per_entry(product_isa):
     """np.broadcast_to makes an array of the full shape: each of its entries counts on its own."""
     sizes = Sizes(35, 99, 11, 6)
     inputs, _ = case("none", sizes, np.float32)
@@ -160,7 +160,7 @@ def test_a_bias_broadcast_by_strides_has_a_gradient_per_entry(isa):
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (6, 6), (6, 3), (6, 1), (13, 1)])
-def test_shared_heads_add_up_their_gradients(heads, kv_heads, isa):
+def test_shared_heads_add_up_their_gradients(heads, kv_heads, product_isa):
     inputs, arguments = case("causal lower right", Sizes(37, 101, 20, 12, heads, kv_heads), np.float32)
     grads = gradients(*inputs, **arguments)
     assert_accurate(grads, *inputs, **arguments)
@@ -171,7 +171,7 @@ def test_shared_heads_add_up_their_gradients(heads, kv_heads, isa):
 )
 @pytest.mark.parametrize("kind", ["none", "bias bhij", "causal lower right", "dropout", "sinks"])
 @pytest.mark.parametrize("query_length", [35, FEW])
-def test_half_precision_gradients_are_rounded_once(query_length, kind, dtype, isa):
+def test_half_precision_gradients_are_rounded_once(query_length, kind, dtype, product_isa):
     inputs, arguments = case(kind, Sizes(query_length, 99, 40, 24), dtype)
     grads = gradients(*inputs, **arguments)
     for gradient, exact in zip(grads, reference.attention_gradients(*inputs, **arguments), strict=True):
@@ -201,7 +201,7 @@ def test_rank_two_is_one_head():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("kind", ["none", "causal lower right", "bias 1hi1", "bias bhij", "everything"])
 @pytest.mark.parametrize("query_length", [197, FEW])
-def test_the_number_of_threads_changes_no_bit(query_length, kind, dtype, isa):
+def test_the_number_of_threads_changes_no_bit(query_length, kind, dtype, product_isa):
     inputs, arguments = case(kind, Sizes(query_length, 257, 40, 24), dtype)
     results = []
     for count in (1, 2, 3, 2, 1):
@@ -211,7 +211,7 @@ def test_the_number_of_threads_changes_no_bit(query_length, kind, dtype, isa):
         assert all(same_bits(part, first) for part, first in zip(result, results[0], strict=True))
 
 
-def test_the_gradients_of_a_batch_entry_do_not_depend_on_its_neighbours(isa):
+def test_the_gradients_of_a_batch_entry_do_not_depend_on_its_neighbours(product_isa):
     inputs, _ = case("none", Sizes(130, 197, 40, 24, batch=(3,)), np.float32)
     key_lengths = np.array([197, 60, 3])
     together = gradients(*inputs, key_lengths=key_lengths, causal="lower_right")
@@ -223,7 +223,7 @@ def test_the_gradients_of_a_batch_entry_do_not_depend_on_its_neighbours(isa):
 
 
 @pytest.mark.parametrize("kind", ["none", "everything"])
-def test_forward_for_training_has_the_bits_of_plain_forward(kind, isa):
+def test_forward_for_training_has_the_bits_of_plain_forward(kind, product_isa):
     inputs, arguments = case(kind, Sizes(130, 197, 40, 24), np.float32)
     output, _ = blasformer.attention_forward(*inputs[:3], **arguments)
     assert same_bits(output, blasformer.scaled_dot_product_attention(*inputs[:3], **arguments))
@@ -263,7 +263,7 @@ def test_a_generator_is_used_once_and_backward_drops_what_forward_dropped():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("query_length", [35, FEW])
-def test_the_layout_in_memory_changes_no_bit(query_length, layout, dtype, isa):
+def test_the_layout_in_memory_changes_no_bit(query_length, layout, dtype, product_isa):
     sizes = Sizes(query_length, 99, 20, 12)
     inputs, arguments = case("bias bhij", sizes, dtype)
     expected = gradients(*inputs, **arguments)
@@ -318,7 +318,7 @@ def test_empty_axes_have_zero_gradients(sizes, kind):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("kind", ARGUMENTS)
 @pytest.mark.parametrize("query_length", [67, FEW])
-def test_garbage_nobody_may_attend_to_changes_no_bit_of_any_gradient(query_length, kind, dtype, isa):
+def test_garbage_nobody_may_attend_to_changes_no_bit_of_any_gradient(query_length, kind, dtype, product_isa):
     sizes = Sizes(query_length, 199, 24, 16)
     (query, key, value, d_output), arguments = case(kind, sizes, dtype)
     masks = {name: value for name, value in arguments.items() if name not in NOT_MASKS}
@@ -344,7 +344,7 @@ def test_garbage_nobody_may_attend_to_changes_no_bit_of_any_gradient(query_lengt
         assert all(same_bits(part, other) for part, other in zip(grads, clean, strict=True))
 
 
-def test_garbage_some_may_attend_to_leaves_the_gradients_of_other_queries(isa):
+def test_garbage_some_may_attend_to_leaves_the_gradients_of_other_queries(product_isa):
     (query, key, value, d_output), _ = case("none", Sizes(130, 130, 24, 16), np.float32)
     clean = gradients(query, key, value, d_output, causal=True)
     key[:, 1, 70] = np.nan
@@ -362,7 +362,7 @@ def test_garbage_some_may_attend_to_leaves_the_gradients_of_other_queries(isa):
     "kind", ["mask bhij", "causal lower right", "key lengths", "unsorted segments", "window"]
 )
 @pytest.mark.parametrize("query_length", [67, FEW])
-def test_a_nan_in_a_query_reaches_only_the_keys_it_may_attend_to(query_length, kind, poisoned, isa):
+def test_a_nan_in_a_query_reaches_only_the_keys_it_may_attend_to(query_length, kind, poisoned, product_isa):
     sizes = Sizes(query_length, 199, 24, 16)
     (query, key, value, d_output), arguments = case(kind, sizes, np.float32)
     clean = gradients(query, key, value, d_output, **arguments)
@@ -378,7 +378,7 @@ def test_a_nan_in_a_query_reaches_only_the_keys_it_may_attend_to(query_length, k
     np.testing.assert_array_equal(grads.query[:, :, ~bad], clean.query[:, :, ~bad])
 
 
-def test_the_bias_behind_a_mask_has_no_influence_and_no_gradient(isa):
+def test_the_bias_behind_a_mask_has_no_influence_and_no_gradient(product_isa):
     sizes = Sizes()
     inputs, arguments = case("causal, mask", sizes, np.float32)
     allowed = reference.allowed(sizes.query, sizes.key, **arguments)
@@ -391,7 +391,7 @@ def test_the_bias_behind_a_mask_has_no_influence_and_no_gradient(isa):
     assert all(same_bits(part, other) for part, other in zip(grads, clean, strict=True))
 
 
-def test_everything_dropped_has_zero_gradients(isa):
+def test_everything_dropped_has_zero_gradients(product_isa):
     inputs, _ = case("none", Sizes(), np.float32)
     for gradient in gradients(*inputs, dropout_p=1.0, rng=3)[:3]:
         assert (gradient == 0).all()
@@ -407,14 +407,14 @@ def test_everything_dropped_has_zero_gradients(isa):
     "factors", [(5, 5, 1, 1), (30, 30, 1, 1), (1, 1, 1000, 1), (1, 1, 1, 1e-30), (1e-18, 1e-18, 1, 1)]
 )
 @pytest.mark.parametrize("query_length", [33, 3])
-def test_gradients_of_hard_numbers_are_as_accurate_as_numpy(query_length, factors, dtype, isa):
+def test_gradients_of_hard_numbers_are_as_accurate_as_numpy(query_length, factors, dtype, product_isa):
     inputs, arguments = case("causal lower right", Sizes(query_length, 197, 40, 24), dtype)
     inputs = [x * dtype(factor) for x, factor in zip(inputs, factors, strict=True)]
     grads = gradients(*inputs, **arguments)
     assert_accurate(grads, *inputs, **arguments, orders=8)
 
 
-def test_gradients_of_shifted_values_are_as_accurate_as_numpy(isa):
+def test_gradients_of_shifted_values_are_as_accurate_as_numpy(product_isa):
     """d_weights is large and nearly constant along a row: its mean must cancel."""
     (query, key, value, d_output), _ = case("none", Sizes(33, 197, 40, 24), np.float32)
     inputs = (query, key, value + 100, d_output)

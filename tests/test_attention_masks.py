@@ -83,7 +83,7 @@ def test_masks_mean_what_they_say(query_length, key_length, arguments, expected)
 
 @pytest.mark.parametrize("kind", ARGUMENTS)
 @pytest.mark.parametrize("query_length", [130, FEW])
-def test_any_mask_equals_the_boolean_mask_it_stands_for(query_length, kind, isa):
+def test_any_mask_equals_the_boolean_mask_it_stands_for(query_length, kind, product_isa):
     """Skipping a tile must not differ from masking each of its entries."""
     sizes = Sizes(query_length, 257, 24, 16)
     random = np.random.default_rng(1)
@@ -158,7 +158,7 @@ def test_a_row_that_may_attend_to_nothing_is_zero(query_length, kind, dtype):
     ],
     ids=lambda arguments: ", ".join(arguments),
 )
-def test_masking_everything_gives_zeros(arguments, isa):
+def test_masking_everything_gives_zeros(arguments, product_isa):
     inputs = operands(np.random.default_rng(4), Sizes(), np.float32)
     output, weights, logsumexp = attend(*inputs, **arguments, **EVERYTHING)
     assert (output == 0).all()
@@ -174,7 +174,7 @@ def test_masking_everything_gives_zeros(arguments, isa):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("kind", ARGUMENTS)
 @pytest.mark.parametrize("lengths", [(67, 199), (FEW, 199), (FEW, MANY)])
-def test_garbage_reaches_only_the_rows_that_may_attend_to_it(lengths, kind, dtype, isa):
+def test_garbage_reaches_only_the_rows_that_may_attend_to_it(lengths, kind, dtype, product_isa):
     """The other rows keep their bits, whatever is in the keys and values they may not see."""
     sizes = Sizes(*lengths, 24, 16)
     random = np.random.default_rng(5)
@@ -201,7 +201,7 @@ def test_garbage_reaches_only_the_rows_that_may_attend_to_it(lengths, kind, dtyp
 @pytest.mark.parametrize("poisoned", ["key", "value"])
 @pytest.mark.parametrize("kind", ARGUMENTS)
 @pytest.mark.parametrize("lengths", [(67, 199), (FEW, 199), (FEW, MANY)])
-def test_a_nan_reaches_all_the_rows_that_may_attend_to_it(lengths, kind, poisoned, isa):
+def test_a_nan_reaches_all_the_rows_that_may_attend_to_it(lengths, kind, poisoned, product_isa):
     """Also where its weight is 0 or dropped, for 0 * NaN is NaN. A value does not touch the weights."""
     sizes = Sizes(*lengths, 24, 16)
     random = np.random.default_rng(5)
@@ -226,7 +226,7 @@ def test_a_nan_reaches_all_the_rows_that_may_attend_to_it(lengths, kind, poisone
 
 
 @pytest.mark.parametrize("operand", range(3), ids=["query", "key", "value"])
-def test_a_nan_in_an_attended_position_makes_its_rows_nan_and_no_other(operand, isa):
+def test_a_nan_in_an_attended_position_makes_its_rows_nan_and_no_other(operand, product_isa):
     sizes = Sizes(67, 199, 24, 16)
     inputs = operands(np.random.default_rng(6), sizes, np.float32)
     clean = attend(*inputs, causal="upper_left")
@@ -241,7 +241,7 @@ def test_a_nan_in_an_attended_position_makes_its_rows_nan_and_no_other(operand, 
     np.testing.assert_array_equal(result[~expected], clean[~expected])
 
 
-def test_a_nan_in_one_feature_of_an_attended_key_makes_the_row_nan(isa):
+def test_a_nan_in_one_feature_of_an_attended_key_makes_the_row_nan(product_isa):
     query, key, value = operands(np.random.default_rng(7), Sizes(), np.float32)
     key[0, 0, 96, 7] = np.nan
     output, weights, logsumexp = attend(query, key, value, **EVERYTHING)
@@ -252,7 +252,7 @@ def test_a_nan_in_one_feature_of_an_attended_key_makes_the_row_nan(isa):
 
 
 @pytest.mark.parametrize("garbage", POISON)
-def test_the_bias_behind_a_mask_has_no_influence(garbage, isa):
+def test_the_bias_behind_a_mask_has_no_influence(garbage, product_isa):
     sizes = Sizes()
     random = np.random.default_rng(8)
     inputs = operands(random, sizes, np.float32)
@@ -264,7 +264,7 @@ def test_the_bias_behind_a_mask_has_no_influence(garbage, isa):
         np.testing.assert_array_equal(part, clean_part)
 
 
-def test_an_infinite_key_acts_as_the_formula_says(isa):
+def test_an_infinite_key_acts_as_the_formula_says(product_isa):
     """A score of -inf takes no weight. One of +inf leaves inf / inf: NaN, for its row alone."""
     query, key, value = operands(np.random.default_rng(7), Sizes(33, 97, 8, 5, 1, 1, (1,)), np.float32)
     key[0, 0, 40] = 0
@@ -278,7 +278,7 @@ def test_an_infinite_key_acts_as_the_formula_says(isa):
 
 
 @pytest.mark.parametrize("garbage", POISON)
-def test_garbage_in_padded_queries_has_no_influence(garbage, isa):
+def test_garbage_in_padded_queries_has_no_influence(garbage, product_isa):
     query, key, value = operands(np.random.default_rng(9), Sizes(), np.float32)
     clean = attend(query, key, value, query_lengths=[20, 33], **EVERYTHING)
     query[0, :, 20:] = garbage
@@ -287,7 +287,7 @@ def test_garbage_in_padded_queries_has_no_influence(garbage, isa):
         np.testing.assert_array_equal(part, clean_part)
 
 
-def test_a_score_of_plus_infinity_makes_its_row_nan_as_the_formula_does(isa):
+def test_a_score_of_plus_infinity_makes_its_row_nan_as_the_formula_does(product_isa):
     query, key, value = operands(np.random.default_rng(10), Sizes(), np.float32)
     bias = np.zeros((33, 97), np.float32)
     clean = attend(query, key, value, bias=bias)
@@ -303,7 +303,7 @@ def test_a_score_of_plus_infinity_makes_its_row_nan_as_the_formula_does(isa):
 # ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_causal_output_ignores_later_keys(isa):
+def test_a_causal_output_ignores_later_keys(product_isa):
     sizes = Sizes(130, 130, 24, 16)
     query, key, value = operands(np.random.default_rng(11), sizes, np.float32)
     before = attend(query, key, value, causal=True)
@@ -314,7 +314,7 @@ def test_a_causal_output_ignores_later_keys(isa):
     assert (after[..., 70:, :] != before[..., 70:, :]).any(-1).all()
 
 
-def test_padding_keys_changes_nothing(isa):
+def test_padding_keys_changes_nothing(product_isa):
     sizes = Sizes(33, 60, 24, 16)
     query, key, value = operands(np.random.default_rng(12), sizes, np.float32)
     padding = [(0, 0), (0, 0), (0, 139), (0, 0)]
@@ -323,7 +323,7 @@ def test_padding_keys_changes_nothing(isa):
     np.testing.assert_array_equal(result, attend(query, key, value))
 
 
-def test_packed_documents_attend_as_if_alone(isa):
+def test_packed_documents_attend_as_if_alone(product_isa):
     lengths = [40, 1, 97, 12]
     total = sum(lengths)
     sizes = Sizes(total, total, 24, 16, batch=(1,))
@@ -337,7 +337,7 @@ def test_packed_documents_attend_as_if_alone(isa):
             np.testing.assert_allclose(together[of_document], alone, rtol=0, atol=2e-6)
 
 
-def test_decoding_one_query_at_a_time_equals_the_causal_whole(isa):
+def test_decoding_one_query_at_a_time_equals_the_causal_whole(product_isa):
     sizes = Sizes(37, 37, 24, 16)
     query, key, value = operands(np.random.default_rng(14), sizes, np.float32)
     whole = attend(query, key, value, causal=True)
@@ -346,7 +346,7 @@ def test_decoding_one_query_at_a_time_equals_the_causal_whole(isa):
         np.testing.assert_allclose(step, whole[..., i : i + 1, :], rtol=0, atol=2e-6)
 
 
-def test_alibi_is_the_bias_it_stands_for(isa):
+def test_alibi_is_the_bias_it_stands_for(product_isa):
     sizes = Sizes(33, 97, 24, 16)
     inputs = operands(np.random.default_rng(15), sizes, np.float64)
     slopes = np.array([0.5, 0.25, 0.125, 0.0625])
@@ -420,10 +420,10 @@ def test_planned_memory_grows_linearly_with_length(dtype):
     assert long < 2 * output  # nowhere near length squared
 
 
-def test_the_plan_names_kernel_tiles_and_threads(isa):
+def test_the_plan_names_kernel_tiles_and_threads(product_isa):
     with blasformer.num_threads(2):
         plan = blasformer.attention_plan((2, 8, 512, 64), (2, 2, 512, 64), (2, 2, 512, 64), np.float32)
-    assert plan.kernel == isa
+    assert plan.kernel == product_isa
     assert plan.threads == 2
     assert plan.query_tile > 0
     assert plan.key_block > 0
@@ -431,7 +431,7 @@ def test_the_plan_names_kernel_tiles_and_threads(isa):
     assert plan.tasks == 2 * 8 * -(-512 // plan.queries_per_task)
 
 
-def test_the_keys_of_a_single_query_are_work_for_many_threads(isa):
+def test_the_keys_of_a_single_query_are_work_for_many_threads(product_isa):
     with blasformer.num_threads(4):
         plan = blasformer.attention_plan((1, 1, 64), (1, 32768, 64))
     assert plan.threads == 4

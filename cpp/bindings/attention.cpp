@@ -288,7 +288,7 @@ py::dict plan(const std::vector<Index>& query_shape, const std::vector<Index>& k
   const ContextModes modes;
   const AttentionPlan plan = attention_plan(call.arguments);
   py::dict result;
-  result["isa"] = plan.isa;
+  result["kernel"] = plan.kernel;
   result["query_tile"] = plan.query_tile;
   result["key_block"] = plan.key_block;
   result["queries_per_task"] = plan.queries_per_task;

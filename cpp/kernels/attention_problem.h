@@ -10,6 +10,8 @@
 
 namespace blasformer {
 
+struct SplitProductKernels;
+
 // An array (batch, heads, length, dim), or (batch, heads, query_length, key_length), with any strides.
 template <class Void>
 struct BasicAttentionOperand {
@@ -51,6 +53,8 @@ struct AttentionProblem {
   // Whether the score of a query and a key is one sum along the head in rising order, as in a tile, even where
   // queries are few; and whether no tile holds queries of two heads, for what is summed over queries.
   bool ordered_scores = false, single_head_tiles = false;
+  // What computes the products of float32 blocks instead of multiply-adds; null: nothing does.
+  const SplitProductKernels* split = nullptr;
 
   // Whether scores are brought to the units of the logits before the softmax. If not, they stay query key^T
   // and the scale is applied to their distance from the maximum, where its rounding costs nothing even when

@@ -68,24 +68,32 @@ void join(const Bundle& bundle, Index lines, Index depth, bool left, float* join
   }
 }
 
+// Scratch memory of plain_tile: operands joined, and packed.
+float* plain_tile_workspace(Index depth) {
+  struct OfPlainTile;
+  const Index lines = kLines + round_up(kLines, product_kernels<float>().panel);
+  return static_cast<float*>(
+      workspace_for<OfPlainTile>(2 * lines * depth * static_cast<Index>(sizeof(float))));
+}
+
 }  // namespace
 
-bool plain_tile(const void* left, Index rows, const void* right, Index columns, Index depth, float* tile,
-                Index stride) noexcept {
+void reserve_plain_tile(Index depth) { plain_tile_workspace(depth); }
+
+bool plain_tile(const void* left, Index rows, Index left_depth, Index first, const void* right, Index columns,
+                Index depth, float* tile, Index stride) noexcept {
   const ProductKernels<float>& kernels = product_kernels<float>();
-  struct OfPlainTile;
   const Index left_size = kLines * depth, right_size = round_up(kLines, kernels.panel) * depth;
   float* joined;
   try {
-    joined = static_cast<float*>(
-        workspace_for<OfPlainTile>(2 * (left_size + right_size) * static_cast<Index>(sizeof(float))));
+    joined = plain_tile_workspace(depth);
   } catch (const std::bad_alloc&) {
     return false;
   }
   float* const joined_right = joined + left_size;
   float* const packed_left = joined_right + right_size;
   float* const packed_right = packed_left + left_size;
-  join(Bundle(left, depth), rows, depth, true, joined);
+  join(Bundle(left, left_depth, first), rows, depth, true, joined);
   join(Bundle(right, depth), columns, depth, false, joined_right);
   kernels.pack_left({joined, depth, 1}, rows, depth, packed_left);
   kernels.pack_right({joined_right, 1, depth}, depth, columns, packed_right);

@@ -33,7 +33,19 @@ struct SplitProductKernels {
   // compute (no exception crosses kernels).
   bool (*multiply)(const void* left, Index rows, Index depth, const void* right, Index right_stride,
                    Index columns, const float* start, Index start_stride, float* c, Index c_stride);
+
+  // The same between configure and release, for many small products in a row, with those elements of the
+  // left operand that begin with `first`, a multiple of `depth`, and are as many as the right one has. False
+  // cannot happen after reserve_plain_tile.
+  void (*configure)();
+  void (*release)();
+  bool (*multiply_within)(const void* left, Index rows, Index left_depth, Index first, const void* right,
+                          Index right_stride, Index depth, Index columns, const float* start,
+                          Index start_stride, float* c, Index c_stride);
 };
+
+// Gets the memory that the calling thread needs for a tile of such a depth by the ProductKernels.
+void reserve_plain_tile(Index depth);
 
 // Those of active_tile_unit(), or null where the ProductKernels are the better, or only, way to that
 // precision.

@@ -14,6 +14,7 @@
 #include "core/workspace.h"
 #include "kernels/attention_kernels.h"
 #include "layers/attention_problem.h"
+#include "layers/attention_products.h"
 #include "layers/attention_work.h"
 
 namespace blasformer {
@@ -30,9 +31,14 @@ struct QueryCut {
   // Several tiles, so that a block of keys is read from the outer caches once for all of them, but few enough
   // that short sequences still give every core something to do.
   QueryCut(const AttentionProblem& p, Index tile) {
-    const Index tiles = p.query_length >= 768 ? 8 : p.query_length >= 192 ? 4 : 2;
     const bool through = p.shares_tiles(tile);
     const Index queries = through ? p.group() * p.query_length : p.query_length;
+    Index tiles = p.query_length >= 768 ? 8 : p.query_length >= 192 ? 4 : 2;
+    if (p.split != nullptr) {  // every run packs keys and values anew
+      constexpr Index enough_tasks = 8;
+      const Index heads = std::max<Index>(p.batch * (through ? p.key_heads : p.query_heads), 1);
+      while (tiles < 16 && heads * ceil_div(queries, 2 * tiles * tile) >= enough_tasks) tiles *= 2;
+    }
     per_run = std::min(tiles * tile, std::max<Index>(queries, 1));
     runs_per_head = through ? 0 : ceil_div(queries, per_run);
     runs_per_group = through ? ceil_div(queries, per_run) : runs_per_head * p.group();
@@ -102,13 +108,15 @@ template <class T>
 void attention_forward(const AttentionArguments& arguments, const MutableArrayView& output,
                        AttentionStatistics<T>* statistics) {
   CheckedAttention checked(arguments);
-  const AttentionProblem& p = checked.problem();
+  AttentionProblem p = checked.problem();
+  p.split = attention_products(p);
   const MutableAttentionOperand target = checked.operand(output);
   if (statistics != nullptr) {
     statistics->maximum = Tensor<T>(checked.statistics_shape());
     statistics->reciprocal_sum = Tensor<T>(checked.statistics_shape());
     statistics->unit = p.has_logits() ? 1 : p.scale;
     statistics->batch_invariant = p.ordered_scores;
+    statistics->split = p.split;
   }
   const AttentionKernels<T>& kernels = attention_kernels<T>();
   const QueryCut cut(p, kernels.query_tile);
@@ -119,6 +127,7 @@ void attention_forward(const AttentionArguments& arguments, const MutableArrayVi
   if (keys.parts > 1) return forward_in_parts(p, cut, keys, workspace, target, maximum, reciprocal_sum);
   parallel_for(cut.tasks(p), attention_work(p), [&](Index task, int) {
     const FlushDenormals flush;
+    reserve_for_products(p);
     kernels.forward(p, cut.run(p, task), thread_workspace(workspace), target, maximum, reciprocal_sum);
   });
 }
@@ -127,7 +136,8 @@ template <class T>
 void attention_weights(const AttentionArguments& arguments, const AttentionStatistics<T>& statistics,
                        const WeightSelection& selection, const MutableArrayView& weights) {
   const CheckedAttention checked(computed_as(statistics, arguments));
-  const AttentionProblem& p = checked.problem();
+  AttentionProblem p = checked.problem();
+  p.split = statistics.split;
   const AttentionKernels<T>& kernels = attention_kernels<T>();
   const Index heads = static_cast<Index>(selection.heads.size()),
               rows = static_cast<Index>(selection.rows.size());
@@ -140,6 +150,7 @@ void attention_weights(const AttentionArguments& arguments, const AttentionStati
   const Index buffer = step * p.key_length * static_cast<Index>(sizeof(T));
   parallel_for(p.batch * groups * parts, attention_work(p), [&](Index task, int) {
     const FlushDenormals flush;
+    reserve_for_products(p);
     auto* memory = static_cast<char*>(thread_workspace(scratch + buffer));
     auto* tile = reinterpret_cast<T*>(memory + scratch);
     const Index first = task % parts * step, group = task / parts % groups, batch = task / parts / groups;
@@ -184,14 +195,15 @@ void explain_mask(const AttentionArguments& arguments, bool* allowed) {
 
 AttentionPlan attention_plan(const AttentionArguments& arguments) {
   const CheckedAttention checked(arguments);
-  const AttentionProblem& p = checked.problem();
+  AttentionProblem p = checked.problem();
+  p.split = attention_products(p);
   const auto plan = [&](const auto& kernels) {
     const QueryCut cut(p, kernels.query_tile);
     const KeyCut keys(p, kernels.key_block);
     const Index tasks = cut.tasks(p) * keys.parts;
     const Index results = keys.parts > 1 ? tasks * keys.result_size(p) : 0;
     return AttentionPlan{
-        isa_name(active_isa()),
+        attention_kernel_name(p),
         kernels.query_tile,
         kernels.key_block,
         cut.per_run,

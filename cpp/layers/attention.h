@@ -19,6 +19,8 @@
 
 namespace blasformer {
 
+struct SplitProductKernels;
+
 enum class Causal { no, yes, upper_left, lower_right };
 
 // The arguments of one call, as API users give them. Views are borrowed.
@@ -53,6 +55,7 @@ struct AttentionStatistics {
   double unit = 1;  // 1 when scores are logits, scale when they are query key^T
   // How forward was computed. What reads the statistics must be computed likewise.
   bool batch_invariant = false;
+  const SplitProductKernels* split = nullptr;
 };
 
 // Throws std::invalid_argument or TypeMismatch unless the arguments fit together; returns the shape of the
@@ -101,7 +104,7 @@ void explain_mask(const AttentionArguments& arguments, bool* allowed);
 
 // What attention_forward would do.
 struct AttentionPlan {
-  std::string isa;
+  std::string kernel;
   Index query_tile, key_block, queries_per_task, keys_per_task, tasks;
   int threads;
   Index workspace_bytes;  // per thread

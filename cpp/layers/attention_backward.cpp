@@ -16,6 +16,7 @@
 #include "kernels/attention_kernels.h"
 #include "layers/attention.h"
 #include "layers/attention_problem.h"
+#include "layers/attention_products.h"
 #include "layers/attention_work.h"
 
 namespace blasformer {
@@ -110,6 +111,7 @@ void operand_gradients(const AttentionProblem& p, const BackwardInputs<T>& input
   const Index workspace = kernels.backward_workspace(p);
   parallel_for(heads * runs, 2.5 * attention_work(p), [&](Index task, int) {
     const FlushDenormals flush;
+    reserve_for_products(p);
     const Index run = task / heads, batch = task % heads / p.key_heads, head = task % p.key_heads;
     const Index first = run * per_run;
     kernels.backward(p, {batch, head, first, std::clamp<Index>(queries - first, 0, per_run)}, inputs,
@@ -152,6 +154,7 @@ void operand_gradients_sharing_bias(const AttentionProblem& p, const BackwardInp
   const Index workspace = kernels.backward_workspace(p);
   parallel_for(shares * runs, 2.5 * attention_work(p), [&](Index task, int) {
     const FlushDenormals flush;
+    reserve_for_products(p);
     const Index share = task % shares, first = task / shares * per_run;
     const Index rows = std::clamp<Index>(p.query_length - first, 0, per_run), run = task / shares;
     MutableAttentionOperand own_bias = d_bias;
@@ -239,6 +242,7 @@ class BiasGradient {
     Tensor<T> sums({groups * parts});
     parallel_for(groups * parts, 1.5 * attention_work(p_), [&](Index task, int) {
       const FlushDenormals flush;
+      reserve_for_products(p_);
       const Index group = task / parts, first = task % parts * step;
       if (by_rows) {
         sum_rows(group, first, std::min(step, p_.query_length - first));
@@ -346,6 +350,7 @@ void attention_backward(const AttentionArguments& arguments, const AttentionStat
   CheckedAttention checked(computed_as(statistics, arguments));
   AttentionProblem p = checked.problem();
   p.single_head_tiles = p.ordered_scores;
+  p.split = statistics.split;
   const bool same_shape =
       d_output.rank == output.rank && std::equal(output.shape, output.shape + output.rank, d_output.shape);
   require(same_shape, "d_output must have the shape of the output, ", shape_text(output), ", got ",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from . import _core
 from ._batch_invariance import checked_batch_invariance
 from ._core import AttentionSaved
-from ._precision import Precision, checked_precision
+from ._precision import Precision, at_precision
 from ._random import Rng, draw_seed
 
 Array: TypeAlias = NDArray[Any]
@@ -219,11 +219,10 @@ def scaled_dot_product_attention(
     >>> scaled_dot_product_attention(x, x, x, causal=True).shape
     (1, 2, 3, 4)
     """
-    if precision is not None:
-        checked_precision(precision)
+    attention = _core.attention if precision is None else at_precision(precision, _core.attention)
     seed = None if rng is None else _seed(dropout_p, rng)
     weights = None if return_weights is False else _selection(return_weights, query)
-    result = _core.attention(
+    result = attention(
         query,
         key,
         value,
@@ -299,9 +298,8 @@ def attention_forward(
     >>> attention_backward(saved, np.ones_like(output)).value.shape
     (1, 2, 3, 4)
     """
-    if precision is not None:
-        checked_precision(precision)
-    output, weights, logsumexp, saved = _core.attention(
+    attention = _core.attention if precision is None else at_precision(precision, _core.attention)
+    output, weights, logsumexp, saved = attention(
         query,
         key,
         value,
@@ -421,7 +419,7 @@ def attention_plan(
     There is one algorithm, tiles with an online softmax, and no slower one that some arguments fall into; the
     plan tells
 
-    kernel: the instruction set
+    kernel: the instruction set; "amx" where its tiles serve the precision of the context
     query_tile, key_block: queries computed side by side, and keys per step of the online softmax
     queries_per_task, keys_per_task, tasks, threads: how the work is cut, and how many threads would share it
         now; keys are cut where there are few queries
@@ -436,7 +434,7 @@ def attention_plan(
     plan = _core.attention_plan(query, key, value, np.dtype(dtype), bias)
     output_bytes = math.prod([*query[:-1], value[-1]]) * np.dtype(dtype).itemsize
     return AttentionPlan(
-        kernel=plan["isa"],
+        kernel=plan["kernel"],
         query_tile=plan["query_tile"],
         key_block=plan["key_block"],
         queries_per_task=plan["queries_per_task"],

@@ -10,8 +10,8 @@ def use_isa(name: str) -> AbstractContextManager[object]:
     """Take the kernels for one instruction set in the whole process.
 
     "baseline", "avx2" and "avx512" name the vectors of all kernels; "amx" takes those of AVX-512, and tiles
-    for the matrix products of layers; "amx_reference" computes these products as AMX would, slowly, on any
-    CPU, and all else with the newest vectors there are.
+    for the matrix products of layers and within attention; "amx_reference" computes these products as AMX
+    would, slowly, on any CPU, and all else with the newest vectors there are.
 
     For tests and measurements: otherwise the newest one that CPU and operating system support is taken, or
     that of the environment variable BLASFORMER_ISA. It takes effect at once; as a context manager it puts

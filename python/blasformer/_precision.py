@@ -1,11 +1,14 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import Literal, get_args
+from typing import Literal, ParamSpec, TypeVar, get_args
 
 from . import _core
 
 Precision = Literal["highest", "high", "medium", "ieee"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _current: ContextVar[Precision] = _core.precision_variable
 
@@ -21,9 +24,10 @@ def precision(mode: Precision) -> AbstractContextManager[None]:
     A mode that this CPU cannot speed up runs as the next more accurate one. With AMX all but "ieee" take its
     tiles: a float32 number is the exact sum of three bfloat16 numbers, and "highest" adds up the six largest
     products of such parts, "high" three, "medium" one. With AVX512_BF16 alone "medium" takes its dot
-    products. Numbers that parts cannot represent (infinite, near the largest or the smallest there are) are
-    computed with float32 multiply-adds. It concerns the matrix products of layers; attention, sums and all
-    else are float32 arithmetic in every mode. float64 work is always done in float64.
+    products, in layers. Numbers that parts cannot represent (infinite, near the largest or the smallest there
+    are) are computed with float32 multiply-adds. It concerns the matrix products of layers and those within
+    attention, forward and backward (but for few queries, as in decoding, and batch_invariant()); the softmax,
+    sums and all else are float32 arithmetic in every mode. float64 work is always done in float64.
 
     The mode belongs to the current context, as with decimal.localcontext: other threads and asyncio tasks
     have their own. Raises ValueError for another mode.
@@ -41,6 +45,17 @@ def checked_precision(mode: Precision | None) -> Precision:
     if mode not in get_args(Precision):
         raise ValueError(f'precision must be "highest", "high", "medium" or "ieee", got {mode!r}')
     return mode
+
+
+def at_precision(mode: Precision, function: Callable[P, T]) -> Callable[P, T]:
+    """The function, called in a context of that mode."""
+    mode = checked_precision(mode)
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        with _within(mode):
+            return function(*args, **kwargs)
+
+    return call
 
 
 @contextmanager

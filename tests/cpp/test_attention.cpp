@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "check.h"
@@ -212,7 +213,9 @@ void check(Size size, DType dtype, Layout layout, const Choice& choose, double t
   choose(operands);
   const std::string isa_before = active_isa_name();
   std::vector<double> first;
-  for (const std::string& isa : detected_isas()) {
+  std::vector<std::string> isas = detected_isas();
+  isas.emplace_back("amx_reference");
+  for (const std::string& isa : isas) {
     use_isa(isa);
     std::vector<double> alone;
     for (const int threads : {1, 3}) {

@@ -30,11 +30,12 @@ constexpr Index whole_vectors(Index columns) {
 template <class T>
 struct BackwardTile {
   QueryTile<T> queries;
-  T* query;          // dim x queries
-  T* query_rows;     // queries x dim in whole vectors, times scale
-  T* d_output;       // value_dim x queries
-  T* d_output_rows;  // queries x value_dim in whole vectors
-  T* d_query;        // dim x queries
+  T* query;                                     // what score_product reads
+  T* query_rows;                                // queries x dim in whole vectors, times scale
+  T* d_output;                                  // likewise
+  T* d_output_rows;                             // queries x value_dim in whole vectors
+  T *packed_query_rows, *packed_d_output_rows;  // for split products
+  T* d_query;                                   // dim x queries
   T *maximum, *reciprocal_sum, *delta;
   std::uint32_t unsafe_query, unsafe_d_output;  // queries whose row is not finite: zero in the rows above
 };
@@ -43,7 +44,9 @@ template <class T>
 struct BackwardWorkspace {
   BackwardTile<T> tile[kBackwardTiles];
   T *scores, *d_scores, *cap, *keys, *values, *safe_keys, *dense, *scale, *ones;
-  T *d_key, *d_value;  // key_length rows of whole vectors
+  T *d_key, *d_value;                                  // key_length rows of whole vectors
+  unsigned char *key_rows, *key_columns, *value_rows;  // packed
+  SplitScratch<T> split;
   BiasTile<T> bias;
 
   BackwardWorkspace(const AttentionProblem& p, Carver& carver) {
@@ -54,6 +57,11 @@ struct BackwardWorkspace {
     keys = carver.take<T>(needs_copy<T>(p, p.key) ? kKeyBlock * p.dim : 0);
     values = carver.take<T>(needs_copy<T>(p, p.value) ? kKeyBlock * p.value_dim : 0);
     safe_keys = carver.take<T>(kKeyBlock * p.dim);
+    key_rows = carver.take<unsigned char>(packed_rows_bytes(p, p.dim));
+    key_columns = carver.take<unsigned char>(packed_columns_bytes(p, p.dim));
+    value_rows = carver.take<unsigned char>(packed_rows_bytes(p, p.value_dim));
+    const Index widest = whole_vectors<T>(larger(p.dim, p.value_dim));
+    split.take(p, larger(kKeyBlock * widest, p.dim * queries), carver);
     dense = carver.take<T>(queries * larger(p.dim, p.value_dim));
     scale = carver.take<T>(queries);
     ones = carver.take<T>(queries);
@@ -61,10 +69,12 @@ struct BackwardWorkspace {
     bias.value = carver.take<T>(biased ? kKeyBlock * queries : 0);
     bias.dense = carver.take<T>(biased ? kKeyBlock * queries : 0);
     for (BackwardTile<T>& t : tile) {
-      t.query = carver.take<T>(p.dim * queries);
+      t.query = carver.take<T>(query_operand_size<T>(p, p.dim));
       t.query_rows = carver.take<T>(queries * whole_vectors<T>(p.dim));
-      t.d_output = carver.take<T>(p.value_dim * queries);
+      t.d_output = carver.take<T>(query_operand_size<T>(p, p.value_dim));
       t.d_output_rows = carver.take<T>(queries * whole_vectors<T>(p.value_dim));
+      t.packed_query_rows = carver.take<T>(row_operand_size<T>(p, p.dim));
+      t.packed_d_output_rows = carver.take<T>(row_operand_size<T>(p, p.value_dim));
       t.d_query = carver.take<T>(p.dim * queries);
       t.maximum = carver.take<T>(queries);
       t.reciprocal_sum = carver.take<T>(queries);
@@ -94,8 +104,8 @@ Index backward_workspace(const AttentionProblem& p) {
 // The rows of a tile, dense and padded with zeros to whole vectors, times factor; unused and unsafe rows are
 // zero. Returns the unsafe ones, one bit each.
 template <class T>
-std::uint32_t pack_rows(const AttentionOperand& x, const QueryTile<T>& tile, Index columns, T factor,
-                        T* out) {
+std::uint32_t pack_rows(const AttentionOperand& x, const QueryTile<T>& tile, Index columns, T factor, T* out,
+                        bool (*is_safe)(const T*, Index, Index) = is_finite_row<T>) {
   const Index width = whole_vectors<T>(columns);
   std::uint32_t unsafe = 0;
   for (Index l = 0; l < tile.width; ++l) {
@@ -104,7 +114,7 @@ std::uint32_t pack_rows(const AttentionOperand& x, const QueryTile<T>& tile, Ind
     if (l >= tile.count) continue;
     copy_rows(x, tile.offset(x, l), 1, columns, row, width);
     for (Index c = 0; c < columns; ++c) row[c] *= factor;
-    if (is_finite_row(row, columns, 1)) continue;
+    if (is_safe(row, columns, 1)) continue;
     unsafe |= 1u << l;
     for (Index c = 0; c < columns; ++c) row[c] = T(0);
   }
@@ -114,10 +124,23 @@ std::uint32_t pack_rows(const AttentionOperand& x, const QueryTile<T>& tile, Ind
 template <class T>
 void start_backward_tile(const AttentionProblem& p, const BackwardInputs<T>& inputs,
                          BackwardWorkspace<T>& work, BackwardTile<T>& tile) {
-  pack_scores_operand(p, tile.queries, work.dense, tile.query);
-  pack_queries(inputs.d_output, tile.queries, p.value_dim, work.dense, tile.d_output);
-  tile.unsafe_query = pack_rows(p.query, tile.queries, p.dim, static_cast<T>(p.scale), tile.query_rows);
-  tile.unsafe_d_output = pack_rows(inputs.d_output, tile.queries, p.value_dim, T(1), tile.d_output_rows);
+  const QueryTile<T>& place = tile.queries;
+  pack_scores_operand(p, place, work.dense, work.split, tile.query);
+  pack_query_operand(p, inputs.d_output, place, p.value_dim, work.dense, work.split, tile.d_output);
+  auto* is_safe = is_finite_row<T>;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (p.split != nullptr) is_safe = is_ordinary_row<T>;
+  }
+  tile.unsafe_query = pack_rows(p.query, place, p.dim, static_cast<T>(p.scale), tile.query_rows, is_safe);
+  tile.unsafe_d_output = pack_rows(inputs.d_output, place, p.value_dim, T(1), tile.d_output_rows, is_safe);
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (p.split != nullptr) {
+      p.split->pack_right({tile.query_rows, whole_vectors<T>(p.dim), 1}, place.width, p.dim,
+                          tile.packed_query_rows);
+      p.split->pack_right({tile.d_output_rows, whole_vectors<T>(p.value_dim), 1}, place.width, p.value_dim,
+                          tile.packed_d_output_rows);
+    }
+  }
   load_statistics(p, tile.queries, inputs.maximum, inputs.reciprocal_sum, tile.maximum, tile.reciprocal_sum);
   for (Index l = 0; l < tile.queries.width; ++l) tile.delta[l] = inputs.delta[tile.queries.statistic(p, l)];
   for (Index i = 0; i < p.dim * tile.queries.width; ++i) tile.d_query[i] = T(0);
@@ -176,7 +199,7 @@ void recompute(const AttentionProblem& p, Index first, Index count, const KeyBlo
                const KeyBlock<T>& values, const VisibleQueries& visible, BackwardWorkspace<T>& work,
                const BackwardTile<T>& tile) {
   using S = Simd<T>;
-  const Index vectors = tile.queries.vectors, width = tile.queries.width;
+  const Index width = tile.queries.width;
   score_product(p, tile.queries, count, keys, tile.query, work.scores);
   if (p.softcap > 0) {
     for (Index i = 0; i < count * width; i += S::lanes) {
@@ -186,9 +209,7 @@ void recompute(const AttentionProblem& p, Index first, Index count, const KeyBlo
   }
   finish_scores(p, tile.queries, first, count, work.bias, work.scores);
   if (!visible.all) hide(tile.queries, count, visible, kMinusInfinity<T>, work.scores);
-  block_product<T, Finish::store>(count, vectors, p.value_dim,
-                                  {values.data, values.row_stride, values.column_stride}, tile.d_output,
-                                  width, work.d_scores, width);
+  rows_product(p, tile.queries, count, p.value_dim, values, tile.d_output, work.d_scores);
   std::uint32_t keep[kKeyBlock];
   if (p.dropout_p > 0) find_kept(p, tile.queries, first, count, keep);
   score_gradients(count, visible, p.dropout_p > 0 ? keep : nullptr, static_cast<T>(keep_factor(p)),
@@ -198,12 +219,17 @@ void recompute(const AttentionProblem& p, Index first, Index count, const KeyBlo
 // gradient[key] += sum over queries of weight[key][query] * rows[query]; the share of unsafe queries goes
 // only to keys they see.
 template <class T>
-void add_to_keys(Index count, const T* weights, const T* rows, Index columns, const AttentionOperand& source,
-                 T factor, const VisibleQueries& visible, const QueryTile<T>& tile, std::uint32_t unsafe,
-                 T* gradient) {
+void add_to_keys(const AttentionProblem& p, Index count, const T* weights, const T* rows,
+                 const T* packed_rows, Index columns, const AttentionOperand& source, T factor,
+                 const VisibleQueries& visible, const QueryTile<T>& tile, std::uint32_t unsafe,
+                 const SplitScratch<T>& scratch, T* gradient) {
   const Index width = whole_vectors<T>(columns), queries = tile.width;
-  block_product<T, Finish::add>(count, width / Simd<T>::lanes, queries, {weights, queries, 1}, rows, width,
-                                gradient, width);
+  if (p.split != nullptr) {
+    add_rows_product(p, tile, count, weights, packed_rows, columns, scratch, gradient, width);
+  } else {
+    block_product<T, Finish::add>(count, width / Simd<T>::lanes, queries, {weights, queries, 1}, rows, width,
+                                  gradient, width);
+  }
   if (unsafe == 0) return;
   for (Index l = 0; l < tile.count; ++l) {
     if ((unsafe >> l & 1u) == 0) continue;
@@ -233,8 +259,9 @@ void add_bias_gradient(const QueryTile<T>& tile, Index first, Index count, const
 
 template <class T>
 void backward_block(const AttentionProblem& p, const BackwardInputs<T>& inputs, Index first, Index count,
-                    const KeyBlock<T>& keys, const KeyBlock<T>& values, BackwardWorkspace<T>& work,
-                    BackwardTile<T>& tile, const MutableAttentionOperand& d_bias) {
+                    const KeyBlock<T>& keys, const KeyBlock<T>& values, const PackedColumns& key_columns,
+                    BackwardWorkspace<T>& work, BackwardTile<T>& tile,
+                    const MutableAttentionOperand& d_bias) {
   using S = Simd<T>;
   const Index width = tile.queries.width;
   VisibleQueries visible;
@@ -242,16 +269,23 @@ void backward_block(const AttentionProblem& p, const BackwardInputs<T>& inputs, 
   if (visible.seen == 0) return;
   recompute(p, first, count, keys, values, visible, work, tile);
   if (d_bias.data != nullptr) add_bias_gradient(tile.queries, first, count, work, d_bias);
-  add_to_keys(count, work.scores, tile.d_output_rows, p.value_dim, inputs.d_output, T(1), visible,
-              tile.queries, tile.unsafe_d_output, work.d_value + first * whole_vectors<T>(p.value_dim));
+  add_to_keys(p, count, work.scores, tile.d_output_rows, tile.packed_d_output_rows, p.value_dim,
+              inputs.d_output, T(1), visible, tile.queries, tile.unsafe_d_output, work.split,
+              work.d_value + first * whole_vectors<T>(p.value_dim));
   if (p.softcap > 0) {
     for (Index i = 0; i < count * width; i += S::lanes) {
       S::store(work.d_scores + i, S::load(work.d_scores + i) * S::load(work.cap + i));
     }
     if (!visible.all) hide(tile.queries, count, visible, T(0), work.d_scores);
   }
-  add_to_keys(count, work.d_scores, tile.query_rows, p.dim, p.query, static_cast<T>(p.scale), visible,
-              tile.queries, tile.unsafe_query, work.d_key + first * whole_vectors<T>(p.dim));
+  add_to_keys(p, count, work.d_scores, tile.query_rows, tile.packed_query_rows, p.dim, p.query,
+              static_cast<T>(p.scale), visible, tile.queries, tile.unsafe_query, work.split,
+              work.d_key + first * whole_vectors<T>(p.dim));
+  if (p.split != nullptr) {
+    columns_product<T, Finish::add>(p, tile.queries, count, key_columns, keys, visible, work.d_scores,
+                                    work.split, tile.d_query);
+    return;
+  }
   UnsafeRows unsafe;
   const KeyBlock<T> safe =
       visible.all ? keys : replace_unsafe_rows(keys, count, p.dim, work.safe_keys, unsafe);
@@ -291,6 +325,7 @@ void backward(const AttentionProblem& p, const QueryRun& run, const BackwardInpu
   for (Index i = 0; i < p.key_length * key_width; ++i) work.d_key[i] = T(0);
   for (Index i = 0; i < p.key_length * value_width; ++i) work.d_value[i] = T(0);
 
+  if (p.split != nullptr) p.split->configure();
   for (Index done = 0; done < run.count;) {
     Index tiles = 0, lowest = p.key_length, highest = 0;
     for (; tiles < kBackwardTiles && done < run.count; ++tiles) {
@@ -302,16 +337,18 @@ void backward(const AttentionProblem& p, const QueryRun& run, const BackwardInpu
     }
     for (Index first = lowest / kKeyBlock * kKeyBlock; first < highest; first += kKeyBlock) {
       const Index count = smaller(kKeyBlock, p.key_length - first);
-      const KeyBlock<T> keys = key_block(p, p.key, run.batch, run.key_head, first, count, p.dim, work.keys);
-      const KeyBlock<T> values =
-          key_block(p, p.value, run.batch, run.key_head, first, count, p.value_dim, work.values);
+      const KeyBlock<T> keys =
+          key_block(p, p.key, run.batch, run.key_head, first, count, p.dim, work.keys, work.key_rows);
+      const KeyBlock<T> values = key_block(p, p.value, run.batch, run.key_head, first, count, p.value_dim,
+                                           work.values, work.value_rows);
+      const PackedColumns key_columns = pack_columns(p, keys, count, p.dim, work.safe_keys, work.key_columns);
       for (Index t = 0; t < tiles; ++t) {
         const QueryTile<T>& place = work.tile[t].queries;
-        const Index begin = larger(first, place.lowest_first),
-                    end = smaller(first + count, place.highest_last);
+        const Index begin = part_begin(p, first, larger(first, place.lowest_first));
+        const Index end = smaller(first + count, place.highest_last);
         if (begin >= end) continue;
         backward_block(p, inputs, begin, end - begin, keys.from(begin - first), values.from(begin - first),
-                       work, work.tile[t], outputs.d_bias);
+                       key_columns.from(begin - first), work, work.tile[t], outputs.d_bias);
       }
     }
     for (Index t = 0; t < tiles; ++t) {
@@ -319,6 +356,7 @@ void backward(const AttentionProblem& p, const QueryRun& run, const BackwardInpu
                     outputs.d_query);
     }
   }
+  if (p.split != nullptr) p.split->release();
   write_key_gradient(work.d_key, p.key_length, p.dim, outputs.add, outputs.d_key, outputs.d_key_stride);
   write_key_gradient(work.d_value, p.key_length, p.value_dim, outputs.add, outputs.d_value,
                      outputs.d_value_stride);
@@ -368,6 +406,7 @@ void bias_gradient(const AttentionProblem& p, const HeadRows& rows, Index first_
   place_rows(p, rows.batch, rows.head, row, rows.count, tile.queries);
   start_backward_tile(p, inputs, work, tile);
   const Index key_head = tile.queries.key_head;
+  if (p.split != nullptr) p.split->configure();
   const Index lowest = larger(first_key, tile.queries.lowest_first),
               highest = smaller(last_key, tile.queries.highest_last);
   for (Index first = lowest; first < highest; first += kKeyBlock) {
@@ -375,15 +414,17 @@ void bias_gradient(const AttentionProblem& p, const HeadRows& rows, Index first_
     VisibleQueries visible;
     find_visible_for_gradients(p, tile.queries, first, block, work.bias, visible);
     if (visible.seen == 0) continue;
-    const KeyBlock<T> keys = key_block(p, p.key, rows.batch, key_head, first, block, p.dim, work.keys);
+    const KeyBlock<T> keys =
+        key_block(p, p.key, rows.batch, key_head, first, block, p.dim, work.keys, work.key_rows);
     const KeyBlock<T> values =
-        key_block(p, p.value, rows.batch, key_head, first, block, p.value_dim, work.values);
+        key_block(p, p.value, rows.batch, key_head, first, block, p.value_dim, work.values, work.value_rows);
     recompute(p, first, block, keys, values, visible, work, tile);
     for (Index r = 0; r < rows.count; ++r) {
       T* sum = out + r * (last_key - first_key) + (first - first_key);
       for (Index k = 0; k < block; ++k) sum[k] += work.d_scores[k * tile.queries.width + r];
     }
   }
+  if (p.split != nullptr) p.split->release();
 }
 
 }  // namespace

@@ -155,7 +155,7 @@ void attend_few(const AttentionProblem& p, Index first, Index count, FewWorkspac
 // Adds what the keys [first, last) give.
 template <class T>
 void attend_few_to(const AttentionProblem& p, Index first, Index last, FewWorkspace<T>& work) {
-  pack_scores_operand(p, work.tile.queries, static_cast<T*>(nullptr), work.tile.query);
+  pack_few_queries(p, work.tile.queries, work.tile.query);
   using Attend = void (*)(const AttentionProblem&, Index, Index, FewWorkspace<T>&);
   constexpr Attend attend[kFewQueries] = {attend_few<T, 1>, attend_few<T, 2>, attend_few<T, 3>,
                                           attend_few<T, 4>};

@@ -25,7 +25,7 @@ namespace {
 template <class T>
 struct ForwardTile {
   QueryTile<T> queries;
-  T* query;   // dim x queries
+  T* query;   // what score_product reads
   T* output;  // value_dim x queries
   T* maximum;
   T* sum;
@@ -39,6 +39,8 @@ struct ForwardWorkspace {
   Index tiles;
   ForwardTile<T>* tile;
   T *scores, *keys, *values, *safe_values, *dense, *factor;
+  unsigned char *key_rows, *value_columns;  // packed
+  SplitScratch<T> split;
   BiasTile<T> bias;
 
   ForwardWorkspace(const AttentionProblem& p, Index rows, Carver& carver)
@@ -49,13 +51,16 @@ struct ForwardWorkspace {
     keys = carver.take<T>(needs_copy<T>(p, p.key) ? kKeyBlock * p.dim : 0);
     values = carver.take<T>(needs_copy<T>(p, p.value) ? kKeyBlock * p.value_dim : 0);
     safe_values = carver.take<T>(kKeyBlock * p.value_dim);
+    key_rows = carver.take<unsigned char>(packed_rows_bytes(p, p.dim));
+    value_columns = carver.take<unsigned char>(packed_columns_bytes(p, p.value_dim));
+    split.take(p, p.value_dim * queries, carver);
     dense = carver.take<T>(queries * larger(p.dim, p.value_dim));
     factor = carver.take<T>(queries);
     const bool biased = p.bias.data != nullptr;
     bias.value = carver.take<T>(biased ? kKeyBlock * queries : 0);
     bias.dense = carver.take<T>(biased ? kKeyBlock * queries : 0);
     for (Index t = 0; t < tiles; ++t) {
-      T* const query = carver.take<T>(p.dim * queries);
+      T* const query = carver.take<T>(query_operand_size<T>(p, p.dim));
       T* const output = carver.take<T>(p.value_dim * queries);
       T* const maximum = carver.take<T>(queries);
       T* const sum = carver.take<T>(queries);
@@ -157,7 +162,8 @@ void finish_statistics(const AttentionProblem& p, const ForwardTile<T>& tile, T*
 
 template <class T>
 void attend_to_block(const AttentionProblem& p, Index first, Index count, const KeyBlock<T>& keys,
-                     const KeyBlock<T>& values, ForwardWorkspace<T>& work, ForwardTile<T>& tile) {
+                     const KeyBlock<T>& values, const PackedColumns& packed_values, ForwardWorkspace<T>& work,
+                     ForwardTile<T>& tile) {
   const QueryTile<T>& place = tile.queries;
   const Index width = place.width;
   VisibleQueries visible;
@@ -178,6 +184,14 @@ void attend_to_block(const AttentionProblem& p, Index first, Index count, const 
     drop(place, count, keep, static_cast<T>(keep_factor(p)), work.scores);
   }
 
+  if (p.split != nullptr) {
+    const auto product =
+        tile.started ? columns_product<T, Finish::scale_add> : columns_product<T, Finish::store>;
+    product(p, place, count, packed_values, values, visible, work.scores, work.split, tile.output,
+            work.factor);
+    tile.started = true;
+    return;
+  }
   UnsafeRows unsafe;
   const KeyBlock<T> safe =
       visible.all ? values : replace_unsafe_rows(values, count, p.value_dim, work.safe_values, unsafe);
@@ -199,28 +213,34 @@ void forward_tiles(const AttentionProblem& p, const QueryRun& run, void* memory,
                    const MutableAttentionOperand& output, T* maximum, T* reciprocal_sum) {
   Carver carver(memory);
   ForwardWorkspace<T> work(p, run.count, carver);
+  if (p.split != nullptr) p.split->configure();
   Index lowest = p.key_length, highest = 0;
   for (Index t = 0, done = 0; t < work.tiles; ++t) {
     ForwardTile<T>& tile = work.tile[t];
     done += place_run(p, run, done, tile.queries);
-    pack_scores_operand(p, tile.queries, work.dense, tile.query);
+    pack_scores_operand(p, tile.queries, work.dense, work.split, tile.query);
     start_statistics(p, tile);
     lowest = smaller(lowest, tile.queries.lowest_first);
     highest = larger(highest, tile.queries.highest_last);
   }
   for (Index first = lowest / kKeyBlock * kKeyBlock; first < highest; first += kKeyBlock) {
     const Index count = smaller(kKeyBlock, p.key_length - first);
-    const KeyBlock<T> keys = key_block(p, p.key, run.batch, run.key_head, first, count, p.dim, work.keys);
+    const KeyBlock<T> keys =
+        key_block(p, p.key, run.batch, run.key_head, first, count, p.dim, work.keys, work.key_rows);
     const KeyBlock<T> values =
         key_block(p, p.value, run.batch, run.key_head, first, count, p.value_dim, work.values);
+    const PackedColumns columns =
+        pack_columns(p, values, count, p.value_dim, work.safe_values, work.value_columns);
     for (Index t = 0; t < work.tiles; ++t) {
       const QueryTile<T>& place = work.tile[t].queries;
-      const Index begin = larger(first, place.lowest_first), end = smaller(first + count, place.highest_last);
+      const Index begin = part_begin(p, first, larger(first, place.lowest_first));
+      const Index end = smaller(first + count, place.highest_last);
       if (begin >= end) continue;
-      attend_to_block(p, begin, end - begin, keys.from(begin - first), values.from(begin - first), work,
-                      work.tile[t]);
+      attend_to_block(p, begin, end - begin, keys.from(begin - first), values.from(begin - first),
+                      columns.from(begin - first), work, work.tile[t]);
     }
   }
+  if (p.split != nullptr) p.split->release();
   for (Index t = 0; t < work.tiles; ++t) {
     ForwardTile<T>& tile = work.tile[t];
     finish_statistics(p, tile, work.factor, maximum, reciprocal_sum);

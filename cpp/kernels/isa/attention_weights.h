@@ -13,13 +13,17 @@ namespace {
 template <class T>
 struct WeightsWorkspace {
   T *query, *scores, *keys, *dense, *factor, *maximum, *reciprocal_sum;
+  unsigned char* key_rows;  // packed
+  SplitScratch<T> split;
   BiasTile<T> bias;
 
   WeightsWorkspace(const AttentionProblem& p, Carver& carver) {
     constexpr Index queries = kTileQueries<T>;
-    query = carver.take<T>(p.dim * queries);
+    query = carver.take<T>(query_operand_size<T>(p, p.dim));
     scores = carver.take<T>(kKeyBlock * queries);
     keys = carver.take<T>(needs_copy<T>(p, p.key) ? kKeyBlock * p.dim : 0);
+    key_rows = carver.take<unsigned char>(packed_rows_bytes(p, p.dim));
+    split.take(p, 0, carver);
     dense = carver.take<T>(queries * p.dim);
     factor = carver.take<T>(queries);
     maximum = carver.take<T>(queries);
@@ -71,11 +75,12 @@ void weights(const AttentionProblem& p, Index batch, Index head, const Index* ro
   WeightsWorkspace<T> work(p, carver);
   QueryTile<T> tile;
   place_rows(p, batch, head, rows, count, tile);
-  pack_scores_operand(p, tile, work.dense, work.query);
+  pack_scores_operand(p, tile, work.dense, work.split, work.query);
   load_statistics(p, tile, maximum, reciprocal_sum, work.maximum, work.reciprocal_sum);
   if (!add) {
     for (Index i = 0; i < count * p.key_length; ++i) out[i] = T(0);
   }
+  if (p.split != nullptr) p.split->configure();
   for (Index first = tile.lowest_first / kKeyBlock * kKeyBlock; first < tile.highest_last;
        first += kKeyBlock) {
     const Index begin = larger(first, tile.lowest_first), end = smaller(first + kKeyBlock, tile.highest_last);
@@ -84,7 +89,8 @@ void weights(const AttentionProblem& p, Index batch, Index head, const Index* ro
     find_visible(p, tile, begin, block, visible);
     if (visible.seen != 0 && p.bias.data != nullptr) load_bias(p, tile, begin, block, work.bias, visible);
     if (visible.seen == 0) continue;
-    const KeyBlock<T> keys = key_block(p, p.key, batch, p.key_head(head), begin, block, p.dim, work.keys);
+    const KeyBlock<T> keys =
+        key_block(p, p.key, batch, p.key_head(head), begin, block, p.dim, work.keys, work.key_rows);
     score_product(p, tile, block, keys, work.query, work.scores);
     finish_scores(p, tile, begin, block, work.bias, work.scores);
     if (!visible.all) hide(tile, block, visible, kMinusInfinity<T>, work.scores);
@@ -97,6 +103,7 @@ void weights(const AttentionProblem& p, Index batch, Index head, const Index* ro
       }
     }
   }
+  if (p.split != nullptr) p.split->release();
 }
 
 // out[r][key] = whether query rows[r] may attend to key.

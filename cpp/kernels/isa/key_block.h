@@ -4,6 +4,7 @@
 
 #include "kernels/isa/query_tile.h"
 #include "kernels/isa/visible_queries.h"
+#include "kernels/split_product.h"
 
 namespace blasformer::BLASFORMER_ISA {
 namespace {
@@ -19,26 +20,48 @@ inline void prefetch_row(const T* row, Index columns) {
 }
 
 // Keys or values [first, first + count) of a head, in place when they have the type computed in, else widened
-// into `buffer`.
+// into `buffer`; and, where a product wants them so, packed.
 template <class T>
 struct KeyBlock {
   const T* data;
   Index row_stride, column_stride;
-  KeyBlock from(Index row) const { return {data + row * row_stride, row_stride, column_stride}; }
+  const unsigned char* strips = nullptr;  // the rows as left operand of split products, or null
+  Index strip_lines = 1, strip_bytes = 0;
+
+  // If there are strips, the row is the first of one.
+  KeyBlock from(Index row) const {
+    return {data + row * row_stride,
+            row_stride,
+            column_stride,
+            strips == nullptr ? nullptr : strips + row / strip_lines * strip_bytes,
+            strip_lines,
+            strip_bytes};
+  }
 };
 
 template <class T>
 bool needs_copy(const AttentionProblem& p, const AttentionOperand& x) {
-  return x.dtype != dtype_of<T>() || (p.few_queries() && x.column_stride != 1);
+  return x.dtype != dtype_of<T>() || ((p.few_queries() || p.split != nullptr) && x.column_stride != 1);
 }
 
 template <class T>
 KeyBlock<T> key_block(const AttentionProblem& p, const AttentionOperand& x, Index batch, Index key_head,
-                      Index first, Index count, Index columns, T* buffer) {
+                      Index first, Index count, Index columns, T* buffer, unsigned char* strips = nullptr) {
   const Index start = x.offset(batch, key_head) + first * x.row_stride;
-  if (!needs_copy<T>(p, x)) return {static_cast<const T*>(x.data) + start, x.row_stride, x.column_stride};
-  copy_rows(x, start, count, columns, buffer, columns);
-  return {buffer, columns, 1};
+  KeyBlock<T> block = {static_cast<const T*>(x.data) + start, x.row_stride, x.column_stride};
+  if (needs_copy<T>(p, x)) {
+    copy_rows(x, start, count, columns, buffer, columns);
+    block = {buffer, columns, 1};
+  }
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (p.split != nullptr && strips != nullptr) {
+      p.split->pack_left({block.data, block.row_stride, block.column_stride}, count, columns, strips);
+      block.strips = strips;
+      block.strip_lines = p.split->lines;
+      block.strip_bytes = p.split->packed_bytes(columns);
+    }
+  }
+  return block;
 }
 
 // Whether all of a row is finite (x * 0 is 0 for finite x only).
@@ -66,9 +89,10 @@ struct UnsafeRows {
 
 template <class T>
 KeyBlock<T> replace_unsafe_rows(const KeyBlock<T>& rows, Index count, Index columns, T* buffer,
-                                UnsafeRows& unsafe) {
+                                UnsafeRows& unsafe,
+                                bool (*is_safe)(const T*, Index, Index) = is_finite_row<T>) {
   for (Index k = 0; k < count; ++k) {
-    if (!is_finite_row(rows.data + k * rows.row_stride, columns, rows.column_stride))
+    if (!is_safe(rows.data + k * rows.row_stride, columns, rows.column_stride))
       unsafe.key[unsafe.count++] = k;
   }
   if (unsafe.count == 0) return rows;

@@ -2,9 +2,9 @@
 
 // From queries and keys to the numbers the softmax is taken of.
 
-#include "kernels/isa/block_product.h"
 #include "kernels/isa/key_block.h"
 #include "kernels/isa/ordered_product.h"
+#include "kernels/isa/split_blocks.h"
 #include "kernels/isa/vector_math.h"
 #include "kernels/isa/visible_queries.h"
 
@@ -56,12 +56,18 @@ void few_ordered_scores(Index count, Index dim, const KeyBlock<T>& keys, const T
   }
 }
 
-// What score_product reads: the queries transposed, or for few of them their rows.
 template <class T>
-void pack_scores_operand(const AttentionProblem& p, const QueryTile<T>& tile, T* dense, T* out) {
-  if (!p.few_queries()) return pack_queries(p.query, tile, p.dim, dense, out);
+void pack_few_queries(const AttentionProblem& p, const QueryTile<T>& tile, T* out) {
   for (Index q = 0; q < tile.count; ++q)
     copy_rows(p.query, tile.offset(p.query, q), 1, p.dim, out + q * p.dim, p.dim);
+}
+
+// What score_product reads: the queries transposed, or packed, or for few of them their rows.
+template <class T>
+void pack_scores_operand(const AttentionProblem& p, const QueryTile<T>& tile, T* dense,
+                         const SplitScratch<T>& scratch, T* out) {
+  if (p.few_queries()) return pack_few_queries(p, tile, out);
+  pack_query_operand(p, p.query, tile, p.dim, dense, scratch, out);
 }
 
 // scores = keys query^T. Forward, backward and the weights must sum a score in the same order, or the maximum
@@ -69,12 +75,7 @@ void pack_scores_operand(const AttentionProblem& p, const QueryTile<T>& tile, T*
 template <class T>
 void score_product(const AttentionProblem& p, const QueryTile<T>& tile, Index count, const KeyBlock<T>& keys,
                    const T* query, T* scores) {
-  if (!p.few_queries()) {
-    block_product<T, Finish::store>(count, tile.vectors, p.dim,
-                                    {keys.data, keys.row_stride, keys.column_stride}, query, tile.width,
-                                    scores, tile.width);
-    return;
-  }
+  if (!p.few_queries()) return rows_product(p, tile, count, p.dim, keys, query, scores);
   using Scores = void (*)(Index, Index, const KeyBlock<T>&, const T*, Index, T*);
   constexpr Scores few[] = {few_scores<T, 1>, few_scores<T, 2>, few_scores<T, 3>, few_scores<T, 4>};
   constexpr Scores ordered[] = {few_ordered_scores<T, 1>, few_ordered_scores<T, 2>, few_ordered_scores<T, 3>,

@@ -34,15 +34,16 @@ inline Index bundle_bytes(Index depth, int parts) {
          stored_parts(parts) * ceil_div(depth, kStep) * 2 * kTileBytes;
 }
 
-// A bundle that is read.
+// A bundle that is read, from the step of the element `first` of its depth on.
 struct Bundle {
   const BundleHead* head;
   const unsigned char* tiles;
-  Index steps;
+  Index steps;  // of the whole depth
 
-  Bundle(const void* packed, Index depth)
+  Bundle(const void* packed, Index depth, Index first = 0)
       : head(static_cast<const BundleHead*>(packed)),
-        tiles(static_cast<const unsigned char*>(packed) + sizeof(BundleHead)),
+        tiles(static_cast<const unsigned char*>(packed) + sizeof(BundleHead) +
+              first / kStep * 2 * kTileBytes),
         steps(ceil_div(depth, kStep)) {}
   const unsigned char* tile(Index part, Index step, Index half) const {
     return tiles + ((part * steps + step) * 2 + half) * kTileBytes;

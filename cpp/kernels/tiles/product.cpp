@@ -246,7 +246,7 @@ struct TileProducts {
     const int left_parts = left.head->parts, right_parts = right.head->parts;
     clear();
     // The small products, in the order that needs the fewest loads.
-    for (Index step = 0; step < left.steps && left_parts + right_parts > 2; ++step) {
+    for (Index step = 0; step < right.steps && left_parts + right_parts > 2; ++step) {
       load_right(0, step);
       if (parts > 2 && left_parts > 2) {
         load_left(2, step);
@@ -267,7 +267,7 @@ struct TileProducts {
         multiply();
       }
     }
-    for (Index step = 0; step < left.steps; ++step) {
+    for (Index step = 0; step < right.steps; ++step) {
       load_left(0, step);
       load_right(0, step);
       multiply();
@@ -306,14 +306,31 @@ inline std::int32_t may_overflow_from(Index depth) {
   return 2 * 127 + 124 - doublings;
 }
 
+// Whether any of the sums is infinite, NaN or below kFeltBelow: whether they need a closer look.
+inline bool may_be_wrong(Index rows, Index columns, const float* sums) {
+  constexpr std::uint32_t felt_below = (127u - 86u) << 23, infinite = 0xffu << 23;
+  Words suspect = {};
+  for (Index row = 0; row < rows; ++row) {
+    for (Index column = 0; column < columns; column += kLanes) {
+      Words sum;
+      std::memcpy(&sum, sums + row * kLines + column, sizeof sum);
+      suspect |= (Words)((sum & 0x7fffffffu) - felt_below >= infinite - felt_below);
+    }
+  }
+  std::uint32_t any = 0;
+  for (Index i = 0; i < kLanes; ++i) any |= suspect[i];
+  return any != 0;
+}
+
 // Replaces the sums that parts cannot, or may not, give. False: no memory for that.
-inline bool correct_sums(const Bundle& left, Index rows, const Bundle& right, Index columns, Index depth,
-                         float* sums) {
+inline bool correct_sums(const Bundle& left, Index rows, Index left_depth, Index first, const Bundle& right,
+                         Index columns, Index depth, float* sums) {
   const BundleHead &rows_head = *left.head, &columns_head = *right.head;
   const std::int32_t overflow = may_overflow_from(depth);
   if ((rows_head.unsplit | columns_head.unsplit) == 0 &&
-      rows_head.lowest_of_all + columns_head.lowest_of_all >= kNeverDenormal &&
-      rows_head.highest_of_all + columns_head.highest_of_all < overflow)
+      ((rows_head.lowest_of_all + columns_head.lowest_of_all >= kNeverDenormal &&
+        rows_head.highest_of_all + columns_head.highest_of_all < overflow) ||
+       !may_be_wrong(rows, columns, sums)))
     return true;
   std::uint32_t wrong[kLines], any = 0;
   for (Index row = 0; row < rows; ++row) {
@@ -330,7 +347,8 @@ inline bool correct_sums(const Bundle& left, Index rows, const Bundle& right, In
   }
   if (any == 0) return true;
   alignas(64) float plain[kTileSize];
-  if (!plain_tile(left.head, rows, right.head, columns, depth, plain, kLines)) return false;
+  if (!plain_tile(left.head, rows, left_depth, first, right.head, columns, depth, plain, kLines))
+    return false;
   for (Index row = 0; row < rows; ++row) {
     for (Index column = 0; column < columns; ++column) {
       if ((wrong[row] >> column & 1u) != 0) sums[row * kLines + column] = plain[row * kLines + column];
@@ -363,17 +381,17 @@ inline void write_sums(const float* sums, Index rows, Index columns, const float
 }
 
 template <int parts>
-bool multiply(const void* left, Index rows, Index depth, const void* right, Index right_stride, Index columns,
-              const float* start, Index start_stride, float* c, Index c_stride) {
-  const Index left_stride = bundle_bytes(depth, parts);
+bool multiply_within(const void* left, Index rows, Index left_depth, Index first, const void* right,
+                     Index right_stride, Index depth, Index columns, const float* start, Index start_stride,
+                     float* c, Index c_stride) {
+  const Index left_stride = bundle_bytes(left_depth, parts);
   Tiles unit;
-  Tiles::configure();  // and not a destructor: exceptions need symbols that no kernel may have
-  bool complete = true;
-  for (Index column = 0; column < columns && complete; column += kLines) {
+  for (Index column = 0; column < columns; column += kLines) {
     const Bundle panel(static_cast<const unsigned char*>(right) + column / kLines * right_stride, depth);
     const Index width = smaller(kLines, columns - column);
-    for (Index row = 0; row < rows && complete; row += kLines) {
-      const Bundle strip(static_cast<const unsigned char*>(left) + row / kLines * left_stride, depth);
+    for (Index row = 0; row < rows; row += kLines) {
+      const Bundle strip(static_cast<const unsigned char*>(left) + row / kLines * left_stride, left_depth,
+                         first);
       const Index height = smaller(kLines, rows - row);
       float* const target = c + row * c_stride + column;
       for (Index r = 0; r < height; ++r) {
@@ -382,11 +400,20 @@ bool multiply(const void* left, Index rows, Index depth, const void* right, Inde
       }
       alignas(64) float sums[kTileSize];
       sum_products<parts>(unit, strip, height, panel, width, sums);
-      complete = correct_sums(strip, height, panel, width, depth, sums);
+      if (!correct_sums(strip, height, left_depth, first, panel, width, depth, sums)) return false;
       write_sums(sums, height, width, start == nullptr ? nullptr : start + row * start_stride + column,
                  start_stride, target, c_stride);
     }
   }
+  return true;
+}
+
+template <int parts>
+bool multiply(const void* left, Index rows, Index depth, const void* right, Index right_stride, Index columns,
+              const float* start, Index start_stride, float* c, Index c_stride) {
+  Tiles::configure();  // and not a destructor: exceptions need symbols that no kernel may have
+  const bool complete = multiply_within<parts>(left, rows, depth, 0, right, right_stride, depth, columns,
+                                               start, start_stride, c, c_stride);
   Tiles::release();
   return complete;
 }
@@ -399,6 +426,9 @@ constexpr SplitProductKernels kSplitProductKernels = {
     .pack_left = pack_left<parts>,
     .pack_right = pack_right<parts>,
     .multiply = multiply<parts>,
+    .configure = Tiles::configure,
+    .release = Tiles::release,
+    .multiply_within = multiply_within<parts>,
 };
 
 }  // namespace

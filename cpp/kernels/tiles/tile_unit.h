@@ -31,7 +31,7 @@ class Tiles {
     __m512 sum[rows][2];
 #pragma GCC unroll 8
     for (Index r = 0; r < rows; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
-    for (Index step = 0; step < left.steps; ++step) {
+    for (Index step = 0; step < right.steps; ++step) {
       const unsigned char* const x = left.tile(0, step, row / kTileLines) + row % kTileLines * kPairs * 4;
       const unsigned char* const y = right.tile(0, step, 0);
       for (Index pair = 0; pair < kPairs; ++pair) {
