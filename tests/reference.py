@@ -1199,21 +1199,32 @@ def seq2seq(
     target_lengths=None,
     dtype=np.float64,
 ):
-    """The logits of an encoder-decoder (Vaswani et al. 2017), whose decoder reads bos_id and the targets."""
+    """The logits of an encoder-decoder (Vaswani et al. 2017), whose decoder reads bos_id and the targets.
+
+    source_ids: ids, or vectors if there is a source_projection
+    """
     d_model = parameters["target_embedding.weight"].shape[1]
     target_ids = np.concatenate([np.full((len(target_ids), 1), bos_id), target_ids], axis=1)
 
-    def embedded(ids, weight, positions):
+    def placed(x, positions, scale):
         own = {"weight": parameters[positions]} if positions in parameters else {}
-        x = embedding(ids, weight, dtype=dtype)
         kind = "learned" if own else "interleaved"
-        return positional_encoding(own, x, kind=kind, scale=math.sqrt(d_model), dtype=dtype)
+        return positional_encoding(own, x, kind=kind, scale=scale, dtype=dtype)
+
+    def embedded(ids, weight, positions):
+        return placed(embedding(ids, weight, dtype=dtype), positions, math.sqrt(d_model))
 
     of_target = parameters["target_embedding.weight"]
-    of_source = parameters.get("source_embedding.weight", of_target)
+    if "source_projection.weight" in parameters:
+        projection = within(parameters, "source_projection.")
+        x = linear(source_ids, projection["weight"], projection["bias"], dtype=dtype)
+        source = placed(x, "source_positions.weight", 1.0)
+    else:
+        of_source = parameters.get("source_embedding.weight", of_target)
+        source = embedded(source_ids, of_source, "source_positions.weight")
     x = transformer(
         within(parameters, "transformer."),
-        embedded(source_ids, of_source, "source_positions.weight"),
+        source,
         embedded(target_ids, of_target, "target_positions.weight"),
         num_encoder_layers=num_encoder_layers,
         num_decoder_layers=num_decoder_layers,

@@ -30,6 +30,14 @@ VARIANTS = {
         "norm_first": True,
         "num_encoder_layers": 1,
     },
+    "vectors": {"source_vocab_size": None, "source_features": 5, "norm_first": True},
+    "vectors, learned positions, recomputed": {
+        "source_vocab_size": None,
+        "source_features": 13,
+        "positions": "learned",
+        "max_length": 12,
+        "recompute": True,
+    },
 }
 LENGTHS = {
     "whole": {},
@@ -61,9 +69,14 @@ def make(variant="2017", dtype=np.float64, **changes):
     return model
 
 
-def pair(batch=3, seed=0):
+def pair(batch=3, seed=0, model=None):
+    """A source and a target; vectors for a model of vectors."""
     random = np.random.default_rng(seed)
-    return random.integers(0, TARGETS, (batch, 9)), random.integers(0, 17, (batch, 7))
+    source, target = random.integers(0, TARGETS, (batch, 9)), random.integers(0, 17, (batch, 7))
+    features = None if model is None else model._arguments["source_features"]
+    if features is not None:
+        source = random.standard_normal((batch, 9, features)).astype(model.dtype)
+    return source, target
 
 
 def formula(model, source, target, parameters, dtype=np.float64, **lengths):
@@ -95,7 +108,8 @@ def expected_targets(target, target_lengths=None):
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_are_as_accurate_as_numpy(variant, lengths, isa):
-    model, (source, target) = make(variant, np.float32), pair()
+    model = make(variant, np.float32)
+    source, target = pair(model=model)
     there = expected_targets(target, LENGTHS[lengths].get("target_lengths")) != -100
 
     def of_tokens(parameters, dtype):
@@ -109,7 +123,8 @@ def test_logits_are_as_accurate_as_numpy(variant, lengths, isa):
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients_are_the_derivatives_of_the_loss(variant, lengths):
-    model, (source, target) = make(variant), pair()
+    model = make(variant)
+    source, target = pair(model=model)
     arguments = LENGTHS[lengths]
     targets = expected_targets(target, arguments.get("target_lengths"))
     loss, grads = model.loss_and_gradients(source, target, label_smoothing=0.1, **arguments)
@@ -127,7 +142,8 @@ def test_gradients_are_the_derivatives_of_the_loss(variant, lengths):
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients_of_the_loss_are_as_accurate_as_numpys(variant, lengths, isa):
-    model, (source, target) = make(variant, np.float32), pair()
+    model = make(variant, np.float32)
+    source, target = pair(model=model)
     targets = expected_targets(target, LENGTHS[lengths].get("target_lengths"))
 
     def function(parameters, dtype):
@@ -140,7 +156,8 @@ def test_gradients_of_the_loss_are_as_accurate_as_numpys(variant, lengths, isa):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_forward_and_backward_give_the_gradients_of_the_loss(variant):
-    model, (source, target) = make(variant, dropout=0.2), pair()
+    model = make(variant, dropout=0.2)
+    source, target = pair(model=model)
     logits, saved = model.forward(source, target, rng=3)
     assert saved.nbytes > 0
     loss, d_logits = blasformer.cross_entropy(logits, expected_targets(target))
@@ -177,6 +194,80 @@ def test_what_lies_beyond_a_length_is_not_looked_at():
     assert all(same_bits(gradient, same_grads[name]) for name, gradient in grads.items())
 
 
+def test_nan_in_vectors_beyond_a_length_changes_no_bit():
+    model = make("vectors")
+    source, target = pair(model=model)
+    lengths, wild = [3, 0, 9], source.copy()
+    for row, length in zip(wild, lengths, strict=True):
+        row[length:] = np.nan
+    loss, grads = model.loss_and_gradients(source, target, source_lengths=lengths)
+    same, same_grads = model.loss_and_gradients(wild, target, source_lengths=lengths)
+    assert loss == same
+    assert all(same_bits(gradient, same_grads[name]) for name, gradient in grads.items())
+    found = model.generate(source, 5, source_lengths=lengths, beams=2)
+    of_list = model.generate([row[:length] for row, length in zip(wild, lengths, strict=True)], 5, beams=2)
+    assert [a.tolist() for a in found] == [b.tolist() for b in of_list]
+    assert model.generate(source[2], 5, beams=2).tolist() == found[2].tolist()
+    assert model.generate([], 5) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "call"),
+    [
+        (
+            ValueError,
+            "source_vocab_size must be given, or source_features in its place, got both",
+            lambda: make(source_features=3),
+        ),
+        (
+            ValueError,
+            "source_vocab_size must be given, or source_features in its place, got neither",
+            lambda: make(source_vocab_size=None),
+        ),
+        (ValueError, "source_features must be positive, got 0", lambda: make("vectors", source_features=0)),
+        (
+            ValueError,
+            "shared must be False where sources are vectors, got True",
+            lambda: make("vectors", shared=True),
+        ),
+        (
+            ValueError,
+            "source_ids must have the shape (batch, length, 5) or (length, 5), got (3, 9, 4)",
+            lambda: make("vectors").loss(np.zeros((3, 9, 4)), np.zeros((3, 2), int)),
+        ),
+        (
+            TypeError,
+            "source_ids must be a NumPy array of float64, the dtype of the layer, got float32",
+            lambda: make("vectors").loss(np.zeros((3, 9, 5), np.float32), np.zeros((3, 2), int)),
+        ),
+        (
+            TypeError,
+            "source_ids must be a NumPy array of vectors, got list",
+            lambda: make("vectors").loss([[0.0] * 5], [[1]]),
+        ),
+        (
+            ValueError,
+            "source_ids must have the shape (batch, length, 5) or (length, 5), got (5,)",
+            lambda: make("vectors").generate(np.zeros(5), 3),
+        ),
+        (
+            ValueError,
+            "source_ids must be float64 arrays (length, 5), got float64 (2, 4)",
+            lambda: make("vectors").generate([np.zeros((2, 4))], 3),
+        ),
+        (
+            ValueError,
+            "source_lengths must not be given for a list of sources, which have theirs",
+            lambda: make("vectors").generate([np.zeros((2, 5))], 3, source_lengths=[1]),
+        ),
+    ],
+)
+def test_errors_of_vectors_name_the_argument_what_it_must_be_and_what_it_was(kind, text, call):
+    with pytest.raises(kind) as error:
+        call()
+    assert str(error.value).startswith(text)
+
+
 def test_one_sequence_needs_no_axis_for_the_batch():
     model, (source, target) = make(), pair()
     assert same_bits(model(source[0], target[0]), model(source[:1], target[:1])[0])
@@ -209,7 +300,8 @@ def test_weights_of_the_attention_to_the_source_are_returned():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_results_have_the_same_bits_for_every_number_of_threads(variant):
-    model, (source, target), results = make(variant, np.float32, dropout=0.2), pair(17), []
+    model, results = make(variant, np.float32, dropout=0.2), []
+    source, target = pair(17, model=model)
     for count in (1, 2, 3):
         with blasformer.num_threads(count):
             results.append((model(source, target), *model.loss_and_gradients(source, target, rng=5)))
@@ -255,7 +347,8 @@ def test_frozen_parameters_have_no_gradients_and_the_others_are_the_same(frozen)
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients_are_added_to_the_arrays_that_are_given(variant):
-    model, (source, target) = make(variant), pair()
+    model = make(variant)
+    source, target = pair(model=model)
     _, grads = model.loss_and_gradients(source, target)
     total = {name: np.ones_like(gradient) for name, gradient in grads.items()}
     _, result = model.loss_and_gradients(source, target, accumulate=total)
@@ -341,9 +434,7 @@ def greedily(model, source, count):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_greedy_targets_are_those_of_whole_forward_passes(variant, isa):
     model = make(variant)
-    sources = [
-        np.random.default_rng(seed).integers(0, TARGETS, length) for seed, length in enumerate([4, 1, 9])
-    ]
+    sources = [pair(1, seed, model)[0][0, :length] for seed, length in enumerate([4, 1, 9])]
     targets = model.generate(sources, 10)
     assert [target.tolist() for target in targets] == [greedily(model, source, 10) for source in sources]
 
@@ -402,7 +493,8 @@ def test_nothing_to_generate_from_is_legal():
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_saved_model_is_loaded_as_it_was(tmp_path, variant, dtype):
-    model, (source, target) = make(variant, dtype), pair()
+    model = make(variant, dtype)
+    source, target = pair(model=model)
     model.save(tmp_path)
     loaded = models.Seq2Seq.from_pretrained(tmp_path)
     assert loaded._arguments == model._arguments

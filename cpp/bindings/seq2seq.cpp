@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -20,9 +21,30 @@ namespace blasformer::bindings {
 
 namespace {
 
+// The ids of a source, or its vectors, whose ids are all 0.
+struct SourceInput : SequenceInput {
+  py::object vectors;  // None for ids
+
+  template <class T>
+  SourceSequences<T> read() const {
+    SourceSequences<T> source{sequences, {}};
+    if (vectors.is_none()) return source;
+    const Tensor<T> given = input<T>(vectors, "source_ids", true);
+    const Index batch = sequences.ids.extent(0), length = sequences.ids.extent(1),
+                features = given.shape().back();
+    source.vectors = Tensor<T>(given.memory(), {batch, length, features});
+    for (Index b = 0; b < sequences.lengths.size(); ++b) {
+      T* const row = source.vectors.data() + b * length * features;
+      std::fill(row + sequences.lengths.data()[b] * features, row + length * features, T(0));
+    }
+    return source;
+  }
+};
+
 // A source, and the target as the decoder reads it: behind its first token, which is no part of the target.
 struct SequencePair {
-  SequenceInput source, target;
+  SourceInput source;
+  SequenceInput target;
   Tensor<std::int64_t> targets;  // what each token that the decoder reads is to predict
 };
 
@@ -43,6 +65,7 @@ class TargetCache {
 class Seq2SeqLayer : public Layer {
  public:
   virtual EndTokens end_tokens() const = 0;
+  virtual Index source_features() const = 0;  // 0 for sources of ids
   // (logits, {decoder layer: weights of its attention to the source})
   virtual py::tuple call(const SequencePair& pair, const Selections& selections) const = 0;
   virtual py::tuple forward(const SequencePair& pair, Seed seed) const = 0;
@@ -52,13 +75,29 @@ class Seq2SeqLayer : public Layer {
   virtual py::tuple loss_and_gradients(const SequencePair& pair, const LossArguments& arguments, Seed seed,
                                        const py::object& accumulate) const = 0;
   // One empty target for each source, with room for `capacity` tokens.
-  virtual std::unique_ptr<TargetCache> encode(const SequenceInput& source, Index capacity) const = 0;
+  virtual std::unique_ptr<TargetCache> encode(const SourceInput& source, Index capacity) const = 0;
 };
+
+SourceInput source_input(const Seq2SeqLayer& model, const py::object& source, const py::object& lengths) {
+  const Index features = model.source_features();
+  if (features == 0)
+    return {token_sequences(source, lengths, py::none(), "source_ids", "source_lengths"), py::none()};
+  if (!py::isinstance<py::array>(source))
+    fail<TypeMismatch>("source_ids must be a NumPy array of vectors, got ", type_name(source));
+  const auto array = py::reinterpret_borrow<py::array>(source);
+  const Shape shape(array.shape(), array.shape() + array.ndim());
+  require((shape.size() == 2 || shape.size() == 3) && shape.back() == features,
+          "source_ids must have the shape (batch, length, ", features, ") or (length, ", features, "), got ",
+          shape_text(shape));
+  py::array_t<std::int64_t> zeros(std::vector<py::ssize_t>(shape.begin(), shape.end() - 1));
+  std::fill_n(zeros.mutable_data(), zeros.size(), 0);
+  return {token_sequences(zeros, lengths, py::none(), "source_ids", "source_lengths"), source};
+}
 
 SequencePair sequence_pair(const Seq2SeqLayer& model, const py::object& source_ids,
                            const py::object& target_ids, const py::object& source_lengths,
                            const py::object& target_lengths, std::int64_t ignore_index) {
-  SequencePair pair{token_sequences(source_ids, source_lengths, py::none(), "source_ids", "source_lengths"),
+  SequencePair pair{source_input(model, source_ids, source_lengths),
                     token_sequences(target_ids, target_lengths, py::none(), "target_ids", "target_lengths"),
                     {}};
   TokenSequences& target = pair.target.sequences;
@@ -91,14 +130,16 @@ class Seq2SeqOf : public Holding<Seq2SeqLayer, L> {
   Seq2SeqOf(L model, EndTokens ends) : Holding<Seq2SeqLayer, L>(std::move(model)), ends_(ends) {}
 
   EndTokens end_tokens() const override { return ends_; }
+  Index source_features() const override { return this->layer()->source_features(); }
 
   py::tuple call(const SequencePair& pair, const Selections& selections) const override {
     const std::shared_ptr<const L> model = this->layer();
     typename L::Asked asked;
     for (const auto& [index, selection] : selections)
       asked.decoder[index].multihead_attn.selection = *selection_of(selection);
+    const auto source = pair.source.read<T>();
     const Tensor<T> logits = this->run(size_of(pair), [&] {
-      return model->forward(pair.source.sequences, pair.target.sequences, std::nullopt, nullptr, &asked);
+      return model->forward(source, pair.target.sequences, std::nullopt, nullptr, &asked);
     });
     py::dict weights;
     for (const auto& [index, of_layer] : asked.decoder)
@@ -109,9 +150,9 @@ class Seq2SeqOf : public Holding<Seq2SeqLayer, L> {
   py::tuple forward(const SequencePair& pair, Seed seed) const override {
     auto saved = this->new_saved();
     const std::shared_ptr<const L> model = this->layer();
-    const Tensor<T> logits = pair.target.like_ids(this->run(size_of(pair), [&] {
-      return model->forward(pair.source.sequences, pair.target.sequences, seed, &*saved->values);
-    }));
+    const auto source = pair.source.read<T>();
+    const Tensor<T> logits = pair.target.like_ids(this->run(
+        size_of(pair), [&] { return model->forward(source, pair.target.sequences, seed, &*saved->values); }));
     saved->output_shape = logits.shape();
     return py::make_tuple(numpy_view(logits, true), std::unique_ptr<Saved>(std::move(saved)));
   }
@@ -133,7 +174,7 @@ class Seq2SeqOf : public Holding<Seq2SeqLayer, L> {
     return py::make_tuple(loss, std::move(gradients.arrays));
   }
 
-  std::unique_ptr<TargetCache> encode(const SequenceInput& source, Index capacity) const override;
+  std::unique_ptr<TargetCache> encode(const SourceInput& source, Index capacity) const override;
 
  private:
   class Targets;
@@ -148,9 +189,10 @@ class Seq2SeqOf : public Holding<Seq2SeqLayer, L> {
     const auto options = arguments.options<T>();
     const double divisor = arguments.divisor_or(
         target_weight(pair.targets.data(), pair.targets.size(), model->target_vocab_size(), options));
+    const auto source = pair.source.read<T>();
     const double sum = this->run(size_of(pair), [&] {
-      return model->loss(pair.source.sequences, pair.target.sequences, pair.targets, options, divisor, seed,
-                         gradients, write);
+      return model->loss(source, pair.target.sequences, pair.targets, options, divisor, seed, gradients,
+                         write);
     });
     return mean_loss(sum, divisor);
   }
@@ -161,7 +203,7 @@ class Seq2SeqOf : public Holding<Seq2SeqLayer, L> {
 template <class L>
 class Seq2SeqOf<L>::Targets : public TargetCache {
  public:
-  Targets(const Seq2SeqOf& model, const TokenSequences& source, Index capacity)
+  Targets(const Seq2SeqOf& model, const SourceSequences<T>& source, Index capacity)
       : computing_(model), model_(model.layer()), cache_(encoded(*model_, source, capacity)) {}
 
   py::array add(py::object ids) override {
@@ -188,7 +230,7 @@ class Seq2SeqOf<L>::Targets : public TargetCache {
   }
 
  private:
-  static DecoderCache<T> encoded(const L& model, const TokenSequences& source, Index capacity) {
+  static DecoderCache<T> encoded(const L& model, const SourceSequences<T>& source, Index capacity) {
     const ReleaseGil released;
     return model.encode(source, capacity);
   }
@@ -199,20 +241,27 @@ class Seq2SeqOf<L>::Targets : public TargetCache {
 };
 
 template <class L>
-std::unique_ptr<TargetCache> Seq2SeqOf<L>::encode(const SequenceInput& source, Index capacity) const {
-  return std::make_unique<Targets>(*this, source.sequences, capacity);
+std::unique_ptr<TargetCache> Seq2SeqOf<L>::encode(const SourceInput& source, Index capacity) const {
+  return std::make_unique<Targets>(*this, source.read<T>(), capacity);
 }
 
-std::unique_ptr<Seq2SeqLayer> seq2seq(const std::string& dtype, Index source_vocab_size,
-                                      Index target_vocab_size, std::int64_t bos_id, std::int64_t eos_id,
-                                      const std::string& positions, Index max_length, Index d_model,
-                                      Index nhead, Index num_encoder_layers, Index num_decoder_layers,
-                                      Index dim_feedforward, double dropout, const std::string& activation,
-                                      double layer_norm_eps, bool norm_first, bool shared, bool tied,
-                                      bool recompute, Seed seed) {
+std::unique_ptr<Seq2SeqLayer> seq2seq(const std::string& dtype, std::optional<Index> source_vocab_size,
+                                      std::optional<Index> source_features, Index target_vocab_size,
+                                      std::int64_t bos_id, std::int64_t eos_id, const std::string& positions,
+                                      Index max_length, Index d_model, Index nhead, Index num_encoder_layers,
+                                      Index num_decoder_layers, Index dim_feedforward, double dropout,
+                                      const std::string& activation, double layer_norm_eps, bool norm_first,
+                                      bool shared, bool tied, bool recompute, Seed seed) {
   require(positions == "sinusoidal" || positions == "learned",
           "positions must be \"sinusoidal\" or \"learned\", got \"", positions, "\"");
-  const Seq2SeqSizes sizes{source_vocab_size,
+  require(source_vocab_size.has_value() != source_features.has_value(),
+          "source_vocab_size must be given, or source_features in its place, got ",
+          source_vocab_size ? "both" : "neither");
+  require(!source_features || *source_features > 0, "source_features must be positive, got ",
+          source_features.value_or(0));
+  require(!source_features || !shared, "shared must be False where sources are vectors, got True");
+  const Seq2SeqSizes sizes{source_vocab_size.value_or(0),
+                           source_features.value_or(0),
                            target_vocab_size,
                            max_length,
                            d_model,
@@ -261,9 +310,7 @@ void bind_seq2seq(py::module_& module) {
       .def(
           "encode",
           [](const Model& model, Object source_ids, Object source_lengths, Index capacity) {
-            return model.encode(
-                token_sequences(source_ids, source_lengths, py::none(), "source_ids", "source_lengths"),
-                capacity);
+            return model.encode(source_input(model, source_ids, source_lengths), capacity);
           },
           py::arg("source_ids"), py::arg("source_lengths"), py::arg("capacity"), py::keep_alive<0, 1>())
       .def(
@@ -317,9 +364,9 @@ void bind_seq2seq(py::module_& module) {
           py::arg("source_ids"), py::arg("target_ids"), py::arg("source_lengths"), py::arg("target_lengths"),
           py::arg("divisor"), py::arg("label_smoothing"), py::arg("ignore_index"), py::arg("seed"),
           py::arg("accumulate"));
-  module.def("seq2seq", seq2seq, py::arg("dtype"), py::arg("source_vocab_size"), py::arg("target_vocab_size"),
-             py::arg("bos_id"), py::arg("eos_id"), py::arg("positions"), py::arg("max_length"),
-             py::arg("d_model"), py::arg("nhead"), py::arg("num_encoder_layers"),
+  module.def("seq2seq", seq2seq, py::arg("dtype"), py::arg("source_vocab_size"), py::arg("source_features"),
+             py::arg("target_vocab_size"), py::arg("bos_id"), py::arg("eos_id"), py::arg("positions"),
+             py::arg("max_length"), py::arg("d_model"), py::arg("nhead"), py::arg("num_encoder_layers"),
              py::arg("num_decoder_layers"), py::arg("dim_feedforward"), py::arg("dropout"),
              py::arg("activation"), py::arg("layer_norm_eps"), py::arg("norm_first"), py::arg("shared"),
              py::arg("tied"), py::arg("recompute"), py::arg("seed"));

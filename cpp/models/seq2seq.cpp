@@ -26,8 +26,7 @@ TransformerLayerSizes layer_sizes(const Seq2SeqSizes& sizes) {
 }
 
 template <class Encoding>
-Encoding encoding_of(const Seq2SeqSizes& sizes) {
-  const double scale = std::sqrt(static_cast<double>(sizes.d_model));
+Encoding encoding_of(const Seq2SeqSizes& sizes, double scale) {
   if constexpr (requires(Encoding encoding) { encoding.layout; }) {
     return Encoding(sizes.d_model, SinusoidLayout::interleaved, scale, sizes.dropout_p);
   } else {
@@ -58,8 +57,10 @@ template <class Encoding, class EncoderLayer, class DecoderLayer>
 Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::Seq2Seq(const Seq2SeqSizes& sizes)
     : target_embedding((require(sizes.target_vocab_size > 0, "target_vocab_size must be positive, got ",
                                 sizes.target_vocab_size),
-                        require(sizes.source_vocab_size > 0, "source_vocab_size must be positive, got ",
-                                sizes.source_vocab_size),
+                        require(sizes.source_vocab_size > 0 || sizes.source_features > 0,
+                                "source_vocab_size must be positive, got ", sizes.source_vocab_size),
+                        require(sizes.source_features >= 0, "source_features must be positive, got ",
+                                sizes.source_features),
                         require(sizes.max_length > 0, "max_length must be positive, got ", sizes.max_length),
                         require(sizes.d_model > 0, "d_model must be positive, got ", sizes.d_model),
                         require(sizes.num_encoder_layers > 0, "num_encoder_layers must be positive, got ",
@@ -71,13 +72,18 @@ Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::Seq2Seq(const Seq2SeqSizes& sizes
                                 " where the embedding is shared, got ", sizes.source_vocab_size),
                         sizes.target_vocab_size),
                        sizes.d_model),
-      source_positions(encoding_of<Encoding>(sizes)),
-      target_positions(encoding_of<Encoding>(sizes)),
+      source_positions(encoding_of<Encoding>(
+          sizes, sizes.source_features > 0 ? 1 : std::sqrt(static_cast<double>(sizes.d_model)))),
+      target_positions(encoding_of<Encoding>(sizes, std::sqrt(static_cast<double>(sizes.d_model)))),
       encoder(EncoderLayer(layer_sizes(sizes)), sizes.num_encoder_layers,
               norm_of<typename EncoderLayer::LastNorm>(layer_sizes(sizes))),
       decoder(DecoderLayer(layer_sizes(sizes)), sizes.num_decoder_layers,
               norm_of<typename DecoderLayer::LastNorm>(layer_sizes(sizes))) {
-  if (!sizes.shared) source_embedding.emplace(sizes.source_vocab_size, sizes.d_model);
+  if (sizes.source_features > 0) {
+    source_projection.emplace(sizes.source_features, sizes.d_model);
+  } else if (!sizes.shared) {
+    source_embedding.emplace(sizes.source_vocab_size, sizes.d_model);
+  }
   if (!sizes.tied) output.emplace(sizes.d_model, sizes.target_vocab_size);
 }
 
@@ -85,6 +91,7 @@ template <class Encoding, class EncoderLayer, class DecoderLayer>
 void Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::initialise(Initialiser& random) {
   const double deviation = 1 / std::sqrt(static_cast<double>(d_model()));
   if (source_embedding) random.normal(source_embedding->weight, deviation);
+  if (source_projection) source_projection->initialise(random);
   random.normal(target_embedding.weight, deviation);
   source_positions.initialise(random);
   target_positions.initialise(random);
@@ -100,14 +107,17 @@ void Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::initialise(Initialiser& rand
 }
 
 template <class Encoding, class EncoderLayer, class DecoderLayer>
-auto Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::encoded(const TokenSequences& source,
+auto Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::encoded(const SourceSequences<T>& source,
                                                             std::optional<std::uint64_t> seed, Saved* saved,
                                                             Index first_saved,
                                                             std::map<Index, AskedWeights<T>>* asked) const
     -> Tensor<T> {
   require_room(source_positions, "source_ids", source.ids.extent(1));
-  const Tensor<T> x = source_positions.forward(source_tokens().forward(source.ids),
-                                               consecutive_positions(source.ids.extent(1)), seed,
+  const Tensor<T> read = source_projection
+                             ? source_projection->forward(source.vectors, nullptr, std::nullopt,
+                                                          saved ? Pass::training : Pass::inference)
+                             : source_tokens().forward(source.ids);
+  const Tensor<T> x = source_positions.forward(read, consecutive_positions(source.ids.extent(1)), seed,
                                                saved ? &saved->source_positions : nullptr);
   const Tensor<T> y =
       forward_layers(encoder.layers, x, attention_among(source.lengths, {}, Causal::no),
@@ -116,7 +126,7 @@ auto Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::encoded(const TokenSequences
 }
 
 template <class Encoding, class EncoderLayer, class DecoderLayer>
-auto Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::hidden_states(const TokenSequences& source,
+auto Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::hidden_states(const SourceSequences<T>& source,
                                                                   const TokenSequences& target,
                                                                   std::optional<std::uint64_t> seed,
                                                                   Saved* saved, const Depth& depth,
@@ -148,7 +158,7 @@ auto Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::hidden_states(const TokenSeq
 }
 
 template <class Encoding, class EncoderLayer, class DecoderLayer>
-auto Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::forward(const TokenSequences& source,
+auto Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::forward(const SourceSequences<T>& source,
                                                             const TokenSequences& target,
                                                             std::optional<std::uint64_t> seed, Saved* saved,
                                                             Asked* asked) const -> Tensor<T> {
@@ -168,7 +178,9 @@ auto Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::depth() const -> Depth {
     const bool inside = lowest < static_cast<Index>(stack.layers.size()) || wants_gradients(*stack.norm);
     return inside ? lowest : lowest + 1;
   };
-  Depth result{of_stack(encoder, !source_tokens().weight.empty() || wants_gradients(source_positions)),
+  const bool reads =
+      source_projection ? wants_gradients(*source_projection) : !source_tokens().weight.empty();
+  Depth result{of_stack(encoder, reads || wants_gradients(source_positions)),
                of_stack(decoder, !target_embedding.weight.empty() || wants_gradients(target_positions))};
   if (result.encoder <= static_cast<Index>(encoder.layers.size()))
     result.decoder = std::min<Index>(result.decoder, 0);
@@ -207,8 +219,13 @@ void Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::backward_below(const Saved& 
                         std::max<Index>(depth.encoder, 0), write);
   if (depth.encoder >= 0) return;
   d_x = source_positions.backward(saved.source_positions, d_x, gradients.source_positions, write);
-  source_tokens().backward({saved.source.ids}, d_x, gradients.source_tokens(),
-                           source_embedding ? write : Write::add);
+  if (source_projection) {
+    source_projection->parameter_gradients(saved.source.vectors, std::nullopt, d_x,
+                                           *gradients.source_projection, write);
+  } else {
+    source_tokens().backward({saved.source.ids}, d_x, gradients.source_tokens(),
+                             source_embedding ? write : Write::add);
+  }
 }
 
 template <class Encoding, class EncoderLayer, class DecoderLayer>
@@ -227,7 +244,7 @@ void Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::backward(const Saved& saved,
 }
 
 template <class Encoding, class EncoderLayer, class DecoderLayer>
-double Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::loss(const TokenSequences& source,
+double Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::loss(const SourceSequences<T>& source,
                                                            const TokenSequences& target,
                                                            const Tensor<std::int64_t>& targets,
                                                            const CrossEntropyOptions<T>& options,
@@ -253,8 +270,8 @@ double Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::loss(const TokenSequences&
 }
 
 template <class Encoding, class EncoderLayer, class DecoderLayer>
-auto Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::encode(const TokenSequences& source, Index capacity) const
-    -> DecoderCache<T> {
+auto Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::encode(const SourceSequences<T>& source,
+                                                           Index capacity) const -> DecoderCache<T> {
   return decoder_cache(std::span(decoder.layers), encoded(source, std::nullopt, nullptr, 0, nullptr),
                        source.lengths, capacity);
 }

@@ -1,8 +1,10 @@
 #pragma once
 
-// An encoder-decoder model that turns one sequence of tokens into another (Vaswani et al. 2017):
+// An encoder-decoder model that turns one sequence of tokens into another (Vaswani et al. 2017), or a sequence
+// of vectors into one of tokens:
 //
-//   memory = encoder(dropout(sqrt(d_model) source_embedding[source] + positions))
+//   memory = encoder(dropout(sqrt(d_model) source_embedding[source] + positions)), or of
+//            dropout(source_projection(source) + positions)
 //   x = decoder(dropout(sqrt(d_model) target_embedding[target] + positions), memory), causal
 //   logits = x target_embedding^T, or output(x)
 
@@ -32,7 +34,8 @@
 namespace blasformer {
 
 struct Seq2SeqSizes {
-  Index source_vocab_size, target_vocab_size, max_length, d_model, num_heads;
+  Index source_vocab_size = 0, source_features = 0;  // one of them: of sources of ids, or of vectors
+  Index target_vocab_size, max_length, d_model, num_heads;
   Index num_encoder_layers, num_decoder_layers, dim_feedforward;
   Activation activation = Activation::relu;
   double dropout_p = 0, layer_norm_eps = 1e-5;
@@ -41,12 +44,19 @@ struct Seq2SeqSizes {
   bool recompute = false;
 };
 
+// Sources of ids; or of vectors, where ids are all 0.
+template <class T>
+struct SourceSequences : TokenSequences {
+  Tensor<T> vectors;  // (batch, length, source_features), zeros beyond the lengths; or empty
+};
+
 // Encoding is a SinusoidalEncoding or a LearnedEncoding; the two layers are both pre-norm, or both post-norm.
 template <class Encoding, class EncoderLayer, class DecoderLayer>
 struct Seq2Seq {
   using Scalar = typename EncoderLayer::Scalar;
   using T = Scalar;
-  std::optional<Embedding<T>> source_embedding;  // without: target_embedding
+  std::optional<Embedding<T>> source_embedding;  // without it and source_projection: target_embedding
+  std::optional<Linear<T>> source_projection;    // of vectors
   Embedding<T> target_embedding;
   Encoding source_positions, target_positions;
   TransformerEncoder<EncoderLayer> encoder;
@@ -54,7 +64,8 @@ struct Seq2Seq {
   std::optional<Linear<T>> output;  // where it is not tied
 
   struct Saved {
-    TokenSequences source, target;  // what the arguments of attention point into
+    SourceSequences<T> source;  // what the arguments of attention point into, as into target
+    TokenSequences target;
     typename Encoding::Saved source_positions, target_positions;
     typename TransformerEncoder<EncoderLayer>::Saved encoder;
     typename TransformerDecoder<DecoderLayer>::Saved decoder;
@@ -63,6 +74,7 @@ struct Seq2Seq {
     template <class Visit>
     void each_tensor(Visit&& visit) const {
       visit(source.ids);
+      visit(source.vectors);
       visit(target.ids);
       encoder.each_tensor(visit);
       decoder.each_tensor(visit);
@@ -78,7 +90,7 @@ struct Seq2Seq {
   explicit Seq2Seq(const Seq2SeqSizes& sizes);  // parameters are not initialised
 
   Index d_model() const { return target_embedding.embedding_dim(); }
-  Index source_vocab_size() const { return source_tokens().num_embeddings(); }
+  Index source_features() const { return source_projection ? source_projection->in_features() : 0; }
   Index target_vocab_size() const { return target_embedding.num_embeddings(); }
 
   // Embeddings normal with variance 1 / d_model, matrices of the layers as Glorot and Bengio 2010, the rest
@@ -86,25 +98,26 @@ struct Seq2Seq {
   void initialise(Initialiser& random);
 
   // The logits of the target token after each that the decoder reads, (batch, length, target_vocab_size).
-  Tensor<T> forward(const TokenSequences& source, const TokenSequences& target,
+  Tensor<T> forward(const SourceSequences<T>& source, const TokenSequences& target,
                     std::optional<std::uint64_t> seed = std::nullopt, Saved* saved = nullptr,
                     Asked* asked = nullptr) const;
   void backward(const Saved& saved, const Tensor<T>& d_logits, Seq2Seq& gradients, Write write) const;
 
   // The sum of the losses of `targets`, (batch, length) as target.ids, and the gradients of that sum /
   // divisor, unless `gradients` is null. Nothing is kept for layers below which nothing is trained.
-  double loss(const TokenSequences& source, const TokenSequences& target, const Tensor<std::int64_t>& targets,
-              const CrossEntropyOptions<T>& options, double divisor, std::optional<std::uint64_t> seed,
-              Seq2Seq* gradients, Write write) const;
+  double loss(const SourceSequences<T>& source, const TokenSequences& target,
+              const Tensor<std::int64_t>& targets, const CrossEntropyOptions<T>& options, double divisor,
+              std::optional<std::uint64_t> seed, Seq2Seq* gradients, Write write) const;
 
   // One empty target for each source, with room for `capacity` tokens.
-  DecoderCache<T> encode(const TokenSequences& source, Index capacity) const;
+  DecoderCache<T> encode(const SourceSequences<T>& source, Index capacity) const;
   // Adds a token to each target, (targets,). Returns the logits of the next, (targets, target_vocab_size).
   Tensor<T> add_tokens(const Tensor<std::int64_t>& ids, DecoderCache<T>& cache) const;
 
   template <class Self, class Visit>
   static void each_parameter(Self& self, Visit&& visit) {
     if (self.source_embedding) each_parameter_of("source_embedding", *self.source_embedding, visit);
+    if (self.source_projection) each_parameter_of("source_projection", *self.source_projection, visit);
     each_parameter_of("target_embedding", self.target_embedding, visit);
     each_parameter_of("source_positions", self.source_positions, visit);
     each_parameter_of("target_positions", self.target_positions, visit);
@@ -136,10 +149,10 @@ struct Seq2Seq {
   const T* output_bias() const { return output ? output->bias.data() : nullptr; }
   T* output_bias() { return output ? output->bias.data() : nullptr; }
 
-  Tensor<T> encoded(const TokenSequences& source, std::optional<std::uint64_t> seed, Saved* saved,
+  Tensor<T> encoded(const SourceSequences<T>& source, std::optional<std::uint64_t> seed, Saved* saved,
                     Index first_saved, std::map<Index, AskedWeights<T>>* asked) const;
   // What the logits are linear in. `saved`, if given, is filled as far down as `depth` says.
-  Tensor<T> hidden_states(const TokenSequences& source, const TokenSequences& target,
+  Tensor<T> hidden_states(const SourceSequences<T>& source, const TokenSequences& target,
                           std::optional<std::uint64_t> seed, Saved* saved, const Depth& depth,
                           Asked* asked) const;
   // Of everything below the output.

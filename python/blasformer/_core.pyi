@@ -614,7 +614,8 @@ class Seq2Seq(Layer):
 
 def seq2seq(
     dtype: str,
-    source_vocab_size: SupportsInt | SupportsIndex,
+    source_vocab_size: SupportsInt | SupportsIndex | None,
+    source_features: SupportsInt | SupportsIndex | None,
     target_vocab_size: SupportsInt | SupportsIndex,
     bos_id: SupportsInt | SupportsIndex,
     eos_id: SupportsInt | SupportsIndex,

@@ -14,13 +14,15 @@ from ._generation import BeamSearch, padded, sequences_of
 from ._model import Model
 from ._progress import progress_bar
 from ._random import Rng
-from .nn import _dtype, _initial_seed, _integer, _name, _number, _seed
+from .data import pad
+from .nn import _dtype, _initial_seed, _integer, _integer_or_none, _name, _number, _seed
 
 
 class Seq2Seq(Model):
-    """An encoder-decoder Transformer that turns one sequence of tokens into another.
+    """An encoder-decoder Transformer that turns one sequence of tokens, or of vectors, into tokens.
 
-        memory = encoder(dropout(sqrt(d_model) * source_embedding[source_ids] + positions))
+        memory = encoder(dropout(sqrt(d_model) * source_embedding[source_ids] + positions)), or of
+            dropout(source_projection(source_ids) + positions) for a source of vectors
         x = decoder(dropout(sqrt(d_model) * target_embedding[bos_id, *target_ids] + positions), memory)
         logits = x @ target_embedding.T
 
@@ -29,7 +31,10 @@ class Seq2Seq(Model):
 
     Parameters
     ----------
-    source_vocab_size, target_vocab_size : ids are in [0, vocab_size)
+    source_vocab_size, target_vocab_size : ids are in [0, vocab_size); source_vocab_size None for a source of
+        vectors
+    source_features : for a source of vectors, such as frames of sound or image patches, how many numbers each
+        has
     bos_id, eos_id : target ids that the decoder begins with, and that ends a target
     d_model : features, a multiple of nhead
     nhead, num_encoder_layers, num_decoder_layers : positive ints
@@ -49,14 +54,16 @@ class Seq2Seq(Model):
     dtype : float32 or float64
     rng : numpy.random.Generator or int that the initial weights are drawn from; a fresh one by default
 
-    State: source_embedding.weight (source_vocab_size, d_model) if not shared, target_embedding.weight
-    (target_vocab_size, d_model); source_positions.weight and target_positions.weight (max_length, d_model) if
-    learned; transformer.*, the state of torch.nn.Transformer and nn.Transformer: encoder.layers.0.*, ...,
+    State: source_embedding.weight (source_vocab_size, d_model) if not shared, or source_projection.weight
+    (d_model, source_features) and source_projection.bias; target_embedding.weight (target_vocab_size,
+    d_model); source_positions.weight and target_positions.weight (max_length, d_model) if learned;
+    transformer.*, the state of torch.nn.Transformer and nn.Transformer: encoder.layers.0.*, ...,
     encoder.norm.*, decoder.layers.0.*, ..., decoder.norm.*; output.* if not tied.
 
     Calling it
     ----------
-    source_ids : (batch, source_length) or (source_length,) integers
+    source_ids : (batch, source_length) or (source_length,) integers; or vectors, (batch, source_length,
+        source_features) or (source_length, source_features), of the model's dtype
     target_ids : (batch, length) or (length,) integers, without bos_id and eos_id
     source_lengths, target_lengths : (batch,) integers: how many ids, from the left, each sequence has; what
         follows is not looked at
@@ -97,9 +104,10 @@ class Seq2Seq(Model):
 
     def __init__(
         self,
-        source_vocab_size: int,
+        source_vocab_size: int | None,
         target_vocab_size: int,
         *,
+        source_features: int | None = None,
         bos_id: int,
         eos_id: int,
         d_model: int = 512,
@@ -121,6 +129,7 @@ class Seq2Seq(Model):
     ) -> None:
         arguments = {
             "source_vocab_size": source_vocab_size,
+            "source_features": source_features,
             "target_vocab_size": target_vocab_size,
             "bos_id": bos_id,
             "eos_id": eos_id,
@@ -144,7 +153,6 @@ class Seq2Seq(Model):
     @classmethod
     def _arguments_of(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         integers = (
-            "source_vocab_size",
             "target_vocab_size",
             "bos_id",
             "eos_id",
@@ -155,7 +163,9 @@ class Seq2Seq(Model):
             "dim_feedforward",
             "max_length",
         )
+        source = {name: config.get(name) for name in ("source_vocab_size", "source_features")}
         return {
+            **{name: _integer_or_none(name, size) for name, size in source.items()},
             **{name: _integer(name, config[name]) for name in integers},
             **{name: _number(name, config[name]) for name in ("dropout", "layer_norm_eps")},
             **{name: _name(name, config[name]) for name in ("activation", "positions")},
@@ -308,7 +318,8 @@ class Seq2Seq(Model):
     ) -> Any:
         """The most probable target of each source, greedily or by beam search.
 
-        source_ids: (length,) or (batch, length) integers, or a list of sequences of different lengths
+        source_ids: (length,) or (batch, length) integers, or a list of sequences of different lengths; or of
+            vectors, (length, source_features) each
         max_new_tokens: how many tokens a target has at most, eos_id included
         source_lengths: (batch,) integers: how many ids, from the left, each source has
         beams: how many unfinished targets to follow side by side; 1 takes the most probable token each time
@@ -334,9 +345,7 @@ class Seq2Seq(Model):
         >>> len(targets)
         2
         """
-        sources, single = sequences_of(
-            "source_ids", source_ids, source_lengths, self._arguments["source_vocab_size"]
-        )
+        ids, lengths, single = self._sources(source_ids, source_lengths)
         count = _integer("max_new_tokens", max_new_tokens)
         if count < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {count}")
@@ -345,18 +354,17 @@ class Seq2Seq(Model):
                 f"max_new_tokens must be at most max_length = {self._arguments['max_length']}, got {count}"
             )
         search = BeamSearch(
-            len(sources),
+            len(ids),
             _integer("beams", beams),
             count,
             _number("length_penalty", length_penalty),
             self._arguments["eos_id"],
         )
-        ids, lengths = padded(sources)
         with progress_bar(
             count, progress, argument="progress", description="Generating", unit="token"
         ) as advance:
             cache = self._held.encode(ids, lengths, count)
-            last = np.full(len(sources), self._arguments["bos_id"], np.int64)
+            last = np.full(len(ids), self._arguments["bos_id"], np.int64)
             while search.active:
                 places, targets, last = search.step(cache.add(last))
                 cache.choose(places, targets)
@@ -375,3 +383,31 @@ class Seq2Seq(Model):
         if single:
             return found[0], {name: array[0] for name, array in weights.items()}
         return found, weights
+
+    def _sources(self, sources: Any, lengths: ArrayLike | None) -> tuple[Array, Array | None, bool]:
+        """Sources, (batch, length) or (batch, length, features), their lengths, and whether there was only
+        one, without an axis for the batch."""
+        if self._arguments["source_features"] is None:
+            rows, single = sequences_of("source_ids", sources, lengths, self._arguments["source_vocab_size"])
+            return *padded(rows), single
+        features = self._arguments["source_features"]
+        if isinstance(sources, np.ndarray):
+            if sources.ndim not in (2, 3):
+                raise ValueError(
+                    f"source_ids must have the shape (batch, length, {features}) or (length, {features}), "
+                    f"got {sources.shape}"
+                )
+            counts = None if lengths is None else np.atleast_1d(np.asarray(lengths))
+            return (sources, counts, False) if sources.ndim == 3 else (sources[None], counts, True)
+        if lengths is not None:
+            raise ValueError("source_lengths must not be given for a list of sources, which have theirs")
+        vectors = [np.asarray(source) for source in sources]
+        for source in vectors:
+            if source.shape[1:] != (features,) or source.dtype != self.dtype:
+                raise ValueError(
+                    f"source_ids must be {self.dtype} arrays (length, {features}), "
+                    f"got {source.dtype} {source.shape}"
+                )
+        if not vectors:
+            return np.zeros((0, 0, features), self.dtype), None, False
+        return *pad(vectors), False

@@ -141,7 +141,7 @@ TEST(tokens_added_to_a_cache_have_the_logits_of_the_whole) {
 
 TEST(the_loss_of_an_encoder_decoder_falls_as_its_gradient_says) {
   auto model = initialised(SmallSeq2Seq(small_seq2seq()));
-  const TokenSequences source{ids_of({2, 5}, 7), {}, numbers({5, 2}), {}};
+  const SourceSequences<double> source{{ids_of({2, 5}, 7), {}, numbers({5, 2}), {}}, {}};
   const TokenSequences target{ids_of({2, 6}, 11), {}, numbers({4, 6}), {}};
   const Ids targets = ids_of({2, 6}, 11, 5);
   const double ratio = agreement(model, [&](SmallSeq2Seq* gradients) {
@@ -152,7 +152,7 @@ TEST(the_loss_of_an_encoder_decoder_falls_as_its_gradient_says) {
 
 TEST(several_targets_of_a_source_have_the_logits_of_the_whole) {
   const auto model = initialised(SmallSeq2Seq(small_seq2seq()));
-  const TokenSequences source{ids_of({2, 5}, 7), {}, numbers({5, 2}), {}};
+  const SourceSequences<double> source{{ids_of({2, 5}, 7), {}, numbers({5, 2}), {}}, {}};
   auto cache = model.encode(source, 3);
   model.add_tokens(numbers({4, 4}), cache);
   cache = cache.of_rows({0, 1}, {0, 0, 1, 1});
@@ -164,7 +164,7 @@ TEST(several_targets_of_a_source_have_the_logits_of_the_whole) {
     Ids of_source({1, 5}), of_target({1, 3});
     std::copy_n(source.ids.data() + 5, 5, of_source.data());
     std::copy_n(ids[i].data(), 3, of_target.data());
-    const Tensor<double> whole = model.forward({of_source, {}, numbers({2}), {}}, {of_target, {}, {}, {}});
+    const Tensor<double> whole = model.forward({{of_source, {}, numbers({2}), {}}, {}}, {of_target, {}, {}, {}});
     CHECK(close(logits.data() + i * 11, whole.data() + 2 * 11, 11));
   }
 }
