@@ -110,7 +110,7 @@ def sequences(draw, most=5):
 
 @pytest.mark.parametrize("dtype", [*DTYPES, np.float16])
 @given(data=st.data())
-def test_sequences_of_attention_and_their_gradients(dtype, isa, data):
+def test_sequences_of_attention_and_their_gradients(dtype, product_isa, data):
     kind, (lengths, extra) = data.draw(st.sampled_from(list(ATTENTION))), data.draw(sequences())
     key_heads, group = data.draw(st.sampled_from([1, 2])), data.draw(st.sampled_from([1, 2, 3, 5]))
     dim, value_dim = data.draw(st.sampled_from([(5, 3), (17, 33), (64, 64), (70, 80)]))
@@ -139,7 +139,7 @@ def test_sequences_of_attention_and_their_gradients(dtype, isa, data):
 @pytest.mark.parametrize("dtype", [*DTYPES, np.float16])
 @pytest.mark.parametrize("group", [1, 4, 5])
 @pytest.mark.parametrize("kind", [kind for kind in ATTENTION if "causal" in ATTENTION[kind]])
-def test_a_query_alone_is_that_query_among_all(kind, group, dtype, isa, threads):
+def test_a_query_alone_is_that_query_among_all(kind, group, dtype, product_isa, threads):
     length, key_heads, dim = 2200, 2, 20  # more keys than are one part of a step of decoding
     arguments = attention_case(kind, key_heads * group, dtype)
     query = normal((1, key_heads * group, length, dim), dtype, 1)
