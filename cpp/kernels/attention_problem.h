@@ -50,7 +50,7 @@ struct AttentionProblem {
   double scale = 1;
   double dropout_p = 0;
   std::uint64_t seed = 0;
-  // Whether the score of a query and a key is one sum along the head in rising order, as in a tile, even where
+  // Whether the score of a query and a key is one sum along the head in rising order, as in a tile, even if
   // queries are few; and whether no tile holds queries of two heads, for what is summed over queries.
   bool ordered_scores = false, single_head_tiles = false;
   // What computes the products of float32 blocks instead of multiply-adds; null: nothing does.

@@ -35,8 +35,8 @@ struct RowKernels {
   using FewRowsLinear = void (*)(const T* x, Index rows, Index features, const T* weight, Index weight_stride,
                                  const T* bias, Index outputs, T* y, Index y_stride);
   FewRowsLinear few_rows_linear, few_rows_linear_transposed;
-  // The same for 1 to 4 rows, x_stride apart, with the bits of ProductKernels where the features are summed in
-  // blocks of `block`.
+  // The same for 1 to 4 rows, x_stride apart, with the bits of ProductKernels where the features are summed
+  // in blocks of `block`.
   void (*ordered_linear)(const T* x, Index x_stride, Index rows, Index features, Index block, const T* weight,
                          Index weight_stride, const T* bias, Index outputs, T* y, Index y_stride);
 

@@ -17,8 +17,8 @@ namespace {
 
 constexpr Index kFewRowsOutputs = 64;  // outputs per task
 
-// Whether the weights should be read as they lie rather than packed for BLAS. Short sums favour BLAS. The sums
-// are others: where they must not depend on the number of rows, all are those of matrix_product.
+// Whether the weights should be read as they lie rather than packed for BLAS. Short sums favour BLAS. Other
+// sums: where they must not depend on the number of rows, all are those of matrix_product.
 template <class T>
 bool has_few_rows(Index rows, Index in_features, bool transposed) {
   if (batch_invariant()) return false;
