@@ -111,7 +111,9 @@ def test_the_loss_of_a_classifier_and_its_gradients_are_the_formula(pooling):
         return classifier_loss(parameters, pooling, label_smoothing=0.1)
 
     assert loss == pytest.approx(function(model.state_dict()), rel=1e-12)
-    assert model.loss(IDS, LABELS, lengths=LENGTHS, token_type_ids=TYPES, label_smoothing=0.1) == loss
+    # Without gradients the few rows of the head are read from packed weights, whose sums have another order.
+    again = model.loss(IDS, LABELS, lengths=LENGTHS, token_type_ids=TYPES, label_smoothing=0.1)
+    assert again == pytest.approx(loss, rel=1e-14)
     assert_is_derivative(function, model.state_dict(), grads)
 
 

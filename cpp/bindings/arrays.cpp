@@ -255,5 +255,6 @@ py::array numpy_view(const Tensor<T>& tensor, bool writeable) {
 
 template py::array numpy_view(const Tensor<float>&, bool);
 template py::array numpy_view(const Tensor<double>&, bool);
+template py::array numpy_view(const Tensor<std::uint16_t>&, bool);
 
 }  // namespace blasformer::bindings

@@ -10,7 +10,6 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <numeric>
 #include <optional>
 #include <set>
 #include <stdexcept>
@@ -21,6 +20,8 @@
 
 #include "bindings/arrays.h"
 #include "bindings/gil.h"
+#include "core/thread_pool.h"
+#include "kernels/half_kernels.h"
 #include "layers/initialiser.h"
 #include "layers/low_rank.h"
 #include "layers/packed_weight.h"
@@ -92,6 +93,11 @@ class Layer {
   virtual Index packed_nbytes() const = 0;
   virtual void release_packed() = 0;
 
+  // Whether the weights of linear layers are held in bfloat16, for inference alone; and to hold them so, or
+  // not: exactly what they were then, widened. Layers without such weights stay as they are.
+  virtual bool holds_bfloat16() const = 0;
+  virtual void hold_bfloat16(bool wanted) = 0;
+
   const std::set<std::string>& frozen() const { return frozen_; }
   void set_frozen(std::set<std::string> names) { frozen_ = std::move(names); }
 
@@ -143,6 +149,22 @@ inline Tensor<std::int64_t> id_input(py::object& argument, const char* name, boo
   return copied ? ids.copy() : ids;
 }
 
+// Numbers of bfloat16, from an array of them and as a view that is not written to.
+inline Tensor<std::uint16_t> bfloat16_input(const py::object& argument, const char* name) {
+  if (!py::isinstance<py::array>(argument) ||
+      dtype_of_array(py::reinterpret_borrow<py::array>(argument)) != DType::bfloat16) {
+    fail<TypeMismatch>(name, " must be a NumPy array of bfloat16, in which the weight is held");
+  }
+  const py::array array = py::reinterpret_borrow<py::array>(argument);
+  Tensor<std::uint16_t> numbers(Shape(array.shape(), array.shape() + array.ndim()));
+  numpy_view(numbers, true).attr("__setitem__")(py::ellipsis(), array.attr("view")("uint16"));
+  return numbers;
+}
+
+inline py::array bfloat16_array(const Tensor<std::uint16_t>& numbers) {
+  return numpy_view(numbers, false).attr("view")(py::module_::import("ml_dtypes").attr("bfloat16"));
+}
+
 template <class T>
 py::object array_or_none(const Tensor<T>& tensor) {
   if (tensor.empty()) return py::none();
@@ -166,16 +188,23 @@ class Holding : public Base {
   py::dict parameters() const override { return views(*layer_, false); }
 
   py::dict writeable_parameters() override {
+    require_trainable();
     prepare_change();
     return views(*layer_, true);
   }
 
   void load(const py::dict& arrays, std::optional<std::uint64_t> expected_version) override {
-    std::map<std::string, Tensor<T>>
-        given;  // gathering them may give the interpreter lock up, writing may not
+    // Gathering them may give the interpreter lock up, writing may not.
+    std::map<std::string, Tensor<T>> given;
+    std::map<std::string, Tensor<std::uint16_t>> given_bfloat16;
     for (const auto& [name, array] : arrays) {
       const std::string key = py::str(name);
-      given.emplace(key, input<T>(py::reinterpret_borrow<py::object>(array), key.c_str(), false));
+      const auto object = py::reinterpret_borrow<py::object>(array);
+      if (bfloat16_.contains(key)) {
+        given_bfloat16.emplace(key, bfloat16_input(object, key.c_str()));
+      } else {
+        given.emplace(key, input<T>(object, key.c_str(), false));
+      }
     }
     if (expected_version && *expected_version != this->version_) {
       throw std::runtime_error("the weights must not be changed elsewhere while they are being edited");
@@ -185,6 +214,8 @@ class Holding : public Base {
       const auto place = given.find(name);
       if (place != given.end()) std::copy_n(place->second.data(), tensor.size(), tensor.data());
     });
+    for (const auto& [name, numbers] : given_bfloat16)
+      std::copy_n(numbers.data(), numbers.size(), bfloat16_.at(name).data());
   }
 
   py::dict linear_layers() const override {
@@ -208,7 +239,8 @@ class Holding : public Base {
   void merge_adapters(bool merged) override {
     prepare_change();
     change([&](const std::string&, AdaptedWeight<T> adapted, auto& adapter) {
-      if (!adapter) return;
+      if (!adapter || adapter->merged == merged) return;
+      require_trainable();
       T* const weight = adapted.weight.data() + adapted.first_row * adapted.weight.extent(1);
       merged ? adapter->merge(weight) : adapter->unmerge(weight);
     });
@@ -219,14 +251,24 @@ class Holding : public Base {
   }
 
   Index packed_nbytes() const override {
-    std::map<const void*, Index> bytes;  // projections of one weight share its copy
-    each_packed([&](const PackedWeight<T>& packed) { bytes[&packed] = packed.nbytes(); });
-    return std::accumulate(bytes.begin(), bytes.end(), Index{0},
-                           [](Index sum, const auto& entry) { return sum + entry.second; });
+    Index bytes = 0;
+    each_weight(*layer_, [&](const AdaptedWeight<T>& weight) { bytes += weight.packed->nbytes(); });
+    return bytes;
   }
 
   void release_packed() override {
-    each_packed([](const PackedWeight<T>& packed) { packed.forget(); });
+    each_weight(*layer_, [](const AdaptedWeight<T>& weight) { weight.packed->forget(); });
+  }
+
+  bool holds_bfloat16() const override { return !bfloat16_.empty(); }
+
+  void hold_bfloat16(bool wanted) override {
+    if (wanted == holds_bfloat16()) return;
+    if constexpr (std::is_same_v<T, float>) {
+      wanted ? narrow_weights() : widen_weights();
+    } else {
+      fail<TypeMismatch>("only layers of float32 hold weights in bfloat16, this one is of float64");
+    }
   }
 
   py::tuple backward(Saved& saved, const py::object& d_output) override {
@@ -244,6 +286,7 @@ class Holding : public Base {
   };
 
   Gradients new_gradients() const {
+    require_trainable();
     Gradients gradients{gradients_of(*layer_), {}};
     std::set<const void*> wanted;
     L::each_parameter(gradients.values, [&](const std::string& name, Tensor<T>& tensor) {
@@ -258,6 +301,7 @@ class Holding : public Base {
   // Those in the arrays of the caller, which are added to: dense ones, of the names, shapes and type of all
   // parameters that are not frozen. For layers whose parameters are tensors of their own.
   Gradients gradients_in(const py::dict& arrays) const {
+    require_trainable();
     static_assert(!requires(L& layer) { L::each_storage(layer, [](Tensor<T>&) {}); });
     Gradients gradients{*layer_, arrays, Write::add};
     L::each_parameter(gradients.values, [&](const std::string& name, Tensor<T>& tensor) {
@@ -308,7 +352,10 @@ class Holding : public Base {
     }
   }
 
-  std::unique_ptr<SavedOf<L>> new_saved() const { return std::make_unique<SavedOf<L>>(this, this->version_); }
+  std::unique_ptr<SavedOf<L>> new_saved() const {
+    require_trainable();
+    return std::make_unique<SavedOf<L>>(this, this->version_);
+  }
 
   // While it lives the weights stay as they are: changes go to new memory. The layer outlives it.
   class Computing {
@@ -340,13 +387,95 @@ class Holding : public Base {
   static void each_adapter(Self& layer, const Visit& visit) {
     if constexpr (requires { L::each_linear(layer, visit); }) L::each_linear(layer, visit);
   }
+  // The weights of linear layers, with that of an output that takes no adapter: each once, however many
+  // projections are rows of it.
   template <class Visit>
-  void each_packed(const Visit& visit) const {
-    each_adapter(std::as_const(*layer_), [&](const std::string&, const AdaptedWeight<T>& adapted,
-                                             const auto&) { visit(*adapted.packed); });
+  static void each_weight(const L& layer, const Visit& visit) {
+    std::set<const void*> seen;
+    const auto visit_once = [&](const std::string&, const AdaptedWeight<T>& weight, const auto&) {
+      if (seen.insert(weight.packed).second) visit(weight);
+    };
+    each_adapter(layer, visit_once);
+    if constexpr (requires { L::each_output(layer, visit_once); }) L::each_output(layer, visit_once);
   }
   void keep_packed() {
-    each_packed([](const PackedWeight<T>& packed) { packed.keep(); });
+    each_weight(*layer_, [](const AdaptedWeight<T>& weight) { weight.packed->keep(); });
+  }
+
+  void require_trainable() const {
+    if (holds_bfloat16()) {
+      throw std::runtime_error(
+          "weights that are held in bfloat16 are for inference: hold_weights(\"float32\") comes before "
+          "training "
+          "and before adapters are merged");
+    }
+  }
+
+  // Another layer on the same numbers: calls that are running keep the weights they began with. Its tensors
+  // of weights have no numbers, but own what has: so it is found again.
+  void narrow_weights() {
+    const auto changed = std::make_shared<L>(*layer_);
+    std::map<const T*, Tensor<std::uint16_t>> narrowed;  // by where they lie
+    each_weight(*changed, [&](const AdaptedWeight<T>& weight) {
+      const Tensor<T>& wide = weight.weight;
+      const Tensor<std::uint16_t> numbers(wide.shape());
+      convert(wide.size(), half_kernels().narrow_bfloat16, wide.data(), numbers.memory().get());
+      weight.packed->hold(numbers);
+      narrowed.emplace(wide.data(), numbers);
+    });
+    std::map<std::string, Tensor<std::uint16_t>> named;
+    L::each_parameter(*changed, [&](const std::string& name, const Tensor<T>& tensor) {
+      auto weight = narrowed.upper_bound(tensor.data());
+      if (weight == narrowed.begin()) return;
+      --weight;
+      const auto& [begin, numbers] = *weight;
+      if (tensor.data() >= begin + numbers.size()) return;
+      std::uint16_t* const first = numbers.memory().get() + (tensor.data() - begin);
+      named.emplace(name, Tensor<std::uint16_t>(std::shared_ptr<std::uint16_t[]>(numbers.memory(), first),
+                                                tensor.shape()));
+    });
+    each_storage(*changed, [&](Tensor<T>& tensor) {
+      const auto weight = narrowed.find(tensor.data());
+      if (weight == narrowed.end()) return;
+      tensor =
+          Tensor<T>(std::shared_ptr<T[]>(weight->second.memory(), static_cast<T*>(nullptr)), tensor.shape());
+    });
+    bfloat16_ = std::move(named);
+    replace_layer(changed);
+  }
+
+  void widen_weights() {
+    const auto changed = std::make_shared<L>(*layer_);
+    std::map<std::shared_ptr<const void>, Tensor<T>, std::owner_less<>> widened;
+    each_weight(*changed, [&](const AdaptedWeight<T>& weight) {
+      const Tensor<std::uint16_t> numbers = weight.packed->bfloat16();
+      const Tensor<T> wide(numbers.shape());
+      convert(numbers.size(), half_kernels().widen_bfloat16, numbers.data(), wide.memory().get());
+      widened.emplace(numbers.memory(), wide);
+      weight.packed->hold({});
+    });
+    each_storage(*changed, [&](Tensor<T>& tensor) {
+      const auto weight = widened.find(tensor.memory());
+      if (weight != widened.end()) tensor = weight->second;
+    });
+    bfloat16_.clear();
+    replace_layer(changed);
+  }
+
+  template <class Convert, class From, class To>
+  static void convert(Index size, Convert convert_part, const From* from, To* to) {
+    constexpr Index part = 1 << 16;
+    parallel_for(ceil_div(size, part), 0.3 * static_cast<double>(size), [=](Index task, int) {
+      const Index first = task * part;
+      convert_part(from + first, std::min(part, size - first), to + first);
+    });
+  }
+
+  void replace_layer(std::shared_ptr<L> changed) {
+    layer_ = std::move(changed);
+    keep_packed();
+    size_ = std::max<Index>(1, parameter_count(*layer_));
+    ++this->version_;
   }
 
   // Another layer on the same weights: calls that are running keep the adapters they began with.
@@ -354,27 +483,32 @@ class Holding : public Base {
   void change(const Visit& visit) {
     const auto changed = std::make_shared<L>(*layer_);
     each_adapter(*changed, visit);
-    layer_ = changed;
-    keep_packed();
-    size_ = std::max<Index>(1, parameter_count(*layer_));
-    ++this->version_;
+    replace_layer(changed);
   }
 
   // Those who are computing keep the weights as they are.
   void prepare_change() {
-    if (this->computing_ > 0) {
+    if (this->computing_ == 0) {
+      release_packed();
+    } else {
+      if constexpr (std::is_same_v<T, float>) {
+        if (holds_bfloat16()) {  // and back gives numbers of its own
+          widen_weights();
+          narrow_weights();
+        }
+      }
       layer_ = std::make_shared<L>(copy_of(*layer_));
       keep_packed();
-    } else {
-      release_packed();
     }
     ++this->version_;
   }
 
-  static py::dict views(const L& layer, bool writeable) {
+  py::dict views(const L& layer, bool writeable) const {
     py::dict arrays;
     L::each_parameter(layer, [&](const std::string& name, const Tensor<T>& tensor) {
-      arrays[py::str(name)] = numpy_view(tensor, writeable);
+      const auto held = bfloat16_.find(name);
+      arrays[py::str(name)] =
+          held == bfloat16_.end() ? numpy_view(tensor, writeable) : bfloat16_array(held->second);
     });
     return arrays;
   }
@@ -398,6 +532,7 @@ class Holding : public Base {
 
   std::shared_ptr<L> layer_;
   Index size_;
+  std::map<std::string, Tensor<std::uint16_t>> bfloat16_;  // the parameters that are held so
 };
 
 // make(float{}) or make(double{}), whichever the dtype is.

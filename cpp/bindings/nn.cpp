@@ -17,6 +17,7 @@
 #include "bindings/layer.h"
 #include "bindings/layer_output.h"
 #include "bindings/plain_layer.h"
+#include "core/kept_memory.h"
 #include "layers/dropout.h"
 #include "layers/embedding.h"
 #include "layers/encoder.h"
@@ -268,6 +269,14 @@ void bind_nn(py::module_& module) {
       .def("remove_adapters", &Layer::remove_adapters)
       .def("packed_nbytes", &Layer::packed_nbytes)
       .def("release_packed", &Layer::release_packed)
+      .def("holds_bfloat16", &Layer::holds_bfloat16)
+      .def(
+          "hold_bfloat16",
+          [](Layer& layer, bool wanted) {
+            layer.hold_bfloat16(wanted);
+            free_kept_memory();  // of the weights in the form they had
+          },
+          py::arg("wanted"))
       .def("backward", &Layer::backward, py::arg("saved"), py::arg("d_output"));
   py::class_<PlainLayer, Layer>(module, "PlainLayer")
       .def("call", &PlainLayer::call, py::arg("x"), py::arg("out"))

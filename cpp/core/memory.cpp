@@ -1,5 +1,6 @@
 #include "core/memory.h"
 
+#include <malloc.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -11,6 +12,8 @@
 #include <map>
 #include <new>
 #include <vector>
+
+#include "core/kept_memory.h"
 
 namespace blasformer {
 
@@ -150,6 +153,13 @@ void give_back_memory(void* memory) noexcept {
 
 std::size_t memory_capacity(const void* memory) noexcept {
   return *reinterpret_cast<const std::size_t*>(static_cast<const char*>(memory) - kHeader) - kHeader;
+}
+
+void free_kept_memory() noexcept {
+  kept_blocks().clear();
+#ifdef __GLIBC__  // which keeps, within its heap, what is smaller than 32 MiB
+  malloc_trim(0);
+#endif
 }
 
 }  // namespace blasformer

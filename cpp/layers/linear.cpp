@@ -7,6 +7,7 @@
 #include "core/batch_invariance.h"
 #include "core/require.h"
 #include "core/thread_pool.h"
+#include "kernels/half_kernels.h"
 #include "kernels/row_kernels.h"
 #include "layers/destination.h"
 #include "layers/matrix_product.h"
@@ -35,6 +36,16 @@ double product_time(Index m, Index n, Index k) {
          flops_per_nanosecond;
 }
 
+// Calls run(first_output, outputs) for each task of a product of few rows.
+template <class T, class Run>
+void each_few_rows_task(Index rows, Index in_features, Index out_features, const Run& run) {
+  const double work = product_time<T>(std::max<Index>(rows, 4), out_features, in_features);
+  parallel_for(ceil_div(out_features, kFewRowsOutputs), work, [&](Index task, int) {
+    const Index first = task * kFewRowsOutputs;
+    run(first, std::min(kFewRowsOutputs, out_features - first));
+  });
+}
+
 }  // namespace
 
 template <class T>
@@ -44,9 +55,7 @@ void linear(const T* x, Index rows, Index in_features, WeightView<T> weight, con
   if (has_few_rows<T>(rows, in_features, weight.transposed)) {
     const RowKernels<T>& kernels = row_kernels<T>();
     const auto kernel = weight.transposed ? kernels.few_rows_linear_transposed : kernels.few_rows_linear;
-    const double work = product_time<T>(std::max<Index>(rows, 4), out_features, in_features);
-    parallel_for(ceil_div(out_features, kFewRowsOutputs), work, [&](Index task, int) {
-      const Index first = task * kFewRowsOutputs, count = std::min(kFewRowsOutputs, out_features - first);
+    each_few_rows_task<T>(rows, in_features, out_features, [&](Index first, Index count) {
       kernel(x, rows, in_features, weight.data + first * (weight.transposed ? 1 : weight.stride),
              weight.stride, bias ? bias + first : nullptr, count, y + first, out_features);
     });
@@ -62,9 +71,29 @@ void linear(const T* x, Index rows, Index in_features, WeightView<T> weight, con
 template void linear(const float*, Index, Index, WeightView<float>, const float*, Index, float*);
 template void linear(const double*, Index, Index, WeightView<double>, const double*, Index, double*);
 
+void linear(const float* x, Index rows, Index in_features, const std::uint16_t* weight, const float* bias,
+            Index out_features, float* y) {
+  if (rows == 0 || out_features == 0) return;
+  if (has_few_rows<float>(rows, in_features, false)) {
+    each_few_rows_task<float>(rows, in_features, out_features, [&](Index first, Index count) {
+      half_kernels().few_rows_linear_bfloat16(x, rows, in_features, weight + first * in_features, in_features,
+                                              bias ? bias + first : nullptr, count, y + first, out_features);
+    });
+    return;
+  }
+  matrix_product(rows, out_features, in_features, {x, in_features, 1},
+                 MatrixView<std::uint16_t>{weight, 1, in_features}, bias, Write::replace, y, out_features);
+}
+
 template <class T>
 void linear(const T* x, Index rows, Index in_features, const LayerWeight<T>& weight, const T* bias,
             Index out_features, T* y) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    const Tensor<std::uint16_t>& held = weight.packed.bfloat16();
+    if (!held.empty())
+      return linear(x, rows, in_features, held.data() + weight.first_row * in_features, bias, out_features,
+                    y);
+  }
   const auto packed =
       weight.packed.of(weight.data, in_features, weight.all_rows, rows, out_features, weight.pass);
   if (packed != nullptr && packed->can_begin_at(weight.first_row))

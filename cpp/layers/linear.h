@@ -34,10 +34,14 @@ void linear(const T* x, Index rows, Index in_features, const T* weight, const T*
   linear(x, rows, in_features, WeightView<T>{weight, in_features}, bias, out_features, y);
 }
 
+// The same for a dense weight in bfloat16: the bits are those of one that was widened before.
+void linear(const float* x, Index rows, Index in_features, const std::uint16_t* weight, const float* bias,
+            Index out_features, float* y);
+
 // Rows [first_row, ..) of the weight of a layer, (all_rows, in_features), dense.
 template <class T>
 struct LayerWeight {
-  const T* data;
+  const T* data;  // null where `packed` holds it in bfloat16
   Index all_rows, first_row;
   const PackedWeight<T>& packed;
   Pass pass;

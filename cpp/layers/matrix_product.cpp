@@ -1,6 +1,7 @@
 #include "layers/matrix_product.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "core/batch_invariance.h"
 #include "core/blas.h"
@@ -8,8 +9,10 @@
 #include "core/precision.h"
 #include "core/thread_pool.h"
 #include "core/workspace.h"
+#include "kernels/half_kernels.h"
 #include "kernels/row_kernels.h"
 #include "kernels/split_product.h"
+#include "layers/pack_right.h"
 #include "layers/split_matrix_product.h"
 
 namespace blasformer {
@@ -109,16 +112,16 @@ struct Panels {
   Index width;  // whole panels
 };
 
-template <class T>
+template <class T, class Stored>
 void pack_panels(const ProductKernels<T>& kernels, Index block, Index depth, Index columns,
-                 MatrixView<T> right, T* packed) {
+                 MatrixView<Stored> right, T* packed) {
   const Index panel = kernels.panel, width = round_up(columns, panel);
   const Index panels_of_task = std::max<Index>(1, 16384 / (panel * block));
   const Index parts = ceil_div(width / panel, panels_of_task), blocks = ceil_div(depth, block);
   parallel_for(parts * blocks, 0.4 * static_cast<double>(width * depth), [&](Index task, int) {
     const Index first = task % parts * panels_of_task * panel, k = task / parts * block;
     const Index count = std::min(panels_of_task * panel, columns - first), deep = std::min(block, depth - k);
-    kernels.pack_right(right.from(k, first), deep, count, packed + k * width + first * deep);
+    pack_right(kernels, right.from(k, first), deep, count, packed + k * width + first * deep);
   });
 }
 
@@ -180,9 +183,9 @@ void multiply_panels(const ProductKernels<T>& kernels, const ProductCut& cut, In
 
 // The same where all rows are one block: each panel is read by one task alone, which packs it into its cache
 // and multiplies by it at once.
-template <class T>
+template <class T, class Stored>
 void multiply_while_packing(const ProductKernels<T>& kernels, const ProductCut& cut, Index rows,
-                            Index columns, Index depth, MatrixView<T> left, MatrixView<T> right,
+                            Index columns, Index depth, MatrixView<T> left, MatrixView<Stored> right,
                             const T* bias, Write write, T* c, Index c_stride) {
   const SharedWorkspace workspace(rows * depth * Index{sizeof(T)});
   T* const strips = static_cast<T*>(workspace.data());
@@ -194,7 +197,7 @@ void multiply_while_packing(const ProductKernels<T>& kernels, const ProductCut& 
       const Index deep = std::min(cut.depth, depth - k);
       for (Index column = begin; column < end; column += kernels.panel) {
         const Index n = std::min(kernels.panel, end - column);
-        kernels.pack_right(right.from(k, column), deep, n, panel);
+        pack_right(kernels, right.from(k, column), deep, n, panel);
         T* const target = c + column;
         const Start<T> start =
             k > 0 ? Start<T>{target, c_stride} : start_of(write, bias, column, target, c_stride);
@@ -220,11 +223,22 @@ void ordered_product(Index rows, Index columns, Index depth, MatrixView<T> left,
   });
 }
 
-}  // namespace
+// OpenBLAS reads no bfloat16: it is given all of it widened, in memory of the call.
+void blas_product(Index rows, Index columns, Index depth, MatrixView<float> left,
+                  MatrixView<std::uint16_t> right, const float* bias, Write write, float* c, Index c_stride,
+                  double work) {
+  const SharedWorkspace workspace(columns * depth * Index{sizeof(float)});
+  float* const widened = static_cast<float*>(workspace.data());
+  parallel_for(columns, 0.2 * static_cast<double>(columns * depth), [&](Index column, int) {
+    half_kernels().widen_bfloat16(right.from(0, column).data, depth, widened + column * depth);
+  });
+  blas_product(rows, columns, depth, left, MatrixView<float>{widened, 1, depth}, bias, write, c, c_stride,
+               work);
+}
 
-template <class T>
-void matrix_product(Index rows, Index columns, Index depth, MatrixView<T> left, MatrixView<T> right,
-                    const T* bias, Write write, T* c, Index c_stride) {
+template <class T, class Stored>
+void product(Index rows, Index columns, Index depth, MatrixView<T> left, MatrixView<Stored> right,
+             const T* bias, Write write, T* c, Index c_stride) {
   if (rows == 0 || columns == 0) return;
   if constexpr (sizeof(T) == sizeof(float)) {
     if (split_matrix_product(rows, columns, depth, left, right, bias, write, c, c_stride)) return;
@@ -232,10 +246,12 @@ void matrix_product(Index rows, Index columns, Index depth, MatrixView<T> left, 
   if (blas_is_better())
     return blas_product(rows, columns, depth, left, right, bias, write, c, c_stride,
                         product_work<T>(rows, columns, depth));
-  // Without it that is for linear().
-  if (batch_invariant() && rows <= kOrderedRows && write == Write::replace && left.column_stride == 1 &&
-      right.row_stride == 1)
-    return ordered_product(rows, columns, depth, left, right, bias, c, c_stride);
+  // Without it that is for linear(). The sums are those of what follows.
+  if constexpr (std::is_same_v<Stored, T>) {
+    if (batch_invariant() && rows <= kOrderedRows && write == Write::replace && left.column_stride == 1 &&
+        right.row_stride == 1)
+      return ordered_product(rows, columns, depth, left, right, bias, c, c_stride);
+  }
   const ProductKernels<T>& kernels = product_kernels<T>();
   const Index at_once = columns_at_once<T>(columns, depth, kernels.panel);
   // What is packed at a time stays in the caches until it is read.
@@ -260,6 +276,20 @@ void matrix_product(Index rows, Index columns, Index depth, MatrixView<T> left, 
                       k > 0 ? Write::add : write, strips, c + begin, c_stride);
     }
   }
+}
+
+}  // namespace
+
+template <class T>
+void matrix_product(Index rows, Index columns, Index depth, MatrixView<T> left, MatrixView<T> right,
+                    const T* bias, Write write, T* c, Index c_stride) {
+  product(rows, columns, depth, left, right, bias, write, c, c_stride);
+}
+
+void matrix_product(Index rows, Index columns, Index depth, MatrixView<float> left,
+                    MatrixView<std::uint16_t> right, const float* bias, Write write, float* c,
+                    Index c_stride) {
+  product(rows, columns, depth, left, right, bias, write, c, c_stride);
 }
 
 template void matrix_product(Index, Index, Index, MatrixView<float>, MatrixView<float>, const float*, Write,
@@ -296,8 +326,8 @@ bool PackedRight<T>::is_wanted(Index rows, Index columns, Index depth) {
   // Small products do not take turns with large ones: where large ones are split, they do without a copy.
   if (sizeof(T) == sizeof(float) && split_product_kernels(current_precision()) != nullptr)
     return split_kernels<T>(rows, columns, depth) != nullptr;
-  // Six encoder layers of width 384, AVX-512 (Zen 5), two threads: 0.57 ms for 2 rows, 0.93 for 8, 1.38 for 16,
-  // where reading the weights as they lie takes 0.88, 1.57 and 2.08; one row takes the same. Alike on AVX2.
+  // Six encoder layers of width 384, AVX-512 (Zen 5), two threads: 0.57 ms for 2 rows, 0.93 for 8, 1.38 for
+  // 16, where reading the weights as they lie takes 0.88, 1.57 and 2.08; one row takes the same. Alike on AVX2.
   return !blas_is_better();
 }
 

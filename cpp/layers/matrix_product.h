@@ -2,6 +2,7 @@
 
 // c = left right, the product that layers consist of, on all cores.
 
+#include <cstdint>
 #include <optional>
 
 #include "core/index.h"
@@ -17,6 +18,12 @@ namespace blasformer {
 template <class T>
 void matrix_product(Index rows, Index columns, Index depth, MatrixView<T> left, MatrixView<T> right,
                     const T* bias, Write write, T* c, Index c_stride);
+
+// The same for a right side in bfloat16, dense along the depth: the bits are those of one that was widened
+// before.
+void matrix_product(Index rows, Index columns, Index depth, MatrixView<float> left,
+                    MatrixView<std::uint16_t> right, const float* bias, Write write, float* c,
+                    Index c_stride);
 
 // The right side of products, packed for the kernels that make them: for a matrix that many products read.
 // The same bits either way.

@@ -179,7 +179,7 @@ auto MultiheadAttention<T>::project(const Tensor<T>& query, const Tensor<T>& key
   const Tensor<T>* const weights[3] = {&q_proj_weight, &k_proj_weight, &v_proj_weight};
   const std::array<Index, 4> boundaries = first_rows();
   const Index* const first_row = boundaries.data();
-  const bool stacked = !in_proj_weight.empty();
+  const bool stacked = in_proj_weight.size() > 0;
 
   Projected projected[3];
   for (int first = 0, last = 0; first < 3; first = last) {
@@ -400,7 +400,7 @@ auto MultiheadAttention<T>::backward(const Saved& saved, const Tensor<T>& d_y, M
   attention_gradients(saved, out_proj.backward(saved.out_proj, d_y, gradients.out_proj, write), d_rows);
   if (rotary) turn(Turn::back, saved.arguments, saved.starts, saved.projections, d_rows[0], d_rows[1]);
 
-  const bool stacked = !in_proj_weight.empty();
+  const bool stacked = in_proj_weight.size() > 0;
   const Tensor<T>* const weights[3] = {&q_proj_weight, &k_proj_weight, &v_proj_weight};
   Tensor<T>* const d_weights[3] = {&gradients.q_proj_weight, &gradients.k_proj_weight,
                                    &gradients.v_proj_weight};

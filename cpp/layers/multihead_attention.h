@@ -79,8 +79,8 @@ struct MultiheadAttention {
                      const std::optional<RotaryPositions>& rotary = std::nullopt);
 
   Index embed_dim() const { return out_proj.out_features(); }
-  Index kdim() const { return k_proj_weight.empty() ? embed_dim() : k_proj_weight.extent(1); }
-  Index vdim() const { return v_proj_weight.empty() ? embed_dim() : v_proj_weight.extent(1); }
+  Index kdim() const { return k_proj_weight.size() == 0 ? embed_dim() : k_proj_weight.extent(1); }
+  Index vdim() const { return v_proj_weight.size() == 0 ? embed_dim() : v_proj_weight.extent(1); }
 
   void initialise(Initialiser& random);
 
@@ -122,7 +122,7 @@ struct MultiheadAttention {
 
   template <class Self, class Visit>
   static void each_parameter(Self& self, Visit&& visit) {
-    if (!self.in_proj_weight.empty()) {
+    if (self.in_proj_weight.size() > 0) {
       visit("in_proj_weight", self.in_proj_weight);
     } else {
       visit("q_proj_weight", self.q_proj_weight);
@@ -144,7 +144,7 @@ struct MultiheadAttention {
   // The projections of query, key and value, by names of the caller's.
   template <class Self, class Visit>
   static void each_projection(Self& self, const std::array<const char*, 3>& names, Visit&& visit) {
-    const bool stacked = !self.in_proj_weight.empty();
+    const bool stacked = self.in_proj_weight.size() > 0;
     const Tensor<T>* const weights[3] = {&self.q_proj_weight, &self.k_proj_weight, &self.v_proj_weight};
     const std::array<Index, 4> rows = self.first_rows();
     for (std::size_t i = 0; i < 3; ++i) {

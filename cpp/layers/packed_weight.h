@@ -1,9 +1,12 @@
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <mutex>
+#include <utility>
 
 #include "core/index.h"
+#include "core/tensor.h"
 #include "layers/matrix_product.h"
 
 namespace blasformer {
@@ -12,15 +15,19 @@ namespace blasformer {
 // pass.
 enum class Pass { inference, training };
 
-// The packed copy of a weight of a layer: made by the first product of an inference pass that reads it. It is
-// kept only where somebody has promised, by keep(), to forget() it whenever the weight changes. A copy of a
-// layer begins without.
+// What a layer has of a weight beside its parameter. The packed copy: made by the first product of an
+// inference pass that reads it. It is kept only where somebody has promised, by keep(), to forget() it
+// whenever the weight changes; a copy of a layer begins without. And, if it holds the weight in half the
+// memory, the weight itself: then the parameter is a tensor without numbers, and nothing is packed.
 template <class T>
 class PackedWeight {
  public:
   PackedWeight() = default;
-  PackedWeight(const PackedWeight&) {}
-  PackedWeight& operator=(const PackedWeight&) { return *this; }
+  PackedWeight(const PackedWeight& other) : bfloat16_(other.bfloat16_) {}
+  PackedWeight& operator=(const PackedWeight& other) {
+    bfloat16_ = other.bfloat16_;
+    return *this;
+  }
 
   // For a product of so many rows, with out_features columns. Null where none is kept. weight: all of it,
   // (all_rows, in_features), dense.
@@ -30,10 +37,16 @@ class PackedWeight {
   void forget() const;
   Index nbytes() const;
 
+  // The weight as bfloat16 numbers, (all_rows, in_features), or empty. Held by a layer that nobody computes
+  // with yet.
+  const Tensor<std::uint16_t>& bfloat16() const { return bfloat16_; }
+  void hold(Tensor<std::uint16_t> bfloat16) const { bfloat16_ = std::move(bfloat16); }
+
  private:
   mutable std::mutex mutex_;
   mutable std::shared_ptr<const PackedRight<T>> packed_;
   mutable bool kept_ = false;
+  mutable Tensor<std::uint16_t> bfloat16_;
 };
 
 }  // namespace blasformer

@@ -55,7 +55,9 @@ void each_storage(Layer& layer, Visit&& visit) {
 template <class Layer>
 Layer copy_of(const Layer& layer) {
   Layer result = layer;
-  each_storage(result, [](auto& tensor) { tensor = tensor.copy(); });
+  each_storage(result, [](auto& tensor) {
+    if (!tensor.empty()) tensor = tensor.copy();  // not weights that are held in bfloat16
+  });
   return result;
 }
 

@@ -62,7 +62,7 @@ double projected_cross_entropy(const T* x, Index rows, const ClassProjection<T>&
       part = gathered.data();
     }
     std::transform(row, row + n, own_targets.begin(), [&](Index r) { return targets[r]; });
-    linear(part, n, features, projection.weight, projection.bias, classes, logits.data());
+    projection.apply(part, n, logits.data());
     loss += cross_entropy(logits.data(), n, classes, own_targets.data(), options, divisor,
                           with_gradients ? logits.data() : nullptr);
     if (gradients.x) {
@@ -81,6 +81,16 @@ double projected_cross_entropy(const T* x, Index rows, const ClassProjection<T>&
   return loss;
 }
 
+template <class T>
+void ClassProjection<T>::apply(const T* x, Index rows, T* logits) const {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (bfloat16 != nullptr) return linear(x, rows, features, bfloat16, bias, classes, logits);
+  }
+  linear(x, rows, features, weight, bias, classes, logits);
+}
+
+template struct ClassProjection<float>;
+template struct ClassProjection<double>;
 template double projected_cross_entropy(const float*, Index, const ClassProjection<float>&,
                                         const std::int64_t*, const CrossEntropyOptions<float>&, double,
                                         const ProjectedGradients<float>&);

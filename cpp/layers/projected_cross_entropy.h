@@ -11,9 +11,13 @@ namespace blasformer {
 // A linear map to classes, weight (classes, features) and bias (classes,) or null.
 template <class T>
 struct ClassProjection {
-  const T* weight;
+  const T* weight;  // null where it is held in bfloat16:
+  const std::uint16_t* bfloat16;
   const T* bias;
   Index features, classes;
+
+  // logits (rows, classes) = x weight^T + bias, for x (rows, features).
+  void apply(const T* x, Index rows, T* logits) const;
 };
 
 // Where the gradients of x (rows, features), weight and bias go; null where they are not wanted. Those of the

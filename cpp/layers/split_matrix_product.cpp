@@ -9,6 +9,7 @@
 #include "core/thread_pool.h"
 #include "core/workspace.h"
 #include "kernels/split_product.h"
+#include "layers/pack_right.h"
 
 namespace blasformer {
 
@@ -63,14 +64,15 @@ struct Panels {
   Index first;  // the panel that a product begins with
 };
 
+template <class Stored>
 void pack_panels(const SplitProductKernels& kernels, Index block, Index depth, Index columns,
-                 MatrixView<float> right, unsigned char* packed) {
+                 MatrixView<Stored> right, unsigned char* packed) {
   const Index panels = ceil_div(columns, kernels.lines), bundle = kernels.packed_bytes(block);
   parallel_for(panels * ceil_div(depth, block), 0.2 * static_cast<double>(columns * depth),
                [&](Index task, int) {
                  const Index first = task % panels * kernels.lines, k = task / panels * block;
-                 kernels.pack_right(right.from(k, first), std::min(block, depth - k),
-                                    std::min(kernels.lines, columns - first), packed + task * bundle);
+                 pack_right(kernels, right.from(k, first), std::min(block, depth - k),
+                            std::min(kernels.lines, columns - first), packed + task * bundle);
                });
 }
 
@@ -105,8 +107,11 @@ const SplitProductKernels* split_kernels_for(Index rows, Index columns, Index de
   return is_large_enough(rows, columns, depth) ? split_product_kernels(current_precision()) : nullptr;
 }
 
-bool split_matrix_product(Index rows, Index columns, Index depth, MatrixView<float> left,
-                          MatrixView<float> right, const float* bias, Write write, float* c, Index c_stride) {
+namespace {
+
+template <class Stored>
+bool multiply(Index rows, Index columns, Index depth, MatrixView<float> left, MatrixView<Stored> right,
+              const float* bias, Write write, float* c, Index c_stride) {
   const SplitProductKernels* const kernels = split_kernels_for(rows, columns, depth);
   if (kernels == nullptr) return false;
   const SplitCut cut = split_cut(*kernels, rows, columns, depth);
@@ -121,6 +126,19 @@ bool split_matrix_product(Index rows, Index columns, Index depth, MatrixView<flo
                     bias ? bias + begin : nullptr, write, c + begin, c_stride);
   }
   return true;
+}
+
+}  // namespace
+
+bool split_matrix_product(Index rows, Index columns, Index depth, MatrixView<float> left,
+                          MatrixView<float> right, const float* bias, Write write, float* c, Index c_stride) {
+  return multiply(rows, columns, depth, left, right, bias, write, c, c_stride);
+}
+
+bool split_matrix_product(Index rows, Index columns, Index depth, MatrixView<float> left,
+                          MatrixView<std::uint16_t> right, const float* bias, Write write, float* c,
+                          Index c_stride) {
+  return multiply(rows, columns, depth, left, right, bias, write, c, c_stride);
 }
 
 PackedSplitRight::PackedSplitRight(const SplitProductKernels& kernels, Index depth, Index columns,

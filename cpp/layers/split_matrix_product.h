@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+
 #include "core/index.h"
 #include "core/tensor.h"
 #include "kernels/product_kernels.h"
@@ -15,6 +17,9 @@ const SplitProductKernels* split_kernels_for(Index rows, Index columns, Index de
 // matrix_product of float32 by these. False, and nothing is done, where there are none.
 bool split_matrix_product(Index rows, Index columns, Index depth, MatrixView<float> left,
                           MatrixView<float> right, const float* bias, Write write, float* c, Index c_stride);
+bool split_matrix_product(Index rows, Index columns, Index depth, MatrixView<float> left,
+                          MatrixView<std::uint16_t> right, const float* bias, Write write, float* c,
+                          Index c_stride);
 
 // The right side of such products, in the parts of these kernels: see PackedRight.
 class PackedSplitRight {

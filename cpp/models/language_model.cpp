@@ -110,10 +110,15 @@ Tensor<T> LanguageModel<T, FamilyOf>::forward(const TokenSequences& sequences,
                                               std::map<Index, AskedWeights<T>>* asked) const {
   const Tensor<T> hidden = hidden_states(sequences, seed, saved, 0, asked);
   Tensor<T> logits({hidden.extent(0), hidden.extent(1), vocab_size()});
-  linear(hidden.data(), hidden.size() / d_model(), d_model(), output_weight().data(),
-         static_cast<const T*>(nullptr), vocab_size(), logits.data());
+  projection().apply(hidden.data(), hidden.size() / d_model(), logits.data());
   if (saved) saved->hidden = hidden;
   return logits;
+}
+
+template <class T, template <class> class FamilyOf>
+ClassProjection<T> LanguageModel<T, FamilyOf>::projection() const {
+  const std::uint16_t* const held = lm_head ? lm_head->packed.bfloat16().data() : nullptr;
+  return {output_weight().data(), held, nullptr, d_model(), vocab_size()};
 }
 
 template <class T, template <class> class FamilyOf>
@@ -167,10 +172,8 @@ double LanguageModel<T, FamilyOf>::loss(const TokenSequences& sequences, const T
     if (lowest <= count) d_hidden = Tensor<T>(hidden.shape());
     d_output = {d_hidden.data(), gradients->output_weight().data(), nullptr, write};
   }
-  const double total =
-      projected_cross_entropy(hidden.data(), hidden.size() / d_model(),
-                              ClassProjection<T>{output_weight().data(), nullptr, d_model(), vocab_size()},
-                              targets.data(), options, divisor, d_output);
+  const double total = projected_cross_entropy(hidden.data(), hidden.size() / d_model(), projection(),
+                                               targets.data(), options, divisor, d_output);
   if (lowest <= count) backward_below(saved, d_hidden, *gradients, write);
   return total;
 }
@@ -220,8 +223,7 @@ Tensor<T> LanguageModel<T, FamilyOf>::add_tokens(const Tensor<std::int64_t>& ids
   }
   const Tensor<T> hidden = last_norm.forward(last);
   Tensor<T> logits({batch, vocab_size()});
-  linear(hidden.data(), batch, features, output_weight().data(), static_cast<const T*>(nullptr), vocab_size(),
-         logits.data());
+  projection().apply(hidden.data(), batch, logits.data());
   return logits;
 }
 

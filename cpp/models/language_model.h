@@ -203,9 +203,15 @@ struct LanguageModel {
     for (std::size_t i = 0; i < self.blocks.size(); ++i)
       Family::each_linear(Family::kBlocks + std::to_string(i), self.blocks[i], visit);
   }
+  // The one that takes no adapter.
+  template <class Self, class Visit>
+  static void each_output(Self& self, Visit&& visit) {
+    if (self.lm_head) each_linear_of("lm_head", *self.lm_head, visit);
+  }
 
  private:
   const Tensor<T>& output_weight() const { return lm_head ? lm_head->weight : tokens.weight; }
+  ClassProjection<T> projection() const;  // to the vocabulary
   Tensor<T>& output_weight() { return lm_head ? lm_head->weight : tokens.weight; }
   // What the logits are linear in. `saved`, if given, is filled for blocks from first_saved on.
   Tensor<T> hidden_states(const TokenSequences& sequences, std::optional<std::uint64_t> seed, Saved* saved,

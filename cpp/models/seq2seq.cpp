@@ -164,10 +164,15 @@ auto Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::forward(const SourceSequence
                                                             Asked* asked) const -> Tensor<T> {
   const Tensor<T> hidden = hidden_states(source, target, seed, saved, {-1, -1}, asked);
   Tensor<T> logits({hidden.extent(0), hidden.extent(1), target_vocab_size()});
-  linear(hidden.data(), hidden.size() / d_model(), d_model(), output_weight().data(), output_bias(),
-         target_vocab_size(), logits.data());
+  projection().apply(hidden.data(), hidden.size() / d_model(), logits.data());
   if (saved) saved->hidden = hidden;
   return logits;
+}
+
+template <class Encoding, class EncoderLayer, class DecoderLayer>
+auto Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::projection() const -> ClassProjection<T> {
+  const std::uint16_t* const held = output ? output->packed.bfloat16().data() : nullptr;
+  return {output_weight().data(), held, output_bias(), d_model(), target_vocab_size()};
 }
 
 template <class Encoding, class EncoderLayer, class DecoderLayer>
@@ -261,10 +266,8 @@ double Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::loss(const SourceSequences
   if (goes_below) d_hidden = Tensor<T>(hidden.shape());
   if (gradients)
     d_output = {d_hidden.data(), gradients->output_weight().data(), gradients->output_bias(), write};
-  const double total = projected_cross_entropy(
-      hidden.data(), hidden.size() / d_model(),
-      ClassProjection<T>{output_weight().data(), output_bias(), d_model(), target_vocab_size()},
-      targets.data(), options, divisor, d_output);
+  const double total = projected_cross_entropy(hidden.data(), hidden.size() / d_model(), projection(),
+                                               targets.data(), options, divisor, d_output);
   if (goes_below) backward_below(saved, d_hidden, depth, *gradients, write);
   return total;
 }
@@ -288,8 +291,7 @@ auto Seq2Seq<Encoding, EncoderLayer, DecoderLayer>::add_tokens(const Tensor<std:
   const auto added = Tensor<std::int64_t>::full({targets}, 1);
   const Tensor<T> hidden = decoder.norm->forward(decode_causally(std::span(decoder.layers), x, added, cache));
   Tensor<T> logits({targets, target_vocab_size()});
-  linear(hidden.data(), targets, d_model(), output_weight().data(), output_bias(), target_vocab_size(),
-         logits.data());
+  projection().apply(hidden.data(), targets, logits.data());
   return logits;
 }
 

@@ -1,7 +1,7 @@
 #pragma once
 
-// An encoder-decoder model that turns one sequence of tokens into another (Vaswani et al. 2017), or a sequence
-// of vectors into one of tokens:
+// An encoder-decoder model that turns one sequence of tokens into another (Vaswani et al. 2017), or a
+// sequence of vectors into one of tokens:
 //
 //   memory = encoder(dropout(sqrt(d_model) source_embedding[source] + positions)), or of
 //            dropout(source_projection(source) + positions)
@@ -28,6 +28,7 @@
 #include "layers/low_rank.h"
 #include "layers/parameters.h"
 #include "layers/positional_encoding.h"
+#include "layers/projected_cross_entropy.h"
 #include "layers/write.h"
 #include "models/sequences.h"
 
@@ -130,6 +131,11 @@ struct Seq2Seq {
     each_linear_of("transformer.encoder", self.encoder, visit);
     each_linear_of("transformer.decoder", self.decoder, visit);
   }
+  // The one that takes no adapter.
+  template <class Self, class Visit>
+  static void each_output(Self& self, Visit&& visit) {
+    if (self.output) each_linear_of("output", *self.output, visit);
+  }
 
  private:
   // How far down backward must go, of a value for gradients. In the encoder: -1 for its embedding, a layer,
@@ -146,6 +152,7 @@ struct Seq2Seq {
   Embedding<T>& source_tokens() { return source_embedding ? *source_embedding : target_embedding; }
   const Tensor<T>& output_weight() const { return output ? output->weight : target_embedding.weight; }
   Tensor<T>& output_weight() { return output ? output->weight : target_embedding.weight; }
+  ClassProjection<T> projection() const;  // to the vocabulary
   const T* output_bias() const { return output ? output->bias.data() : nullptr; }
   T* output_bias() { return output ? output->bias.data() : nullptr; }
 

@@ -230,12 +230,19 @@ class BertModel(Layer):
 
     @classmethod
     def from_pretrained(
-        cls, folder: PathLike, *, dtype: npt.DTypeLike | None = None, strict: bool = True
+        cls,
+        folder: PathLike,
+        *,
+        dtype: npt.DTypeLike | None = None,
+        weights_dtype: npt.DTypeLike | None = None,
+        strict: bool = True,
     ) -> BertModel:
         """The model in a folder as it is published: config.json and model.safetensors, or its shards.
 
         dtype: float32 or float64; None computes in float64 if the weights are stored so, else in float32
             (float16 and bfloat16 are widened exactly)
+        weights_dtype: "bfloat16" holds the weights of linear layers so, as `hold_weights` does, for inference
+            with half the memory
         strict: False ignores tensors that the model does not have. What it has must be there in any case.
 
         Read are BERT, RoBERTa, XLM-RoBERTa and CamemBERT. The parts that checkpoints for one task have on top
@@ -259,6 +266,8 @@ class BertModel(Layer):
                 model._allocate(config, float_dtype(dtype), with_pooler, None)
             except MemoryError:
                 raise MemoryError(f"{folder}: not enough memory for the sizes in config.json") from None
+            if weights_dtype is not None:
+                model.hold_weights(weights_dtype)
             read_parameters(model, checkpoint, stored_names, strict=strict)
         return model
 

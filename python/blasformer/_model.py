@@ -75,11 +75,19 @@ class Model(Layer, ABC):
         save_folder(self, folder, self._config())
 
     @classmethod
-    def from_pretrained(cls: type[Self], folder: PathLike, *, dtype: npt.DTypeLike | None = None) -> Self:
+    def from_pretrained(
+        cls: type[Self],
+        folder: PathLike,
+        *,
+        dtype: npt.DTypeLike | None = None,
+        weights_dtype: npt.DTypeLike | None = None,
+    ) -> Self:
         """The model in a folder: config.json and model.safetensors, or its shards.
 
         dtype: float32 or float64; None computes in float64 if the weights are stored so, else in float32
             (float16 and bfloat16 are widened exactly)
+        weights_dtype: "bfloat16" holds the weights of linear layers so, as `hold_weights` does, for inference
+            with half the memory
 
         Raises FileNotFoundError for a missing file; ValueError for a damaged one (see `io.Checkpoint`), for
         another kind of model, and for missing, unexpected or misshapen tensors, all of which it names.
@@ -104,6 +112,8 @@ class Model(Layer, ABC):
                 raise ValueError(f"{file} lacks {error.args[0]}") from None
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{file}: {error}") from error
+            if weights_dtype is not None:
+                model.hold_weights(weights_dtype)
             read_parameters(model, checkpoint, model._names_in(checkpoint, list(model.parameters())))
         return model
 
@@ -152,9 +162,10 @@ def read_parameters(
 
     Raises ValueError that names all that is missing, unexpected, of another shape or no weights at all.
     """
+    parameters = model.parameters()
     wanted = {
         name: array.shape[::-1] if model._is_stored_transposed(name) else array.shape
-        for name, array in model.parameters().items()
+        for name, array in parameters.items()
         if name not in new
     }
     found = {name: checkpoint.shapes[stored] for name, stored in stored_names.items()}
@@ -170,5 +181,5 @@ def read_parameters(
         raise ValueError(f"{checkpoint.path}: the tensors are not those of the model; {text}")
     # One at a time: a model and its file need not both fit into memory.
     for name in wanted:
-        array = checkpoint.read(stored_names[name], model.dtype)
+        array = checkpoint.read(stored_names[name], model.dtype).astype(parameters[name].dtype, copy=False)
         model._held.load({name: array.T if model._is_stored_transposed(name) else array}, None)

@@ -90,13 +90,18 @@ class SentenceEncoder:
 
     @classmethod
     def from_pretrained(
-        cls, folder: PathLike, *, dtype: npt.DTypeLike | None = None, strict: bool = True
+        cls,
+        folder: PathLike,
+        *,
+        dtype: npt.DTypeLike | None = None,
+        weights_dtype: npt.DTypeLike | None = None,
+        strict: bool = True,
     ) -> SentenceEncoder:
         """The encoder in a folder as sentence-transformers publishes it.
 
         Read are modules.json and the configurations it names (pooling "cls", "mean" or "max"; Normalize),
         sentence_bert_config.json (max_seq_length), config_sentence_transformers.json (a default prompt),
-        tokenizer.json, and the model. dtype, strict: as in BertModel.from_pretrained.
+        tokenizer.json, and the model. dtype, weights_dtype, strict: as in BertModel.from_pretrained.
 
         Raises FileNotFoundError for a missing file and ValueError for one that is damaged or describes what
         is not supported (other poolings, modules and models), naming the file.
@@ -110,7 +115,9 @@ class SentenceEncoder:
             raise ValueError(
                 f"{settings_file}: max_seq_length must be a positive integer, got {max_seq_length!r}"
             )
-        bert = BertModel.from_pretrained(modules["Transformer"], dtype=dtype, strict=strict)
+        bert = BertModel.from_pretrained(
+            modules["Transformer"], dtype=dtype, weights_dtype=weights_dtype, strict=strict
+        )
         prompt = _default_prompt(folder / "config_sentence_transformers.json")
         return cls(
             bert,

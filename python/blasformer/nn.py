@@ -30,6 +30,7 @@ from . import _core
 from ._attention import Array, Causal, LayerWeights, WeightSelection, choose_layers, choose_weights
 from ._composite import Composite, require_module
 from ._module import Module, add_gradients, infer, matching
+from ._optional import require_package
 from ._random import Rng, draw_seed
 from ._sequential import Sequential
 from ._state_dicts import IncompatibleKeys, Wanted, select_fitting
@@ -103,6 +104,48 @@ class Layer:
         """Gives the memory of packed copies of weights back, until the next inference pass."""
         self._held.release_packed()
 
+    @property
+    def weights_dtype(self) -> np.dtype[Any]:
+        """What linear layers hold their weights in: the layer's dtype, or bfloat16 after hold_weights."""
+        if not self._held.holds_bfloat16():
+            return self.dtype
+        ml_dtypes = require_package("ml_dtypes", extra="io", purpose="weights in bfloat16")
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
+
+    def hold_weights(self, dtype: DTypeLike) -> None:
+        """Hold the weights of linear layers in bfloat16, for inference with half the memory, or as before.
+
+        dtype: "bfloat16" rounds each weight to the nearest bfloat16 number; "float32" widens them again,
+            which is exact but does not bring back what rounding took
+
+        Concerned are the matrices that linear layers, attention and feed-forward multiply by, in all parts of
+        a layer or model. Biases, norms, embeddings (with an output that shares theirs) and low-rank adapters
+        stay as they are, as do activations: y = x bfloat16(weight)^T + bias, added up in float32, is what
+        `blasformer.linear` gives for rounded weights, bit for bit. A product of a few rows, as when a model
+        writes text, reads half the memory. Larger ones widen the weights while they pack them, and keep no
+        copy: packed_nbytes stays 0.
+
+        parameters() and state_dict() have such weights as arrays of ml_dtypes.bfloat16, load_state_dict and
+        edit want them so, and files are written with them. Training raises RuntimeError, as does merging
+        adapters: weights in float32 come before.
+
+        Raises TypeError for another dtype, and for layers of float64; ImportError without ml_dtypes.
+
+        >>> layer = Linear(256, 64, rng=0)
+        >>> layer.hold_weights("bfloat16")
+        >>> layer(np.ones((2, 256), np.float32)).dtype, layer.parameters()["weight"].dtype
+        (dtype('float32'), dtype(bfloat16))
+        """
+        name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+        if name not in ("bfloat16", self.dtype.name):
+            raise TypeError(
+                f"dtype must be bfloat16 or {self.dtype}, in which the layer computes, got {name}"
+            )
+        if name == "bfloat16":
+            require_package("ml_dtypes", extra="io", purpose="weights in bfloat16")
+        self._held.hold_bfloat16(name == "bfloat16")
+
     def state_dict(self) -> dict[str, Array]:
         """A copy of every parameter, by name."""
         return {name: array.copy() for name, array in self._held.parameters().items()}
@@ -111,7 +154,7 @@ class Layer:
         """Replace the parameters by copies of `arrays`, named as in parameters(): all of them, or on an error
         none.
 
-        arrays: NumPy arrays of the layer's dtype and of the parameters' shapes
+        arrays: NumPy arrays of the parameters' dtypes and shapes
         strict: False passes over names that are missing or unexpected; they are returned.
 
         Raises ValueError that lists everything that does not fit: missing, unexpected, wrong shape, wrong
@@ -122,7 +165,7 @@ class Layer:
     def _load(
         self, arrays: Mapping[str, Array], strict: bool, expected_version: int | None
     ) -> IncompatibleKeys:
-        wanted = {name: Wanted(array.shape, self.dtype) for name, array in self.parameters().items()}
+        wanted = {name: Wanted(array.shape, array.dtype) for name, array in self.parameters().items()}
         subject = f"arrays must be a state dict of {type(self).__name__}"
         given, incompatible = select_fitting(subject, arrays, wanted, strict)
         self._held.load(given, expected_version)
@@ -221,7 +264,8 @@ class Layer:
         return matching(self._held.parameters(), patterns)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), self._arguments, self.state_dict(), self.frozen, self._lora)
+        held = self._held.holds_bfloat16()
+        return _restore, (type(self), self._arguments, self.state_dict(), self.frozen, self._lora, held)
 
     def _stored_name(self, name: str) -> str:
         """What a parameter is called in files."""
@@ -250,6 +294,7 @@ def _restore(
     arrays: dict[str, Array],
     frozen: frozenset[str],
     adapters: dict[str, Any] | None,
+    in_bfloat16: bool = False,
 ) -> Layer:
     layer = cls(**arguments)
     if adapters is not None:
@@ -258,9 +303,16 @@ def _restore(
         if adapters["merged"]:  # what is new adds nothing, and what is loaded has it in it
             layer._held.merge_adapters(True)
         layer._lora = dict(adapters)
+    if in_bfloat16:
+        layer.hold_weights("bfloat16")
     layer.load_state_dict(arrays)
     layer._held.set_frozen(set(frozen))
     return layer
+
+
+def _require_float_weights(name: str, layer: Layer) -> None:
+    if layer._held.holds_bfloat16():
+        raise ValueError(f"{name} must hold its weights in {layer.dtype} to be stacked, got bfloat16")
 
 
 def _dtype(dtype: DTypeLike) -> str:
@@ -1214,6 +1266,7 @@ class TransformerEncoder(_SelfAttendingLayer):
             "num_layers": _integer("num_layers", num_layers),
             "norm": norm,
         }
+        _require_float_weights("encoder_layer", encoder_layer)
         self._held = encoder_layer._held.stack(
             self._arguments["num_layers"], _last_norm(encoder_layer, norm, "encoder_layer"), _seed(rng)
         )
@@ -1540,6 +1593,7 @@ class TransformerDecoder(_DecodingLayer):
             "num_layers": _integer("num_layers", num_layers),
             "norm": norm,
         }
+        _require_float_weights("decoder_layer", decoder_layer)
         self._held = decoder_layer._held.stack(
             self._arguments["num_layers"], _last_norm(decoder_layer, norm, "decoder_layer"), _seed(rng)
         )

@@ -164,7 +164,8 @@ TEST(several_targets_of_a_source_have_the_logits_of_the_whole) {
     Ids of_source({1, 5}), of_target({1, 3});
     std::copy_n(source.ids.data() + 5, 5, of_source.data());
     std::copy_n(ids[i].data(), 3, of_target.data());
-    const Tensor<double> whole = model.forward({{of_source, {}, numbers({2}), {}}, {}}, {of_target, {}, {}, {}});
+    const TokenSequences own_target = {of_target, {}, {}, {}};
+    const Tensor<double> whole = model.forward({{of_source, {}, numbers({2}), {}}, {}}, own_target);
     CHECK(close(logits.data() + i * 11, whole.data() + 2 * 11, 11));
   }
 }

@@ -1,5 +1,6 @@
 #include "kernels/half_kernels.h"
 
+#include "kernels/isa/few_rows.h"
 #include "kernels/isa/half_rows.h"
 
 namespace blasformer::BLASFORMER_ISA {
@@ -11,6 +12,7 @@ constexpr HalfKernels kHalfKernels = {
     .widen_bfloat16 = widen_bfloat16,
     .narrow_float16 = narrow_float16,
     .narrow_bfloat16 = narrow_bfloat16,
+    .few_rows_linear_bfloat16 = few_rows_linear<float, std::uint16_t>,
 };
 
 }  // namespace

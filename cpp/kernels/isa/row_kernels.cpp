@@ -3,6 +3,7 @@
 #include <math.h>  // plain functions, where <cmath> would bring inline ones that the linker may share
 
 #include "kernels/isa/activation_functions.h"
+#include "kernels/isa/few_rows.h"
 #include "kernels/isa/map.h"
 #include "kernels/isa/ordered_product.h"
 #include "kernels/isa/rows.h"
@@ -286,79 +287,6 @@ void rms_norm(const T* x, Index rows, Index features, const T* weight, double ep
   }
 }
 
-// How many outputs share one pass over the rows of x, up to 4: with 4 rows, AVX-512 holds 16 sums in its 32
-// registers, the others 8 in their 16.
-#if defined(BLASFORMER_ISA_avx512)
-constexpr Index kOutputBlock = 4;
-#else
-constexpr Index kOutputBlock = 2;
-#endif
-
-// The products of a block of rows of x with a block of rows of weight, summed in vectors and then across
-// them.
-template <class T, Index rows, Index outputs>
-inline void dot_products(const T* x, Index features, const T* weight, Index weight_stride, const T* bias,
-                         T* y, Index y_stride) {
-  using S = Simd<T>;
-  Vector<T> sums[rows][outputs];
-  for (auto& of_row : sums) {
-    for (auto& s : of_row) s = S::zero();
-  }
-  const auto step = [&](Index i, Index n) {
-    Vector<T> row[rows];
-    for (Index r = 0; r < rows; ++r) row[r] = load_lanes(x + r * features + i, n);
-    for (Index o = 0; o < outputs; ++o) {
-      const Vector<T> w = load_lanes(weight + o * weight_stride + i, n);
-      for (Index r = 0; r < rows; ++r) sums[r][o] = S::fma(row[r], w, sums[r][o]);
-    }
-  };
-  Index i = 0;
-  for (; i + S::lanes <= features; i += S::lanes) step(i, S::lanes);
-  if (i < features) step(i, features - i);
-  for (Index r = 0; r < rows; ++r) {
-    for (Index o = 0; o < outputs; ++o) y[r * y_stride + o] = S::sum(sums[r][o]) + (bias ? bias[o] : T(0));
-  }
-}
-
-// Each block of weights meets all rows of x before the next one is read.
-template <class T, Index outputs>
-inline void few_rows_block(const T* x, Index rows, Index features, const T* weight, Index weight_stride,
-                           const T* bias, T* y, Index y_stride) {
-  Index r = 0;
-  for (; r + 4 <= rows; r += 4) {
-    dot_products<T, 4, outputs>(x + r * features, features, weight, weight_stride, bias, y + r * y_stride,
-                                y_stride);
-  }
-  x += r * features;
-  y += r * y_stride;
-  switch (rows - r) {
-    case 3: return dot_products<T, 3, outputs>(x, features, weight, weight_stride, bias, y, y_stride);
-    case 2: return dot_products<T, 2, outputs>(x, features, weight, weight_stride, bias, y, y_stride);
-    case 1: return dot_products<T, 1, outputs>(x, features, weight, weight_stride, bias, y, y_stride);
-    default: return;
-  }
-}
-
-template <class T>
-void few_rows_linear(const T* x, Index rows, Index features, const T* weight, Index weight_stride,
-                     const T* bias, Index outputs, T* y, Index y_stride) {
-  Index o = 0;
-  if (rows == 1) {  // independent sums hide the latency of each other
-    for (; o + 8 <= outputs; o += 8) {
-      dot_products<T, 1, 8>(x, features, weight + o * weight_stride, weight_stride, bias ? bias + o : nullptr,
-                            y + o, y_stride);
-    }
-  }
-  for (; o + kOutputBlock <= outputs; o += kOutputBlock) {
-    few_rows_block<T, kOutputBlock>(x, rows, features, weight + o * weight_stride, weight_stride,
-                                    bias ? bias + o : nullptr, y + o, y_stride);
-  }
-  for (; o < outputs; ++o) {
-    few_rows_block<T, 1>(x, rows, features, weight + o * weight_stride, weight_stride,
-                         bias ? bias + o : nullptr, y + o, y_stride);
-  }
-}
-
 // A block of rows of x times some columns of weight^T, kOutputBlock vectors of outputs at a time.
 template <class T, Index rows>
 inline void multiples_of_columns(const T* x, Index features, const T* weight, Index weight_stride,
@@ -512,7 +440,7 @@ constexpr RowKernels<T> kRowKernels = {
 #else
     .few_rows = 16,
 #endif
-    .few_rows_linear = few_rows_linear<T>,
+    .few_rows_linear = few_rows_linear<T, T>,
     .few_rows_linear_transposed = few_rows_linear_transposed<T>,
     .ordered_linear = ordered_linear<T>,
     .cosine_sine = cosine_sine<T>,

@@ -15,8 +15,9 @@
 // What parts cannot represent in a line is found while packing and concerns the products of that line alone:
 // a score depends on its own query and key, and on nothing else. A line of values^T runs across keys that
 // some queries must not see, so a row with such an element is zeroed before it is packed, and its share is
-// added where it is seen (replace_unsafe_rows, add_unsafe_rows). Weights are small, too small for parts where a key hardly counts: they
-// are raised by a power of two before they are packed, and their products lowered again, which is exact.
+// added where it is seen (replace_unsafe_rows, add_unsafe_rows). Weights are small, too small for parts where
+// a key hardly counts: they are raised by a power of two before they are packed, and their products lowered
+// again, which is exact.
 
 #include "kernels/isa/block_product.h"
 #include "kernels/isa/carver.h"
@@ -202,8 +203,8 @@ void columns_product(const AttentionProblem& p, const QueryTile<T>& tile, Index 
   }
 }
 
-// gradient[key] += sum over queries of weights[key][query] * the rows that `packed` holds; the gradient's rows
-// are `stride` apart.
+// gradient[key] += sum over queries of weights[key][query] * the rows that `packed` holds; the gradient's
+// rows are `stride` apart.
 template <class T>
 void add_rows_product(const AttentionProblem& p, const QueryTile<T>& tile, Index count, const T* weights,
                       const T* packed, Index columns, const SplitScratch<T>& scratch, T* gradient,
