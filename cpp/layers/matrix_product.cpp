@@ -327,7 +327,7 @@ bool PackedRight<T>::is_wanted(Index rows, Index columns, Index depth) {
   if (sizeof(T) == sizeof(float) && split_product_kernels(current_precision()) != nullptr)
     return split_kernels<T>(rows, columns, depth) != nullptr;
   // Six encoder layers of width 384, AVX-512 (Zen 5), two threads: 0.57 ms for 2 rows, 0.93 for 8, 1.38 for
-  // 16, where reading the weights as they lie takes 0.88, 1.57 and 2.08; one row takes the same. Alike on AVX2.
+  // 16, where reading the weights as they lie takes 0.88, 1.57, 2.08; one row takes the same. Alike on AVX2.
   return !blas_is_better();
 }
 
