@@ -95,7 +95,7 @@ class Process:
     that another library is being measured on, and no library needs settings that a user would not make."""
 
     def __init__(self, library: str, python: str, environment: dict[str, str]) -> None:
-        self.library = library
+        self.name = library
         self.again = functools.partial(Process, library, python, environment)
         self.process = subprocess.Popen(
             [python, str(HERE / "worker.py"), library],
@@ -111,11 +111,11 @@ class Process:
         print(json.dumps({"request": request, **arguments}), file=self.process.stdin, flush=True)
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the worker of {self.library} has ended with status {self.process.wait()}")
+            raise RuntimeError(f"the worker of {self.name} has ended with status {self.process.wait()}")
         self.process.send_signal(signal.SIGSTOP)
         answer = json.loads(line)
         if "error" in answer:
-            raise RuntimeError(f"{self.library}: {answer['error']}")
+            raise RuntimeError(f"{self.name}: {answer['error']}")
         return answer
 
     def end(self) -> None:
@@ -153,7 +153,7 @@ def relative_error(actual: np.ndarray, exact: np.ndarray) -> float:
 def run_case(
     case: Case, processes: list[Process], judge: Process, effort: Effort, clock: str
 ) -> dict[str, Timing]:
-    timings = {process.library: Timing() for process in processes}
+    timings = {process.name: Timing() for process in processes}
     truth: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as folder:
         if case.comparable():
@@ -161,15 +161,15 @@ def run_case(
             judge.ask("truth", name=case.name, results=file)
             truth = read_arrays(file)
         for process in processes:
-            timing = timings[process.library]
-            file = str(Path(folder, f"{process.library}.npz"))
+            timing = timings[process.name]
+            file = str(Path(folder, f"{process.name}.npz"))
             answer = process.ask("prepare", name=case.name, results=file)
             timing.unsupported = answer.get("unsupported")
             timing.first_call = answer.get("first_call")
             if truth and not timing.unsupported:
                 results = read_arrays(file)
                 timing.error = max(relative_error(results[name], exact) for name, exact in truth.items())
-    running = [process for process in processes if not timings[process.library].unsupported]
+    running = [process for process in processes if not timings[process.name].unsupported]
     measure(running, timings, effort, clock)
     return timings
 
@@ -180,30 +180,30 @@ def measure(processes: list[Process], timings: dict[str, Timing], effort: Effort
             answer = process.ask(
                 "measure", seconds=effort.seconds, least_samples=effort.least_samples, clock=clock
             )
-            timings[process.library].samples += answer["samples"]
+            timings[process.name].samples += answer["samples"]
 
 
 def run_training(
     case: TrainingCase, processes: list[Process], effort: Effort, clock: str
 ) -> dict[str, Timing]:
-    timings = {process.library: Timing() for process in processes}
+    timings = {process.name: Timing() for process in processes}
     compared = case.dropout == 0  # every library draws its own random numbers
     with tempfile.TemporaryDirectory() as folder:
         truth: dict[str, np.ndarray] = {}
         file = str(Path(folder, "gradients.npz"))
         for process in processes:
-            if compared and process.library == "pytorch":
+            if compared and process.name == "pytorch":
                 process.ask("true_gradients", name=case.name, results=file)
                 truth = read_arrays(file)
         for process in processes:
-            timing = timings[process.library]
+            timing = timings[process.name]
             process.ask("prepare_training", name=case.name, results=file)
             if truth:
                 results = read_arrays(file)
                 timing.error = max(relative_error(results[name], exact) for name, exact in truth.items())
     measure(processes, timings, effort, clock)
     for process in processes:
-        timing = timings[process.library]
+        timing = timings[process.name]
         if compared and case.has_loss:
             timing.losses = process.ask("losses", name=case.name, steps=LOSSES)["losses"]
         fresh = process.again()
@@ -317,7 +317,7 @@ class Bench:
         for number, case in enumerate(cases, 1):
             print(f"{group} {number}/{len(cases)}: {case.name}", file=sys.stderr, flush=True)
             if is_training:
-                running = [process for process in self.processes if process.library in TRAINERS]
+                running = [process for process in self.processes if process.name in TRAINERS]
                 timings = run_training(case, running, self.effort, self.clock)
             else:
                 timings = run_case(case, self.processes, self.judge, self.effort, self.clock)
@@ -373,7 +373,7 @@ def conditions(arguments: argparse.Namespace, processes: list[Process], peak: Pe
     if arguments.isa:
         settings = (f"{name}={value}" for name, value in ISA_VARIABLES[arguments.isa].items())
         instruction_sets = f"{arguments.isa}, by {' '.join(settings)}"
-        if any(process.library == "onnxruntime" for process in processes):
+        if any(process.name == "onnxruntime" for process in processes):
             instruction_sets += "; ONNX Runtime, which has no setting, uses all the CPU has"
     return {
         "CPU": cpu_name(),

@@ -33,12 +33,12 @@ STEPS_FOR_MEMORY = 3
 class Worker:
     def __init__(self, library: str) -> None:
         self.name = library
-        self.library = (LIBRARIES | PEERS)[library]()
+        self.timed = (LIBRARIES | PEERS)[library]()
         self.case = None
         self.call: Callable[[], tuple] = lambda: ()
 
     def describe(self) -> dict:
-        return {"version": self.library.version()}
+        return {"version": self.timed.version()}
 
     def truth(self, name: str, results: str) -> dict:
         np.savez(results, **BY_NAME[name].truth())
@@ -49,19 +49,19 @@ class Worker:
         self.case = (BY_NAME | SCALING_BY_NAME)[name]
         self.call = lambda: ()  # the arrays of the case before go
         try:
-            prepared = getattr(self.library, self.case.kind, None)
+            prepared = getattr(self.timed, self.case.kind, None)
             if prepared is None:
                 raise Unsupported(f"no {self.case.kind.replace('_', ' ')}")
-            self.library.check(self.case)
+            self.timed.check(self.case)
             self.call = prepared(self.case, self.case.inputs())
-            with self.library.context(self.case):
+            with self.timed.context(self.case):
                 start = time.perf_counter()
                 arrays = self.call()
                 seconds = time.perf_counter() - start
         except Unsupported as reason:
             return {"unsupported": str(reason)}
         if self.case.comparable():
-            results_of_call = map(self.library.array, arrays)
+            results_of_call = map(self.timed.array, arrays)
             named = dict(zip(self.case.results, results_of_call, strict=True))
             np.savez(results, **self.case.sample(named))
         return {"first_call": seconds}
@@ -70,10 +70,10 @@ class Worker:
         """Bytes that the first call takes at most, result included, above what the library has after a tiny
         one, the inputs and the weights. To be asked of a process that has done nothing else."""
         case = SCALING_BY_NAME[name]
-        with self.library.context(case):
+        with self.timed.context(case):
             tiny = dataclasses.replace(case, batch=1, length=2)
-            getattr(self.library, case.kind)(tiny, tiny.inputs())()
-            call = getattr(self.library, case.kind)(case, case.inputs())
+            getattr(self.timed, case.kind)(tiny, tiny.inputs())()
+            call = getattr(self.timed, case.kind)(case, case.inputs())
             base = memory("VmRSS")
             forget_peak_memory()
             call()
@@ -82,7 +82,7 @@ class Worker:
     def measure(self, seconds: float, least_samples: int, clock: str) -> dict:
         """Calls for that long after one untimed call; returns the seconds per call of each sample."""
         now = CLOCKS[clock]
-        with self.library.context(self.case):
+        with self.timed.context(self.case):
             self.call()
             start = now()
             self.call()
