@@ -292,10 +292,26 @@ def test_softmax_has_gradients_along_any_axis(name, axis, isa):
 
 
 def test_gelu_keeps_the_relative_accuracy_of_small_slopes(isa):
-    x = -np.linspace(1, 12, 200, dtype=np.float32)
+    x = -np.linspace(1, 12, 2001, dtype=np.float32)
     slopes = blasformer.gelu_backward(x, np.ones_like(x))
     exact = reference.gelu_backward(x, np.ones_like(x))
-    np.testing.assert_allclose(slopes, exact, rtol=1e-5)
+    np.testing.assert_allclose(slopes, exact, rtol=1e-6)
+
+
+def test_the_slope_of_gelu_is_accurate_to_a_few_units_in_the_last_place_of_1(isa):
+    x = np.linspace(-14, 14, 20_001, dtype=np.float32)
+    slopes = blasformer.gelu_backward(x, np.ones_like(x))
+    np.testing.assert_allclose(slopes, reference.gelu_backward(x, np.ones_like(x)), rtol=0, atol=3e-7)
+
+
+def test_gelu_of_a_number_does_not_depend_on_its_neighbours(isa):
+    x = np.float32([-12.0, -9.0, -7.75, -3.0, 0.0, 2.0, 9.0, np.nan, -1e-3, np.inf] * 4)
+    ones = np.ones_like(x)
+    together = blasformer.gelu(x), blasformer.gelu_backward(x, ones)
+    for i in range(10):
+        alone = blasformer.gelu(x[i : i + 1]), blasformer.gelu_backward(x[i : i + 1], ones[:1])
+        for of_all, of_one in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(of_all[i::10], np.repeat(of_one, 4))
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -5,6 +5,7 @@
 // the slope of relu, which is 1.
 
 #include "kernels/isa/normal_distribution.h"
+#include "kernels/isa/normal_pieces.h"
 #include "kernels/isa/vector_math.h"
 
 namespace blasformer::BLASFORMER_ISA {
@@ -86,6 +87,30 @@ struct Gelu {
     return {times_normal_cdf<T>(x, tail), times_normal_cdf_slope<T>(x, tail)};
   }
 };
+
+#if defined(BLASFORMER_ISA_avx512)
+template <>
+struct Gelu<float> {
+  using S = Simd<float>;
+  using Vector = S::Vector;
+  static Vector value(Vector x) {
+    const PlaceInPieces place = place_in_pieces(x);
+    const Vector y = times_normal_cdf(x, place);
+    if (place.beyond == 0) [[likely]]
+      return y;
+    return S::select(place.beyond, times_normal_cdf<float>(x, normal_tail<float>(x)), y);
+  }
+  static ValueAndSlope<float> value_and_slope(Vector x) {
+    const PlaceInPieces place = place_in_pieces(x);
+    const Vector y = times_normal_cdf(x, place), slope = times_normal_cdf_slope(x, place);
+    if (place.beyond == 0) [[likely]]
+      return {y, slope};
+    const NormalTail<float> tail = normal_tail<float>(x);
+    return {S::select(place.beyond, times_normal_cdf<float>(x, tail), y),
+            S::select(place.beyond, times_normal_cdf_slope<float>(x, tail), slope)};
+  }
+};
+#endif
 
 }  // namespace
 }  // namespace blasformer::BLASFORMER_ISA
