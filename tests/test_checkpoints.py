@@ -11,7 +11,7 @@ import fresh_python
 import ml_dtypes
 import numpy as np
 import pytest
-from blasformer.io import Checkpoint, load_tensors
+from blasformer.io import Checkpoint, load_tensors, save_tensors
 from checkpoint_files import entry, file_bytes, save, save_sharded
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -427,3 +427,19 @@ def test_opening_a_bad_checkpoint_leaves_no_file_open(tmp_path):
         with pytest.raises(FileNotFoundError):
             Checkpoint(tmp_path)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"arrays": np.ones(3)}, "arrays must map names to arrays, got ndarray"),
+        ({"arrays": {3: np.ones(3)}}, "arrays must have names that are strings, got 3"),
+        ({"arrays": {"a": [1.0]}}, r"arrays\['a'\] must be a NumPy array of float64, .* got list"),
+        ({"arrays": {"a": np.ones(3, complex)}}, r"arrays\['a'\] must be .* got complex128"),
+        ({"arrays": {}, "metadata": "text"}, "metadata must map names to texts, got str"),
+    ],
+)
+def test_what_cannot_be_saved_is_a_type_error_and_writes_nothing(tmp_path, arguments, text):
+    with pytest.raises(TypeError, match=text):
+        save_tensors(tmp_path / "model.safetensors", **arguments)
+    assert list(tmp_path.iterdir()) == []

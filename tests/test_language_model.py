@@ -643,6 +643,8 @@ def test_a_folder_that_cannot_be_written_keeps_what_it_held(tmp_path, monkeypatc
         ({"label_smoothing": 1.5}, ValueError, "label_smoothing must lie between 0 and 1, got 1.5"),
         ({"rng": "1"}, TypeError, "rng must be a numpy.random.Generator or an int, got str"),
         ({"accumulate": {}}, ValueError, "accumulate must have the names of the trainable parameters"),
+        ({"accumulate": {3: np.ones(3)}}, ValueError, "accumulate must have the names .* differing: 3, "),
+        ({"accumulate": 3}, TypeError, "accumulate must map names to arrays, got int"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(arguments, error, text):

@@ -8,7 +8,7 @@ import blasformer
 import numpy as np
 import pytest
 import reference
-from blasformer import nn
+from blasformer import models, nn
 from derivatives import Accuracy
 from layer_cases import ATTENDING, LAYERS, MASKS, lively, make_encoder, normal, same_bits
 from reference import assert_as_accurate_as_numpy
@@ -563,6 +563,62 @@ def test_everything_that_does_not_fit_is_named_at_once_and_nothing_changes():
     assert all(same_bits(array, before[name]) for name, array in layer.parameters().items())
 
 
+class Tensor:
+    """As of another package, that NumPy can read or not."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        if self.array is None:
+            raise TypeError("can't convert a tensor on another device")
+        return self.array
+
+
+def test_tensors_that_numpy_can_read_are_loaded_as_they_are():
+    layer, state = nn.Linear(3, 4, rng=0), nn.Linear(3, 4, rng=1).state_dict()
+    layer.load_state_dict({name: Tensor(array) for name, array in state.items()})
+    assert all(same_bits(array, state[name]) for name, array in layer.parameters().items())
+    nn.Sequential(layer).load_state_dict({"0.bias": Tensor(np.ones(4, np.float32))}, strict=False)
+    assert same_bits(layer.parameters()["bias"], np.ones(4, np.float32))
+    for tensor, got in ((Tensor(np.zeros(4)), "float64"), (Tensor(None), "Tensor")):
+        with pytest.raises(TypeError, match=f"bias must be a NumPy array of float32, got {got}"):
+            layer.load_state_dict({**state, "bias": tensor})
+
+
+@pytest.mark.parametrize("arrays", [None, 3, [np.zeros(4, np.float32)], "weight"])
+def test_what_is_no_state_dict_is_a_type_error(arrays):
+    got = type(arrays).__name__
+    for layer in (nn.Linear(3, 4), nn.Sequential(nn.Linear(3, 4))):
+        with pytest.raises(TypeError, match=f"arrays must map names to arrays, got {got}"):
+            layer.load_state_dict(arrays)
+        with pytest.raises(TypeError, match=f"arrays must map names to arrays, got {got}"):
+            layer.load_state_dict(arrays, strict=False)
+
+
+@pytest.mark.parametrize("dtype", [None, 3, "x", "float16", "bfloat16", {"a": 1}, np.zeros(3), len, "\ud800"])
+def test_a_dtype_that_layers_do_not_have_is_a_type_error_that_says_so(dtype):
+    calls = [
+        lambda: nn.Linear(3, 4, dtype=dtype),
+        lambda: nn.TransformerEncoderLayer(8, 2, dtype=dtype),
+        lambda: models.LanguageModel(5, 8, 16, 2, 1, dtype=dtype),
+        lambda: models.BertModel(None, dtype=dtype),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match="dtype must be float32 or float64, got "):
+            call()
+    if not (isinstance(dtype, str) and dtype == "bfloat16"):
+        with pytest.raises(TypeError, match="dtype must be bfloat16 or float32"):
+            nn.Linear(3, 4).hold_weights(dtype)
+
+
+def test_names_to_freeze_are_given_one_by_one():
+    for layer in (nn.Linear(3, 4), nn.Sequential(nn.Linear(3, 4))):
+        with pytest.raises(TypeError, match=r"patterns must be strings, one by one, got \['\*'\]"):
+            layer.freeze(["*"])
+        assert layer.frozen == frozenset()
+
+
 @pytest.mark.parametrize(("bias", "got"), [([0.0] * 4, "list"), (np.zeros(4, ">f4"), ">f4")])
 def test_wrong_types_alone_are_a_type_error(bias, got):
     layer = nn.Linear(3, 4)
@@ -1001,7 +1057,7 @@ def test_an_encoder_of_pytorch_computes_the_same(activation, norm_first):
     )
     layer = nn.TransformerEncoderLayer(24, 4, 48, activation=activation, norm_first=norm_first, dtype=float)
     ours = nn.TransformerEncoder(layer, 2, nn.LayerNorm(24, dtype=float))
-    ours.load_state_dict({name: tensor.numpy() for name, tensor in theirs.state_dict().items()})
+    ours.load_state_dict(theirs.state_dict())
     x = normal((3, 17, 24), np.float64)
     lengths = np.array([17, 9, 1])
     padding = torch.from_numpy(np.arange(17) >= lengths[:, None])

@@ -400,6 +400,13 @@ def test_adapters_that_do_not_fit_change_nothing(spoil, text, tmp_path):
             TypeError,
             "model must be a layer or model of blasformer",
         ),
+        (lambda layer: lora.add(layer, 3), TypeError, "targets must be names or patterns of names, got int"),
+        (
+            lambda layer: lora.add(layer, ["linear1", 3]),
+            TypeError,
+            "got 3 among them",
+        ),
+        (lambda layer: lora.add(layer, "linear1", also=3), TypeError, "also must be names or patterns"),
         (lora.merge, ValueError, "model must have adapters"),
         (lora.unmerge, ValueError, "model must have adapters"),
         (lora.remove, ValueError, "model must have adapters"),

@@ -1,8 +1,10 @@
 """Optimisers: steps equal to their formulas, which happen as a whole or not at all."""
 
+import copy
 import itertools
 import math
 import os
+import pickle
 import signal
 import threading
 
@@ -228,7 +230,8 @@ BAD_GRADS = [
     ),
     ({}, ValueError, "that is not frozen; missing: a, b$"),
     ([{"a": np.ones(3), "b": np.ones((2, 2))}], ValueError, "grads must be one mapping"),
-    (np.ones(3), TypeError, "grads must map names to arrays, got float64"),
+    (np.ones(3), TypeError, "grads must map names to arrays, got ndarray"),
+    (3, TypeError, "grads must map names to arrays, got int"),
 ]
 
 
@@ -337,6 +340,7 @@ def test_a_step_is_seen_in_views_and_ends_the_use_of_what_was_saved_before():
             "match must be a name with wildcards, a list of them, or a function, got 3",
         ),
         ({"lr": 1.0}, ValueError, "a group must have the key 'match'"),
+        ("weight", TypeError, "a group must map names to values, got str"),
         ({"match": "*", "dampening": 1.0}, ValueError, "a group may have the keys match, .* got dampening"),
         ({"match": "*", "lr": -1.0}, ValueError, "lr of a group must be >= 0 and finite, got -1.0"),
         (
@@ -361,6 +365,7 @@ def test_a_group_that_makes_no_sense_is_refused(group, kind, text):
         (optim.Adam, {"betas": 0.9}, TypeError, "betas must be a pair of numbers, got 0.9"),
         (optim.AdamW, {"eps": -1e-8}, ValueError, "eps must be >= 0 and finite"),
         (optim.Lion, {"weight_decay": True}, TypeError, "weight_decay must be a number, got bool"),
+        (optim.Lion, {"groups": {"match": "*"}}, TypeError, "groups must be a list of dicts, got dict"),
         (optim.Lion, {"clip_norm": 0}, ValueError, "clip_norm must be > 0 or None, got 0"),
         (
             optim.Lion,
@@ -455,6 +460,26 @@ def test_a_restored_optimiser_continues_with_the_same_bits(case, tmp_path):
     for gradient in gradients[3:]:
         restored.step({"weight": gradient})
     np.testing.assert_array_equal(layer.arrays["weight"], whole)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_a_copy_of_a_model_and_its_optimiser_trains_on_by_itself_with_the_same_bits(copied):
+    def step(model, optimizer):
+        y, saved = model.forward(np.ones((5, 3), np.float32))
+        return optimizer.step(model.backward(saved, y)[1])
+
+    model = nn.Sequential(nn.Linear(3, 4, rng=0), nn.LayerNorm(4))
+    optimizer = optim.AdamW(model, lr=0.1, groups=[{"match": optim.biases_and_norms, "weight_decay": 0.0}])
+    step(model, optimizer)
+    other, of_other = copied((model, optimizer))
+    before = model.state_dict()
+    step(other, of_other)
+    for name, array in model.parameters().items():
+        np.testing.assert_array_equal(array, before[name])
+    step(model, optimizer)
+    for name, array in model.parameters().items():
+        np.testing.assert_array_equal(array, other.parameters()[name])
+    assert of_other.steps == optimizer.steps == 2
 
 
 def test_a_state_of_another_optimiser_is_refused_and_changes_nothing():

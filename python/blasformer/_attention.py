@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from . import _core
 from ._batch_invariance import checked_batch_invariance
 from ._core import AttentionSaved
+from ._dtypes import array_dtype
 from ._precision import Precision, at_precision
 from ._random import Rng, draw_seed
 
@@ -431,8 +432,9 @@ def attention_plan(
     query = _shape(query_shape, "query_shape")
     key = _shape(key_shape, "key_shape")
     value = key if value_shape is None else _shape(value_shape, "value_shape")
-    plan = _core.attention_plan(query, key, value, np.dtype(dtype), bias)
-    output_bytes = math.prod([*query[:-1], value[-1]]) * np.dtype(dtype).itemsize
+    element = array_dtype(dtype)
+    plan = _core.attention_plan(query, key, value, element, bias)
+    output_bytes = math.prod([*query[:-1], value[-1]]) * element.itemsize
     return AttentionPlan(
         kernel=plan["kernel"],
         query_tile=plan["query_tile"],

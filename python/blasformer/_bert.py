@@ -13,10 +13,11 @@ import numpy.typing as npt
 
 from . import _core
 from ._attention import Array, ChosenWeights, LayerWeights, choose_layers
+from ._dtypes import float_dtype
 from ._model import MAX_LAYERS, read_parameters, save_folder
 from ._module import add_gradients
 from ._random import Rng, draw_seed
-from .io import Checkpoint, PathLike, float_dtype, read_json, some_names
+from .io import Checkpoint, PathLike, read_json, some_names
 from .nn import Layer
 
 # What config.json calls an activation, and what it is called here.

@@ -19,11 +19,12 @@ from ._bert import (
     _sizes,
     published_config,
 )
+from ._dtypes import float_dtype
 from ._model import read_parameters, save_folder
 from ._module import add_gradients
 from ._random import Rng, draw_seed
 from .functional import softmax
-from .io import Checkpoint, PathLike, float_dtype, read_json
+from .io import Checkpoint, PathLike, read_json
 from .nn import Layer, _integer, _name, _number_or_none
 
 POOLINGS = ("pooler", "mean")

@@ -25,11 +25,12 @@ from ._bert import (
     starts_of,
 )
 from ._bert_classifier import _published_name
+from ._dtypes import float_dtype
 from ._model import read_parameters, save_folder
 from ._module import add_gradients
 from ._random import Rng, draw_seed
 from .functional import log_softmax
-from .io import Checkpoint, PathLike, float_dtype
+from .io import Checkpoint, PathLike
 from .nn import Layer, _integer
 
 HEAD = ("qa_outputs.weight", "qa_outputs.bias")

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ._attention import Array
-from .io import FLOATING, Checkpoint, PathLike, float_dtype, read_json, save_tensors, some_names, write_file
+from ._dtypes import FLOATING, float_dtype
+from .io import Checkpoint, PathLike, read_json, save_tensors, some_names, write_file
 from .nn import Layer
 
 MAX_LAYERS = 1000

@@ -71,6 +71,8 @@ def matching(names: Iterable[str], patterns: tuple[str, ...]) -> set[str]:
     known = list(names)
     found: set[str] = set()
     for pattern in patterns or ("*",):
+        if not isinstance(pattern, str):
+            raise TypeError(f"patterns must be strings, one by one, got {pattern!r}")
         fitting = fnmatch.filter(known, pattern)
         if not fitting:
             raise ValueError(f"patterns must match parameters, got {pattern!r}; there are {', '.join(known)}")

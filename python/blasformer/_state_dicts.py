@@ -22,6 +22,12 @@ class Wanted(NamedTuple):
     dtype: np.dtype[Any]
 
 
+def require_mapping(name: str, value: Any, *, keys: str = "names", of: str = "arrays") -> None:
+    """Raises TypeError unless the argument of that name maps these keys to something."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must map {keys} to {of}, got {type(value).__name__}")
+
+
 def require_fitting(
     subject: str,
     given: Mapping[str, Any],
@@ -63,10 +69,21 @@ def select_fitting(
 
     Raises what require_fitting raises.
     """
-    given = {name: arrays[name] for name in wanted if name in arrays}
+    require_mapping("arrays", arrays)
+    given = {name: _as_array(arrays[name]) for name in wanted if name in arrays}
     if strict:
-        require_fitting(subject, arrays, wanted)
+        require_fitting(subject, {**arrays, **given}, wanted)
     else:
         require_fitting(subject, given, {name: wanted[name] for name in given})
     missing = [name for name in wanted if name not in arrays]
     return given, IncompatibleKeys(missing, [name for name in arrays if name not in wanted])
+
+
+def _as_array(tensor: Any) -> Any:
+    """What NumPy sees in a tensor of another package; the tensor itself if that is nothing."""
+    if isinstance(tensor, np.ndarray) or not hasattr(tensor, "__array__"):
+        return tensor
+    try:
+        return np.asarray(tensor)
+    except (TypeError, ValueError, RuntimeError):  # on another device, or of a dtype that NumPy does not have
+        return tensor

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import _core
+from ._dtypes import array_dtype
 
 Array: TypeAlias = NDArray[Any]
 
@@ -251,7 +252,7 @@ def sinusoidal_positions(
     array([[0.    , 1.    , 0.    , 1.    ],
            [0.8415, 0.5403, 0.01  , 1.    ]], dtype=float32)
     """
-    return _core.sinusoidal_positions(length, d_model, layout, first, dtype)
+    return _core.sinusoidal_positions(length, d_model, layout, first, array_dtype(dtype))
 
 
 # ----------------------------------------------------------------------------------------------------------

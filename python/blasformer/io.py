@@ -17,7 +17,9 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ._dtypes import FLOATING, float_dtype
 from ._optional import require_package
+from ._state_dicts import require_mapping
 
 __all__ = ["Checkpoint", "load_tensors", "save_tensors"]
 
@@ -42,7 +44,6 @@ DTYPES |= {
     for letter, kind in (("I", "int"), ("U", "uint"))
     for bits in (8, 16, 32, 64)
 }
-FLOATING = ("float64", "float32", "float16", "bfloat16")
 
 
 class Checkpoint:
@@ -178,10 +179,16 @@ def save_tensors(
     """
     safetensors = require_package("safetensors", extra="io", purpose="writing checkpoints")
     numpy_format = require_package("safetensors.numpy", extra="io", purpose="writing checkpoints")
+    require_mapping("arrays", arrays)
     for name, array in arrays.items():
+        if not isinstance(name, str):
+            raise TypeError(f"arrays must have names that are strings, got {name!r}")
         if not isinstance(array, np.ndarray) or array.dtype.name not in DTYPES.values():
             got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-            raise TypeError(f"{name!r} must be a NumPy array of {', '.join(DTYPES.values())}, got {got}")
+            wanted = ", ".join(DTYPES.values())
+            raise TypeError(f"arrays[{name!r}] must be a NumPy array of {wanted}, got {got}")
+    if metadata is not None:
+        require_mapping("metadata", metadata, of="texts")
     dense = {  # the package writes the memory of an array from its first element on, whatever its strides are
         name: array if array.flags.c_contiguous else array.copy(order="C") for name, array in arrays.items()
     }
@@ -220,17 +227,6 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def float_dtype(dtype: FloatDType) -> np.dtype[Any]:
-    """dtype as np.float32 or np.float64; TypeError for any other."""
-    try:
-        result = np.dtype(dtype)
-    except TypeError:
-        raise TypeError(f"dtype must be float32 or float64, got {dtype!r}") from None
-    if result not in (np.float32, np.float64):
-        raise TypeError(f"dtype must be float32 or float64, got {result}")
-    return result
 
 
 def some_names(names: Collection[str], limit: int = 20) -> str:

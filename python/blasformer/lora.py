@@ -31,8 +31,9 @@ import numpy as np
 
 from . import _core
 from ._attention import Array
+from ._dtypes import FLOATING
 from ._random import Rng, draw_seed
-from .io import FLOATING, Checkpoint, PathLike, read_json, save_tensors, some_names, write_file
+from .io import Checkpoint, PathLike, read_json, save_tensors, some_names, write_file
 from .nn import Layer, _integer, _number
 
 __all__ = ["add", "load", "merge", "remove", "save", "unmerge"]
@@ -86,11 +87,9 @@ def add(
     ['linear1', 'linear2']
     """
     _require_none(model)
-    names = _matching(
-        list(model._held.linear_layers()), [targets] if isinstance(targets, str) else list(targets)
-    )
+    names = _matching(list(model._held.linear_layers()), _patterns("targets", targets))
     rank, alpha, dropout = _checked(rank, alpha, dropout)
-    also = [also] if isinstance(also, str) else list(also)
+    also = _patterns("also", also)
     trained = model._matching(tuple(also)) if also else set()
     _attach(model, names, rank, alpha, dropout, trained, np.random.default_rng() if rng is None else rng)
     return names
@@ -351,6 +350,18 @@ def _saved_names(settings: Mapping[str, Any]) -> list[str]:
     """The names of what is saved."""
     adapters = [_parameter(name, f"lora_{part}.weight") for name in settings["names"] for part in "AB"]
     return adapters + list(settings["also"])
+
+
+def _patterns(name: str, values: str | Iterable[str]) -> list[str]:
+    if isinstance(values, str):
+        return [values]
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be names or patterns of names, got {type(values).__name__}")
+    patterns = list(values)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"{name} must be names or patterns of names, got {pattern!r} among them")
+    return patterns
 
 
 def _matching(names: list[str], targets: list[str]) -> list[str]:

@@ -29,11 +29,11 @@ from numpy.typing import DTypeLike
 from . import _core
 from ._attention import Array, Causal, LayerWeights, WeightSelection, choose_layers, choose_weights
 from ._composite import Composite, require_module
+from ._dtypes import bfloat16, dtype_name, float_dtype
 from ._module import Module, add_gradients, infer, matching
-from ._optional import require_package
 from ._random import Rng, draw_seed
 from ._sequential import Sequential
-from ._state_dicts import IncompatibleKeys, Wanted, select_fitting
+from ._state_dicts import IncompatibleKeys, Wanted, require_mapping, select_fitting
 
 __all__ = [
     "DecoderCache",
@@ -109,9 +109,7 @@ class Layer:
         """What linear layers hold their weights in: the layer's dtype, or bfloat16 after hold_weights."""
         if not self._held.holds_bfloat16():
             return self.dtype
-        ml_dtypes = require_package("ml_dtypes", extra="io", purpose="weights in bfloat16")
-        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return bfloat16
+        return bfloat16("weights in bfloat16")
 
     def hold_weights(self, dtype: DTypeLike) -> None:
         """Hold the weights of linear layers in bfloat16, for inference with half the memory, or as before.
@@ -137,13 +135,13 @@ class Layer:
         >>> layer(np.ones((2, 256), np.float32)).dtype, layer.parameters()["weight"].dtype
         (dtype('float32'), dtype(bfloat16))
         """
-        name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+        name = dtype_name(dtype)
         if name not in ("bfloat16", self.dtype.name):
             raise TypeError(
                 f"dtype must be bfloat16 or {self.dtype}, in which the layer computes, got {name}"
             )
         if name == "bfloat16":
-            require_package("ml_dtypes", extra="io", purpose="weights in bfloat16")
+            bfloat16("weights in bfloat16")
         self._held.hold_bfloat16(name == "bfloat16")
 
     def state_dict(self) -> dict[str, Array]:
@@ -154,7 +152,8 @@ class Layer:
         """Replace the parameters by copies of `arrays`, named as in parameters(): all of them, or on an error
         none.
 
-        arrays: NumPy arrays of the parameters' dtypes and shapes
+        arrays: of the parameters' dtypes and shapes, in NumPy, or as tensors that NumPy can read: the state
+            dict of a PyTorch layer on the CPU
         strict: False passes over names that are missing or unexpected; they are returned.
 
         Raises ValueError that lists everything that does not fit: missing, unexpected, wrong shape, wrong
@@ -225,10 +224,11 @@ class Layer:
         return d_input, grads if accumulate is None else add_gradients(accumulate, grads)
 
     def _check_gradients(self, gradients: Mapping[str, Array]) -> None:
+        require_mapping("accumulate", gradients)
         frozen = self.frozen
         wanted = {name: array for name, array in self.parameters().items() if name not in frozen}
         if set(gradients) != set(wanted):
-            different = ", ".join(sorted(set(gradients) ^ set(wanted)))
+            different = ", ".join(sorted(map(str, set(gradients) ^ set(wanted))))
             raise ValueError(
                 f"accumulate must have the names of the trainable parameters; differing: {different}"
             )
@@ -316,9 +316,7 @@ def _require_float_weights(name: str, layer: Layer) -> None:
 
 
 def _dtype(dtype: DTypeLike) -> str:
-    name: str | None = None if dtype is None else np.dtype(dtype).name
-    if name not in ("float32", "float64"):
-        raise TypeError(f"dtype must be float32 or float64, got {name}")
+    name: str = float_dtype(dtype).name
     return name
 
 

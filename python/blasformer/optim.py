@@ -33,7 +33,7 @@ from . import _core
 from ._attention import Array
 from ._interrupts import DeferredInterrupt
 from ._module import leaves
-from ._state_dicts import Wanted, require_fitting
+from ._state_dicts import Wanted, require_fitting, require_mapping
 
 __all__ = [
     "SGD",
@@ -125,6 +125,8 @@ class Optimizer(ABC):
         if not self._layers:
             raise ValueError("layers must not be empty")
         self._values, self._lr_ratios, self._frozen = [values], [1.0], [False]
+        if not isinstance(groups, (list, tuple)):
+            raise TypeError(f"groups must be a list of dicts, got {type(groups).__name__}")
         for group in groups:
             self._add_group(group, values)
         self._leaves = [
@@ -140,6 +142,7 @@ class Optimizer(ABC):
 
     def _add_group(self, group: Mapping[str, Any], defaults: dict[str, Any]) -> None:
         """The values of a group: its own, and the constructor's for the rest."""
+        require_mapping("a group", group, of="values")
         known = ("match", "frozen", "lr", *defaults)
         if unknown := [str(key) for key in group if key not in known]:
             raise ValueError(f"a group may have the keys {', '.join(known)}, got {', '.join(unknown)}")
@@ -405,6 +408,7 @@ class Optimizer(ABC):
     def _read(self, state: Mapping[str, Any]) -> tuple[int, float, dict[str, list[Array]], dict[str, int]]:
         """Steps, learning rate, memory and steps of the parameters that a state dict holds."""
         kind = f"state must be a state dict of {type(self).__name__}"
+        require_mapping("state", state, of="numbers and arrays")
         number = Wanted((), np.dtype(np.float64))
         needed, optional = {"step": number, "lr": number}, dict[str, Wanted]()
         active = {parameter.name for parameter in self._active()}
@@ -429,6 +433,12 @@ class Optimizer(ABC):
                 memory[parameter.name] = [given[name].copy(order="C") for name in names]
                 counts[parameter.name] = int(numbers[f"step.{parameter.name}"])
         return int(numbers["step"]), numbers["lr"], memory, counts
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_in_use"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _in_use=threading.Lock())
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value}" for name, value in self._values[0].items())
@@ -478,10 +488,9 @@ def _write_back(source: Any, dense: Any) -> None:
 
 
 def _mappings(grads: Gradients) -> list[Mapping[str, Array]]:
-    mappings = [grads] if isinstance(grads, Mapping) else list(grads)
+    mappings: list[Any] = list(grads) if isinstance(grads, (list, tuple)) else [grads]
     for mapping in mappings:
-        if not isinstance(mapping, Mapping):
-            raise TypeError(f"grads must map names to arrays, got {type(mapping).__name__}")
+        require_mapping("grads", mapping)
     return mappings
 
 
