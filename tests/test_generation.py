@@ -239,6 +239,7 @@ def test_tokens_are_drawn_as_often_as_they_are_probable():
         ({"rng": 1.0}, TypeError, "rng must be a numpy.random.Generator or an int, got float"),
         ({"stop_ids": 29}, IndexError, r"stop_ids must lie in \[0, 29\), got 29"),
         ({"stop_ids": [1.0]}, TypeError, "stop_ids must be an integer, got float"),
+        ({"stop_ids": 1.0}, TypeError, "stop_ids must be an integer or several, got float"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(arguments, error, text):

@@ -320,6 +320,21 @@ def test_edits_of_a_sequential_happen_as_a_whole_or_not_at_all():
     assert (model[1].bias == 0).all()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "kind", "text"),
+    [
+        ({"arguments": 3}, TypeError, "arguments must map indices to keyword arguments, got int"),
+        ({"arguments": {1: 3}}, TypeError, r"arguments\[1\] must map names to arguments, got int"),
+        ({"arguments": {2: {}}}, IndexError, "arguments must be given by layer, 0 to 1, got 2"),
+        ({"rng": True}, TypeError, "rng must be a numpy.random.Generator or an int, got bool"),
+        ({"rng": -1}, ValueError, "rng must be a numpy.random.Generator or an int >= 0, got -1"),
+    ],
+)
+def test_what_a_sequential_cannot_pass_on_is_refused(arguments, kind, text):
+    with pytest.raises(kind, match=text):
+        nn.Sequential(nn.Linear(5, 4, rng=0), Affine(4, 3)).forward(np.ones((2, 5), np.float32), **arguments)
+
+
 def test_what_is_no_layer_is_refused():
     with pytest.raises(TypeError, match=r"layer 1 must have parameters\(\), as nn.Module says, got function"):
         nn.Sequential(Affine(), lambda x: x)

@@ -324,6 +324,13 @@ def test_without_a_loss_or_a_count_there_is_a_clear_error():
         ({"epochs": None}, ValueError, "epochs or max_steps must be given"),
         ({"accumulate": True}, TypeError, "accumulate must be an integer, got bool"),
         ({"early_stopping": train.EarlyStopping()}, ValueError, "evaluate must be given for early_stopping"),
+        ({"early_stopping": 3}, TypeError, "early_stopping must be an EarlyStopping, got int"),
+        ({"count": 3}, TypeError, "count must be a function, got int"),
+        ({"schedule": 1e-3}, TypeError, "schedule must be a function, got float"),
+        ({"callbacks": print}, TypeError, "callbacks must be a sequence of functions, got builtin_function"),
+        ({"callbacks": [print, 3]}, TypeError, r"callbacks\[1\] must be a function, got int"),
+        ({"batches": 3}, TypeError, "batches must be batches, or a function, got int"),
+        ({"evaluate": 3}, TypeError, "evaluate must be batches, or a function, got int"),
         ({"batches": []}, ValueError, "batches must have a batch in every epoch, got none in epoch 0"),
         ({"batches": [X]}, TypeError, r"a batch must be \(inputs..., targets\) or a dict"),
         ({"batches": [{"x": X}]}, ValueError, "a batch must have the key 'targets', got x"),
@@ -339,6 +346,29 @@ def test_without_a_loss_or_a_count_there_is_a_clear_error():
 def test_arguments_that_make_no_sense_are_refused(arguments, kind, text):
     with pytest.raises(kind, match=text):
         fit(make_model(), **arguments)
+
+
+def test_what_is_no_layer_or_no_loss_is_refused():
+    model = make_model()
+    with pytest.raises(TypeError, match=r"model must have parameters\(\), as nn.Module says, got list"):
+        train.fit([], BATCHES, loss=cross_entropy, optimizer=optim.SGD(model))
+    with pytest.raises(TypeError, match="loss must be a function, got str"):
+        train.fit(model, BATCHES, loss="mse", optimizer=optim.SGD(model))
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind", "text"),
+    [
+        ({"patience": 0}, ValueError, "patience must be >= 1, got 0"),
+        ({"patience": 1.5}, TypeError, "patience must be an integer, got float"),
+        ({"metric": 3}, TypeError, "metric must be a string, got int"),
+        ({"min_delta": "0.1"}, TypeError, "min_delta must be a number, got str"),
+        ({"min_delta": np.nan}, ValueError, "min_delta must be >= 0 and finite, got nan"),
+    ],
+)
+def test_rules_of_early_stopping_that_make_no_sense_are_refused(rule, kind, text):
+    with pytest.raises(kind, match=text):
+        train.EarlyStopping(**rule)
 
 
 def test_a_loss_that_is_not_finite_is_an_error_that_leaves_the_weights_of_the_step_before():

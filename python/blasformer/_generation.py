@@ -15,9 +15,11 @@ from ._random import Rng, draw_seed
 from .functional import log_softmax
 from .nn import _integer, _number
 
+LARGEST_PENALTY = 10  # so that a power of any length is a number
+
 
 def sequences_of(
-    name: str, sequences: Any, lengths: ArrayLike | None, vocab_size: int
+    name: str, sequences: Any, lengths: ArrayLike | None, vocab_size: int, lengths_name: str = "lengths"
 ) -> tuple[list[Array], bool]:
     """Sequences of ids as arrays of their own, and whether there was only one, without an axis for the batch.
 
@@ -38,12 +40,16 @@ def sequences_of(
     if lengths is not None:
         counts = np.atleast_1d(np.asarray(lengths))
         if counts.dtype.kind not in "iu":
-            raise TypeError(f"lengths must be integers, got {counts.dtype}")
+            raise TypeError(f"{lengths_name} must be integers, got {counts.dtype}")
         if counts.shape != (len(rows),):
-            raise ValueError(f"lengths must have the shape ({len(rows)},) to fit {name}, got {counts.shape}")
+            raise ValueError(
+                f"{lengths_name} must have the shape ({len(rows)},) to fit {name}, got {counts.shape}"
+            )
         for row, count in zip(rows, counts, strict=True):
             if not 0 <= count <= len(row):
-                raise ValueError(f"lengths must lie between 0 and the {len(row)} ids of {name}, got {count}")
+                raise ValueError(
+                    f"{lengths_name} must lie between 0 and the {len(row)} ids of {name}, got {count}"
+                )
         rows = [row[:count] for row, count in zip(rows, counts, strict=True)]
     for row in rows:
         if row.ndim != 1 or (row.size and row.dtype.kind not in "iu"):
@@ -65,7 +71,10 @@ def padded(rows: Sequence[Array]) -> tuple[Array, Array]:
 
 def token_ids(name: str, ids: int | Collection[int], vocab_size: int) -> frozenset[int]:
     """One id or several, all of which exist."""
-    given = [ids] if isinstance(ids, (int, np.integer)) else list(ids)
+    try:
+        given = [ids] if isinstance(ids, (int, np.integer)) else list(ids)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer or several, got {type(ids).__name__}") from None
     chosen = frozenset(_integer(name, token) for token in given)
     for token in chosen:
         if not 0 <= token < vocab_size:
@@ -119,8 +128,9 @@ class BeamSearch:
     def __init__(self, sources: int, beams: int, max_tokens: int, length_penalty: float, eos_id: int) -> None:
         if beams < 1:
             raise ValueError(f"beams must be at least 1, got {beams}")
-        if not math.isfinite(length_penalty):
-            raise ValueError(f"length_penalty must be finite, got {length_penalty}")
+        if not abs(length_penalty) <= LARGEST_PENALTY:
+            limits = f"-{LARGEST_PENALTY} and {LARGEST_PENALTY}"
+            raise ValueError(f"length_penalty must lie between {limits}, got {length_penalty}")
         self._beams, self._max_tokens = beams, max_tokens
         self._length_penalty, self._eos_id = length_penalty, eos_id
         self._finished: list[_Finished | None] = [None] * sources

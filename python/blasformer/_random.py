@@ -9,12 +9,17 @@ import numpy as np
 Rng: TypeAlias = np.random.Generator | int
 
 
+def generator_of(rng: Rng) -> np.random.Generator:
+    """A Generator itself, or one that an int >= 0 seeds."""
+    if isinstance(rng, np.random.Generator):
+        return rng
+    if isinstance(rng, bool) or not isinstance(rng, (int, np.integer)):
+        raise TypeError(f"rng must be a numpy.random.Generator or an int, got {type(rng).__name__}")
+    if rng < 0:
+        raise ValueError(f"rng must be a numpy.random.Generator or an int >= 0, got {rng}")
+    return np.random.default_rng(rng)
+
+
 def draw_seed(rng: Rng) -> int:
     """64 random bits drawn from a Generator, or from one that an int >= 0 seeds."""
-    if not isinstance(rng, np.random.Generator):
-        if isinstance(rng, bool) or not isinstance(rng, (int, np.integer)):
-            raise TypeError(f"rng must be a numpy.random.Generator or an int, got {type(rng).__name__}")
-        if rng < 0:
-            raise ValueError(f"rng must be a numpy.random.Generator or an int >= 0, got {rng}")
-        rng = np.random.default_rng(rng)
-    return int(rng.integers(0, 2**64, dtype=np.uint64))
+    return int(generator_of(rng).integers(0, 2**64, dtype=np.uint64))

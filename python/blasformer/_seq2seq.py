@@ -388,7 +388,8 @@ class Seq2Seq(Model):
         """Sources, (batch, length) or (batch, length, features), their lengths, and whether there was only
         one, without an axis for the batch."""
         if self._arguments["source_features"] is None:
-            rows, single = sequences_of("source_ids", sources, lengths, self._arguments["source_vocab_size"])
+            vocab_size = self._arguments["source_vocab_size"]
+            rows, single = sequences_of("source_ids", sources, lengths, vocab_size, "source_lengths")
             return *padded(rows), single
         features = self._arguments["source_features"]
         if isinstance(sources, np.ndarray):

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from ._attention import Array
 from ._composite import Composite, require_module
 from ._module import add_gradients, infer
-from ._random import Rng
+from ._random import Rng, generator_of
+from ._state_dicts import require_mapping
 
 Arguments = Mapping[int, Mapping[str, Any]]
 
@@ -96,7 +95,7 @@ class Sequential(Composite):
     ) -> tuple[Any, list[Any]]:
         """The output, and what the gradients of all layers need. Dropout acts if there is an rng."""
         given = self._arguments(arguments)
-        generator = np.random.default_rng(rng) if isinstance(rng, (int, np.integer)) else rng
+        generator = None if rng is None else generator_of(rng)
         saved = []
         for layer, keywords in zip(self.layers, given, strict=True):
             x, of_layer = layer.forward(x, rng=generator, **keywords)
@@ -116,11 +115,14 @@ class Sequential(Composite):
 
     def _arguments(self, arguments: Arguments | None) -> list[Mapping[str, Any]]:
         """The keyword arguments of each layer."""
-        given = {} if arguments is None else dict(arguments)
+        given = {} if arguments is None else arguments
+        require_mapping("arguments", given, of="keyword arguments", keys="indices")
         if unknown := [index for index in given if index not in range(len(self.layers))]:
             raise IndexError(
                 f"arguments must be given by layer, 0 to {len(self.layers) - 1}, got {unknown[0]}"
             )
+        for index, keywords in given.items():
+            require_mapping(f"arguments[{index}]", keywords, of="arguments")
         return [given.get(index, {}) for index in range(len(self.layers))]
 
     def __repr__(self) -> str:

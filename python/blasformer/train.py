@@ -32,6 +32,7 @@ import numpy as np
 
 from ._attention import Array
 from ._checkpoints import CheckpointFolder, TrainingState, part, read_training_state
+from ._composite import require_module
 from ._interrupts import StopRequest
 from ._module import add_gradients, infer, write_parameters
 from ._optional import require_package
@@ -64,6 +65,18 @@ class EarlyStopping:
     larger_is_better: bool = False
     min_delta: float = 0.0
     restore_best: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.patience, bool) or not isinstance(self.patience, (int, np.integer)):
+            raise TypeError(f"patience must be an integer, got {type(self.patience).__name__}")
+        if self.patience < 1:
+            raise ValueError(f"patience must be >= 1, got {self.patience}")
+        if not isinstance(self.metric, str):
+            raise TypeError(f"metric must be a string, got {type(self.metric).__name__}")
+        if not isinstance(self.min_delta, (int, float, np.integer, np.floating)):
+            raise TypeError(f"min_delta must be a number, got {type(self.min_delta).__name__}")
+        if not 0 <= self.min_delta < math.inf:
+            raise ValueError(f"min_delta must be >= 0 and finite, got {self.min_delta}")
 
 
 class Step(NamedTuple):
@@ -265,13 +278,26 @@ def _count_targets(targets: Any) -> float:
 
 
 def _objective(model: Any, loss: Loss | None, count: Callable[[Any], float] | None) -> _Objective:
+    _require_callable("count", count)
     if loss is not None:
+        require_module("model", model)
+        _require_callable("loss", loss)
         return _LayerObjective(model, loss, count)
     if not hasattr(model, "loss_and_gradients"):
         raise TypeError(
             f"loss must be given, as {type(model).__name__} has no loss_and_gradients() of its own, got None"
         )
     return _ModelObjective(model, count)
+
+
+def _require_callable(name: str, value: Any) -> None:
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be a function, got {type(value).__name__}")
+
+
+def _require_batches(name: str, value: Any) -> None:
+    if not callable(value) and not hasattr(value, "epoch") and not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be batches, or a function, got {type(value).__name__}")
 
 
 def fit(
@@ -368,8 +394,20 @@ def fit(
         )
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be one of blasformer.optim, got {type(optimizer).__name__}")
-    if early_stopping is not None and evaluate is None:
-        raise ValueError("evaluate must be given for early_stopping")
+    _require_batches("batches", batches)
+    if evaluate is not None:
+        _require_batches("evaluate", evaluate)
+    _require_callable("schedule", schedule)
+    if not isinstance(callbacks, Sequence):
+        raise TypeError(f"callbacks must be a sequence of functions, got {type(callbacks).__name__}")
+    for index, callback in enumerate(callbacks):
+        _require_callable(f"callbacks[{index}]", callback)
+    if early_stopping is not None:
+        if not isinstance(early_stopping, EarlyStopping):
+            got = type(early_stopping).__name__
+            raise TypeError(f"early_stopping must be an EarlyStopping, got {got}")
+        if evaluate is None:
+            raise ValueError("evaluate must be given for early_stopping")
     run = _Run(
         model=model,
         objective=_objective(model, loss, count),
