@@ -8,6 +8,8 @@
 
 #include "kernels/product_kernels.h"
 
+#include <cstring>
+
 #include "kernels/isa/block_product.h"
 #include "kernels/isa/transpose.h"
 
@@ -85,19 +87,43 @@ inline void transpose_strip(const float* x, Index stride, Index rows, Index dept
 }
 #endif
 
+// packed[k * rows + r] = x[k * stride + r]
+template <class T, int rows>
+inline void copy_strip(const T* x, Index stride, Index depth, T* packed) {
+  for (Index k = 0; k < depth; ++k) std::memcpy(packed + k * rows, x + k * stride, rows * sizeof(T));
+}
+
+template <class T>
+using CopyStrip = void (*)(const T* x, Index stride, Index depth, T* packed);
+
+template <class T>
+constexpr CopyStrip<T> kCopyStrip[kMaxRows] = {
+    copy_strip<T, 1>,  copy_strip<T, 2>,  copy_strip<T, 3>,
+    copy_strip<T, 4>,  copy_strip<T, 5>,  copy_strip<T, 6>,
+#if defined(BLASFORMER_ISA_avx512)
+    copy_strip<T, 7>,  copy_strip<T, 8>,  copy_strip<T, 9>,
+    copy_strip<T, 10>, copy_strip<T, 11>, copy_strip<T, 12>,
+#endif
+};
+
 template <class T>
 void pack_left(MatrixView<T> left, Index rows, Index depth, T* packed) {
-  each_strip(rows, [&](Index first, Index height) {
-    const T* const x = left.data + first * left.row_stride;
-    if (left.column_stride == 1) {
-      transpose_strip(x, left.row_stride, height, depth, packed);
-    } else {
-      for (Index k = 0; k < depth; ++k) {
-        for (Index r = 0; r < height; ++r) packed[k * height + r] = x[k * left.column_stride + r];
-      }
-    }
-    packed += height * depth;
-  });
+  if (left.column_stride == 1) {
+    each_strip(rows, [&](Index first, Index height) {
+      transpose_strip(left.data + first * left.row_stride, left.row_stride, height, depth,
+                      packed + first * depth);
+    });
+    return;
+  }
+  // A few lines of what is read are shared among all strips while they are in the L1 cache: that of a whole
+  // strip would not stay there, least of all where the lines lie a power of two apart.
+  constexpr Index lines = 8;
+  for (Index k = 0; k < depth; k += lines) {
+    each_strip(rows, [&](Index first, Index height) {
+      kCopyStrip<T>[height - 1](left.data + k* left.column_stride + first, left.column_stride,
+                                smaller(lines, depth - k), packed + first* depth + k* height);
+    });
+  }
 }
 
 template <class T>
