@@ -4,6 +4,7 @@
 #include <signal.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -99,10 +100,23 @@ class InterruptPoll {
   Clock::time_point last_ = Clock::now();
 };
 
+// The tasks that a worker begins with: [next, end). When it has none left it takes those of others.
+struct alignas(64) Share {
+  std::atomic<Index> next;
+  Index end;
+};
+
 // One call of parallel_for.
 class Job {
  public:
-  Job(Index tasks, TaskFunction function) : tasks_(tasks), function_(function) {}
+  // shares: one for each thread, in use until the job is done.
+  Job(Index tasks, TaskFunction function, Share* shares, int threads)
+      : function_(function), shares_(shares), threads_(threads) {
+    for (int i = 0; i < threads; ++i) {
+      shares[i].next.store(tasks * i / threads, std::memory_order_relaxed);
+      shares[i].end = tasks * (i + 1) / threads;
+    }
+  }
 
   // Runs tasks until none is left. between_tasks may throw as a task may.
   template <class BetweenTasks>
@@ -111,17 +125,20 @@ class Job {
     set_current_precision(precision_);
     set_batch_invariant(batch_invariant_);
     try {
-      for (;;) {
-        const Index task = next_.fetch_add(1, std::memory_order_relaxed);
-        if (task >= tasks_) return;
-        inside_task = true;
-        function_(task, worker);
-        inside_task = false;
-        between_tasks();
+      for (int i = 0; i < threads_; ++i) {
+        Share& share = shares_[(worker + i) % threads_];
+        for (;;) {
+          const Index task = share.next.fetch_add(1, std::memory_order_relaxed);
+          if (task >= share.end) break;
+          inside_task = true;
+          function_(task, worker);
+          inside_task = false;
+          between_tasks();
+        }
       }
     } catch (...) {
       inside_task = false;
-      next_.store(tasks_, std::memory_order_relaxed);
+      for (int i = 0; i < threads_; ++i) shares_[i].next.store(shares_[i].end, std::memory_order_relaxed);
       if (!failed_.exchange(true)) error_ = std::current_exception();
     }
   }
@@ -131,13 +148,13 @@ class Job {
   }
 
  private:
-  const Index tasks_;
   const TaskFunction function_;
+  Share* const shares_;
+  const int threads_;
   // Those of the calling thread, so that results do not depend on who runs a task.
   const unsigned mode_ = floating_point_mode();
   const Precision precision_ = current_precision();
   const bool batch_invariant_ = batch_invariant();
-  alignas(64) std::atomic<Index> next_{0};
   std::atomic<bool> failed_{false};
   std::exception_ptr error_;
 };
@@ -216,6 +233,9 @@ class Pool {
   // The threads are not here any more: this is a child process.
   void lose_threads() { threads_exist_ = false; }
 
+  // For the job that runs: kMaxThreads of them.
+  Share* shares() { return shares_.data(); }
+
   // False if a thread took a part of the job and was lost: the interrupt check forked this process.
   bool run(Job& job, int threads) {
     grow(threads - 1);
@@ -240,6 +260,7 @@ class Pool {
   }
 
   std::atomic<bool> in_use_{false}, threads_exist_{true};
+  std::array<Share, kMaxThreads> shares_;
   std::vector<std::unique_ptr<Worker>> workers_;
   Clock::time_point next_creation_{};
 };
@@ -327,7 +348,7 @@ void parallel_for(Index tasks, double work, TaskFunction function, int threads) 
   if (threads == 1) return run_serially(tasks, function);
   Pool& shared = pool();
   if (!shared.try_acquire()) return run_serially(tasks, function);
-  Job job(tasks, function);
+  Job job(tasks, function, shared.shares(), threads);
   const bool complete = shared.run(job, threads);
   shared.release();
   job.rethrow_error();

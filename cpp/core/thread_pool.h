@@ -35,8 +35,10 @@ std::optional<int> override_num_threads(std::optional<int> count);
 
 // Calls function(task, worker) for every task in [0, tasks), on up to `threads` threads, and returns when all
 // are done. worker is in [0, threads) and is held by one thread at a time: it selects a workspace. (Whoever
-// makes workspaces asks num_threads() once and passes it on: another thread may change it in between.) Tasks
-// are handed out one by one in rising order; which worker runs one must not influence its result. Serial when
+// makes workspaces asks num_threads() once and passes it on: another thread may change it in between.) Every
+// thread begins with its share of the tasks, which are cut evenly in their order, and then takes what is left
+// of others': in loops over the same rows each core finds those of the loop before in its own cache. Which
+// worker runs a task must not influence its result. Serial when
 // tasks <= 1, when the estimated work is too small to pay for waking a worker, when called from inside a
 // task, or while another thread is using the pool. The first exception of a task stops the handing out and is
 // rethrown here; so is that of the interrupt check, which the calling thread asks every few milliseconds
