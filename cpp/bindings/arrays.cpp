@@ -226,7 +226,7 @@ py::array new_array(DType dtype, const Index* shape, int rank) {
   for (int axis = 0; axis < rank; ++axis) {
     if (__builtin_mul_overflow(bytes, shape[axis], &bytes)) throw std::bad_array_new_length();
   }
-  if (bytes < static_cast<Index>(kKeptFrom)) return py::array(numpy_dtype(dtype), extents);
+  if (bytes < static_cast<Index>(kLargeBlock)) return py::array(numpy_dtype(dtype), extents);
   const OurMemory ours;
   return py::array(numpy_dtype(dtype), extents);
 }
@@ -249,7 +249,7 @@ py::array numpy_view(const Tensor<T>& tensor, bool writeable) {
   const py::capsule owner(keep_alive, [](void* p) { delete static_cast<std::shared_ptr<T[]>*>(p); });
   const std::vector<py::ssize_t> shape(tensor.shape().begin(), tensor.shape().end());
   py::array_t<T> array(shape, tensor.data(), owner);
-  if (!writeable) array.attr("setflags")(py::arg("write") = false);
+  if (!writeable) py::detail::array_proxy(array.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
   return array;
 }
 

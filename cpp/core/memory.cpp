@@ -9,9 +9,9 @@
 #include <bit>
 #include <cstdio>
 #include <cstdlib>
-#include <map>
+#include <iterator>
 #include <new>
-#include <vector>
+#include <utility>
 
 #include "core/kept_memory.h"
 
@@ -19,15 +19,27 @@ namespace blasformer {
 
 namespace {
 
-constexpr std::size_t kHeader = 64;  // in front of the memory: its capacity, and the alignment
+constexpr std::size_t kAlignment = 64;
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
-std::size_t& capacity_of(void* block) { return *static_cast<std::size_t*>(block); }
+// In front of the memory.
+struct alignas(kAlignment) Header {
+  std::size_t capacity;  // with the header
+  Header* next;          // of the same capacity, while nobody uses it
+};
 
 // Sizes that differ by up to a 32nd share blocks.
+std::size_t capacity_step(std::size_t bytes) { return std::max(kAlignment, std::bit_floor(bytes) / 32); }
+
 std::size_t rounded_capacity(std::size_t bytes) {
-  const std::size_t step = std::bit_floor(bytes) / 32;
+  const std::size_t step = capacity_step(bytes);
   return (bytes + step - 1) / step * step;
+}
+
+// Rises with the capacity; rounded capacities have one each.
+std::size_t class_of(std::size_t capacity) {
+  const auto octave = static_cast<std::size_t>(std::bit_width(capacity)) - 1;
+  return octave * 32 + (capacity - std::bit_floor(capacity)) / capacity_step(capacity);
 }
 
 // The memory this process may use: the machine's, or what its control group is granted.
@@ -48,34 +60,33 @@ std::size_t available_memory() {
 // Blocks that nobody uses. One thread at a time; others, and a child forked while one was here, do without.
 class KeptBlocks {
  public:
-  void* take(std::size_t capacity) noexcept {
+  Header* take(std::size_t capacity) noexcept {
     if (busy_.test_and_set(std::memory_order_acquire)) return nullptr;
-    void* block = nullptr;
+    Header* block = nullptr;
     // A block up to half as large again will do: memory that waits for its own size is memory twice.
-    for (auto blocks = blocks_.lower_bound(capacity);
-         block == nullptr && blocks != blocks_.end() && blocks->first <= capacity + capacity / 2; ++blocks) {
-      if (blocks->second.empty()) continue;
-      block = blocks->second.back();
-      blocks->second.pop_back();
-      bytes_ -= blocks->first;
+    const std::size_t last = std::min(class_of(capacity + capacity / 2), kClasses - 1);
+    for (std::size_t i = class_of(capacity); block == nullptr && i <= last; ++i) {
+      block = first_[i];
+      if (block == nullptr) continue;
+      first_[i] = block->next;
+      bytes_[is_large(block->capacity)] -= block->capacity;
     }
     busy_.clear(std::memory_order_release);
     return block;
   }
 
   // False if the block is to be freed.
-  bool keep(void* block, std::size_t capacity) noexcept {
-    if (capacity > limit_ / 2 || busy_.test_and_set(std::memory_order_acquire)) return false;
-    bool kept = true;
-    try {
-      if (bytes_ + capacity > limit_) free_all();  // sizes have changed: what is here is not asked for
-      blocks_[capacity].push_back(block);
-      bytes_ += capacity;
-    } catch (const std::bad_alloc&) {
-      kept = false;
-    }
+  bool keep(Header* block) noexcept {
+    const std::size_t capacity = block->capacity, limit = limit_[is_large(capacity)];
+    if (capacity > limit / 2 || busy_.test_and_set(std::memory_order_acquire)) return false;
+    std::size_t& bytes = bytes_[is_large(capacity)];
+    if (bytes + capacity > limit) free_all();  // sizes have changed: what is here is not asked for
+    Header*& first = first_[class_of(capacity)];
+    block->next = first;
+    first = block;
+    bytes += capacity;
     busy_.clear(std::memory_order_release);
-    return kept;
+    return true;
   }
 
   void clear() noexcept {
@@ -85,18 +96,21 @@ class KeptBlocks {
   }
 
  private:
+  static bool is_large(std::size_t capacity) { return capacity >= kLargeBlock; }
+
   void free_all() noexcept {
-    for (auto& [capacity, blocks] : blocks_) {
-      for (void* block : blocks) std::free(block);
-      blocks.clear();
+    for (Header*& first : first_) {
+      while (first != nullptr) std::free(std::exchange(first, first->next));
     }
-    bytes_ = 0;
+    std::fill(std::begin(bytes_), std::end(bytes_), 0);
   }
 
+  static constexpr std::size_t kClasses = 32 * 32;  // below 4 GiB, more than is kept
   std::atomic_flag busy_;
-  std::map<std::size_t, std::vector<void*>> blocks_;
-  std::size_t bytes_ = 0;
-  const std::size_t limit_ = std::min(available_memory() / 16, std::size_t{1} << 30);
+  Header* first_[kClasses] = {};
+  std::size_t bytes_[2] = {};  // of small and of large blocks
+  const std::size_t limit_[2] = {std::size_t{8} << 20,
+                                 std::min(available_memory() / 16, std::size_t{1} << 30)};
 };
 
 // Never destroyed: arrays may be released after everything else.
@@ -105,54 +119,51 @@ KeptBlocks& kept_blocks() {
   return *blocks;
 }
 
-void* fresh_block(std::size_t capacity) noexcept {
-  const std::size_t alignment = capacity >= 2 * kHugePage ? kHugePage : kHeader;
-  void* const block = std::aligned_alloc(alignment, (capacity + alignment - 1) / alignment * alignment);
+Header* fresh_block(std::size_t capacity) noexcept {
+  const std::size_t alignment = capacity >= 2 * kHugePage ? kHugePage : kAlignment;
+  void* const memory = std::aligned_alloc(alignment, (capacity + alignment - 1) / alignment * alignment);
+  if (memory == nullptr) return nullptr;
   // Whole huge pages only: of the last one little may be used.
-  if (block != nullptr && alignment == kHugePage)
-    madvise(block, capacity / kHugePage * kHugePage, MADV_HUGEPAGE);
-  if (block != nullptr) capacity_of(block) = capacity;
-  return block;
+  if (alignment == kHugePage) madvise(memory, capacity / kHugePage * kHugePage, MADV_HUGEPAGE);
+  return new (memory) Header{capacity, nullptr};
 }
 
-bool is_kept(std::size_t capacity) {
 #ifdef __SANITIZE_ADDRESS__  // which is to see what is used after its release
-  return capacity == 0;
+constexpr bool kKeepsBlocks = false;
 #else
-  return capacity >= kKeptFrom;
+constexpr bool kKeepsBlocks = true;
 #endif
-}
+
+Header* header_of(void* memory) { return static_cast<Header*>(memory) - 1; }
 
 }  // namespace
 
 void* allocate_memory(std::size_t bytes) {
   if (bytes > SIZE_MAX / 2) throw std::bad_alloc();
-  const std::size_t needed = bytes + kHeader;
-  const bool kept = is_kept(needed);
-  const std::size_t capacity = kept ? rounded_capacity(needed) : (needed + kHeader - 1) / kHeader * kHeader;
-  void* block = kept ? kept_blocks().take(capacity) : nullptr;
+  const std::size_t capacity = kKeepsBlocks
+                                   ? rounded_capacity(bytes + sizeof(Header))
+                                   : (bytes + sizeof(Header) + kAlignment - 1) / kAlignment * kAlignment;
+  Header* block = kKeepsBlocks ? kept_blocks().take(capacity) : nullptr;
   if (block == nullptr) block = fresh_block(capacity);
   if (block == nullptr) {
     kept_blocks().clear();
     block = fresh_block(capacity);
   }
   if (block == nullptr) throw std::bad_alloc();
-  return static_cast<char*>(block) + kHeader;
+  return block + 1;
 }
 
 void release_memory(void* memory) noexcept {
   if (memory == nullptr) return;
-  void* const block = static_cast<char*>(memory) - kHeader;
-  const std::size_t capacity = capacity_of(block);
-  if (!is_kept(capacity) || !kept_blocks().keep(block, capacity)) std::free(block);
+  if (!kKeepsBlocks || !kept_blocks().keep(header_of(memory))) std::free(header_of(memory));
 }
 
 void give_back_memory(void* memory) noexcept {
-  if (memory != nullptr) std::free(static_cast<char*>(memory) - kHeader);
+  if (memory != nullptr) std::free(header_of(memory));
 }
 
 std::size_t memory_capacity(const void* memory) noexcept {
-  return *reinterpret_cast<const std::size_t*>(static_cast<const char*>(memory) - kHeader) - kHeader;
+  return (static_cast<const Header*>(memory) - 1)->capacity - sizeof(Header);
 }
 
 void free_kept_memory() noexcept {

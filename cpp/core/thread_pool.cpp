@@ -54,12 +54,17 @@ void pause_briefly() {
 // Spins until the condition holds or the spinning time is over; returns whether it holds.
 template <class Condition>
 bool spin_until(Condition condition) {
-  const Clock::time_point end = Clock::now() + kSpinTime;
-  do {
+  const auto holds_soon = [&] {
     for (int i = 0; i < 32; ++i) {
       if (condition()) return true;
       pause_briefly();
     }
+    return false;
+  };
+  if (holds_soon()) return true;  // asking for the time takes as long as several tries
+  const Clock::time_point end = Clock::now() + kSpinTime;
+  do {
+    if (holds_soon()) return true;
   } while (Clock::now() < end);
   return condition();
 }
@@ -86,10 +91,15 @@ class Event {
 
 thread_local bool inside_task = false;
 
-// Asks every few milliseconds whether the user wants to stop; throws if so.
+// Asks every few milliseconds whether the user wants to stop; throws if so. Loops that are far shorter than
+// that, even if the estimate of their work should be wrong, do not look at the clock.
 class InterruptPoll {
  public:
+  explicit InterruptPoll(double work) : is_long_(work > kLeastWork) {
+    if (is_long_) last_ = Clock::now();
+  }
   void operator()() {
+    if (!is_long_) return;
     const Clock::time_point now = Clock::now();
     if (now - last_ < kInterruptPeriod) return;
     last_ = now;
@@ -97,7 +107,9 @@ class InterruptPoll {
   }
 
  private:
-  Clock::time_point last_ = Clock::now();
+  static constexpr double kLeastWork = 200e3;  // ns
+  const bool is_long_;
+  Clock::time_point last_{};
 };
 
 // The tasks that a worker begins with: [next, end). When it has none left it takes those of others.
@@ -237,11 +249,11 @@ class Pool {
   Share* shares() { return shares_.data(); }
 
   // False if a thread took a part of the job and was lost: the interrupt check forked this process.
-  bool run(Job& job, int threads) {
+  bool run(Job& job, double work, int threads) {
     grow(threads - 1);
     const std::size_t helpers = std::min(workers_.size(), static_cast<std::size_t>(threads - 1));
     for (std::size_t i = 0; i < helpers; ++i) workers_[i]->give(job);
-    job.run(0, InterruptPoll());
+    job.run(0, InterruptPoll(work));
     bool complete = true;
     for (std::size_t i = 0; i < helpers; ++i) complete = workers_[i]->finish(job, threads_exist_) && complete;
     return complete;
@@ -280,8 +292,8 @@ Pool& pool() {
   return *existing;
 }
 
-void run_serially(Index tasks, TaskFunction function) {
-  InterruptPoll poll;
+void run_serially(Index tasks, double work, TaskFunction function) {
+  InterruptPoll poll(work);
   for (Index task = 0; task < tasks; ++task) {
     function(task, 0);
     if (!inside_task) poll();
@@ -345,11 +357,11 @@ int planned_threads(Index tasks, double work, int threads) {
 
 void parallel_for(Index tasks, double work, TaskFunction function, int threads) {
   threads = inside_task ? 1 : planned_threads(tasks, work, threads);
-  if (threads == 1) return run_serially(tasks, function);
+  if (threads == 1) return run_serially(tasks, work, function);
   Pool& shared = pool();
-  if (!shared.try_acquire()) return run_serially(tasks, function);
+  if (!shared.try_acquire()) return run_serially(tasks, work, function);
   Job job(tasks, function, shared.shares(), threads);
-  const bool complete = shared.run(job, threads);
+  const bool complete = shared.run(job, work, threads);
   shared.release();
   job.rethrow_error();
   if (!complete) {

@@ -58,6 +58,20 @@ ProductCut product_cut(Index rows, Index columns, Index depth, Index depth_at_on
   return cut;
 }
 
+// The same where the right side is so small that every core keeps all of it in its L2 cache: then tasks are
+// rows alone, which the core that multiplies them packs, and which it often has written just before.
+template <class T>
+ProductCut small_right_cut(Index rows, Index columns, Index depth, Index depth_at_once, Index panel) {
+  constexpr Index enough_tasks = 8, least_rows = 24, right_bytes = 256 << 10, item = sizeof(T);
+  ProductCut cut = product_cut<T>(rows, columns, depth, depth_at_once, panel);
+  const Index row_blocks = std::min(enough_tasks, rows / least_rows / 2 * 2);
+  if (row_blocks == 0 || round_up(columns, panel) * depth_at_once * item > right_bytes) return cut;
+  cut.rows = std::min(cut.rows, ceil_div(rows, row_blocks));
+  cut.rows_at_once = cut.rows_at_once / cut.rows * cut.rows;
+  cut.columns = round_up(columns, panel);
+  return cut;
+}
+
 // Columns that are packed at a time: the memory for them stays within bounds.
 template <class T>
 Index columns_at_once(Index columns, Index depth, Index panel) {
@@ -125,16 +139,15 @@ void pack_panels(const ProductKernels<T>& kernels, Index block, Index depth, Ind
   });
 }
 
-// Rows [top, top + height) of the left side: [block of rows][block of the depth][strip].
+// Rows of the left side: [block of rows][block of the depth][strip].
 template <class T>
-void pack_strips(const ProductKernels<T>& kernels, const ProductCut& cut, Index top, Index height,
-                 Index depth, MatrixView<T> left, T* strips) {
-  const Index row_blocks = ceil_div(height, cut.rows), blocks = ceil_div(depth, cut.depth);
-  parallel_for(row_blocks * blocks, 0.2 * static_cast<double>(height * depth), [&](Index task, int) {
+void pack_strips(const ProductKernels<T>& kernels, const ProductCut& cut, Index rows, Index depth,
+                 MatrixView<T> left, T* strips) {
+  const Index row_blocks = ceil_div(rows, cut.rows), blocks = ceil_div(depth, cut.depth);
+  parallel_for(row_blocks * blocks, 0.2 * static_cast<double>(rows * depth), [&](Index task, int) {
     const Index row = task / blocks * cut.rows, k = task % blocks * cut.depth;
-    const Index m = std::min(cut.rows, height - row);
-    kernels.pack_left(left.from(top + row, k), m, std::min(cut.depth, depth - k),
-                      strips + row * depth + k * m);
+    const Index m = std::min(cut.rows, rows - row);
+    kernels.pack_left(left.from(row, k), m, std::min(cut.depth, depth - k), strips + row * depth + k * m);
   });
 }
 
@@ -159,15 +172,15 @@ void multiply_panels(const ProductKernels<T>& kernels, const ProductCut& cut, In
   const Index groups = ceil_div(columns, cut.columns);
   for (Index top = 0; top < rows; top += cut.rows_at_once) {
     const Index height = std::min(cut.rows_at_once, rows - top);
-    const T* packed = left.data;  // a row that lies dense is a strip
-    if (rows > 1 || left.column_stride != 1) {
-      pack_strips(kernels, cut, top, height, depth, left, strips);
-      packed = strips;
-    }
+    const bool is_strip = rows == 1 && left.column_stride == 1;  // as it lies
+    const T* const packed = is_strip ? left.data : strips;
+    if (!is_strip && groups > 1) pack_strips(kernels, cut, height, depth, left.from(top, 0), strips);
     parallel_for(
         ceil_div(height, cut.rows) * groups, product_work<T>(height, columns, depth), [&](Index task, int) {
           const Index row = task / groups * cut.rows, first = task % groups * cut.columns;
           const Index m = std::min(cut.rows, height - row), n = std::min(cut.columns, columns - first);
+          if (!is_strip && groups == 1)
+            pack_strips(kernels, cut, m, depth, left.from(top + row, 0), strips + row * depth);
           T* const target = c + (top + row) * c_stride + first;
           Start<T> start = start_of(write, bias, first, target, c_stride);
           for (Index k = 0; k == 0 || k < depth; k += cut.depth) {
@@ -189,7 +202,7 @@ void multiply_while_packing(const ProductKernels<T>& kernels, const ProductCut& 
                             const T* bias, Write write, T* c, Index c_stride) {
   const SharedWorkspace workspace(rows * depth * Index{sizeof(T)});
   T* const strips = static_cast<T*>(workspace.data());
-  pack_strips(kernels, cut, 0, rows, depth, left, strips);
+  pack_strips(kernels, cut, rows, depth, left, strips);
   parallel_for(ceil_div(columns, cut.columns), product_work<T>(rows, columns, depth), [&](Index task, int) {
     T* const panel = static_cast<T*>(thread_workspace(kernels.panel * cut.depth * Index{sizeof(T)}));
     const Index begin = task * cut.columns, end = std::min(columns, begin + cut.columns);
@@ -257,7 +270,7 @@ void product(Index rows, Index columns, Index depth, MatrixView<T> left, MatrixV
   // What is packed at a time stays in the caches until it is read.
   const Index block = depth_of_blocks<T>(depth);
   const Index deep = std::min(std::max<Index>(depth, 1), block * std::max<Index>(1, 512 / block));
-  const ProductCut cut = product_cut<T>(rows, std::min(columns, at_once), depth, deep, kernels.panel);
+  const ProductCut cut = small_right_cut<T>(rows, std::min(columns, at_once), depth, deep, kernels.panel);
   if (rows == cut.rows && columns <= at_once)
     return multiply_while_packing(kernels, cut, rows, columns, depth, left, right, bias, write, c, c_stride);
   // Every panel begins at a cache line.
@@ -355,7 +368,7 @@ void PackedRight<T>::product(Index rows, Index columns, MatrixView<T> left, Inde
   if constexpr (sizeof(T) == sizeof(float)) {
     if (split_) return split_->product(rows, columns, left, first_column, bias, c, c_stride);
   }
-  const ProductCut cut = product_cut<T>(rows, columns, depth_, depth_, kernels_->panel);
+  const ProductCut cut = small_right_cut<T>(rows, columns, depth_, depth_, kernels_->panel);
   const SharedWorkspace workspace(std::min(rows, cut.rows_at_once) * depth_ * Index{sizeof(T)});
   T* const strips = static_cast<T*>(workspace.data());
   multiply_panels(*kernels_, cut, rows, columns, depth_, left,
