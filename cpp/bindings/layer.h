@@ -64,6 +64,13 @@ class SavedOf : public Saved {
   std::vector<py::object> arrays;  // masks that `values` looks into
 };
 
+struct WriteableParameter {
+  std::string name;
+  void* data;
+  Index size;
+  DType dtype;
+};
+
 // A layer as Python holds it. Its weights stay where they are when they change, so that views of them stay
 // true; a change while other threads compute goes to new memory instead, and they finish with what they began
 // with. All of this is done by those who hold the interpreter lock.
@@ -74,8 +81,8 @@ class Layer {
   // Replaces the parameters that are named by copies of these arrays, all at once. Their names, shapes and
   // types are right.
   virtual void load(const py::dict& arrays, std::optional<std::uint64_t> expected_version) = 0;
-  // Views of the parameters to be written to before the interpreter lock is given up.
-  virtual py::dict writeable_parameters() = 0;
+  // The parameters, to be written to before the interpreter lock is given up.
+  virtual std::vector<WriteableParameter> writeable_parameters() = 0;
   // ((the gradient of the input, or a tuple of those of several), {name: gradient} of parameters that are not
   // frozen). Uses `saved` up.
   virtual py::tuple backward(Saved& saved, const py::object& d_output) = 0;
@@ -185,12 +192,16 @@ class Holding : public Base {
 
   std::shared_ptr<const L> layer() const { return layer_; }
 
-  py::dict parameters() const override { return views(*layer_, false); }
+  py::dict parameters() const override { return views(*layer_); }
 
-  py::dict writeable_parameters() override {
+  std::vector<WriteableParameter> writeable_parameters() override {
     require_trainable();
     prepare_change();
-    return views(*layer_, true);
+    std::vector<WriteableParameter> parameters;
+    L::each_parameter(*layer_, [&](const std::string& name, Tensor<T>& tensor) {
+      parameters.push_back({name, tensor.data(), tensor.size(), dtype_of<T>()});
+    });
+    return parameters;
   }
 
   void load(const py::dict& arrays, std::optional<std::uint64_t> expected_version) override {
@@ -292,9 +303,9 @@ class Holding : public Base {
     L::each_parameter(gradients.values, [&](const std::string& name, Tensor<T>& tensor) {
       if (this->frozen_.contains(name)) return;
       gradients.arrays[py::str(name)] = numpy_view(tensor, true);
-      wanted.insert(tensor.memory().get());
+      if (!this->frozen_.empty()) wanted.insert(tensor.memory().get());
     });
-    release_unwanted(gradients.values, wanted);
+    if (!this->frozen_.empty()) release_unwanted(gradients.values, wanted);
     return gradients;
   }
 
@@ -503,12 +514,12 @@ class Holding : public Base {
     ++this->version_;
   }
 
-  py::dict views(const L& layer, bool writeable) const {
+  py::dict views(const L& layer) const {
     py::dict arrays;
     L::each_parameter(layer, [&](const std::string& name, const Tensor<T>& tensor) {
       const auto held = bfloat16_.find(name);
       arrays[py::str(name)] =
-          held == bfloat16_.end() ? numpy_view(tensor, writeable) : bfloat16_array(held->second);
+          held == bfloat16_.end() ? numpy_view(tensor, false) : bfloat16_array(held->second);
     });
     return arrays;
   }

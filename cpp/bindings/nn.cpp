@@ -258,7 +258,6 @@ void bind_nn(py::module_& module) {
   py::class_<Layer>(module, "Layer")
       .def("parameters", &Layer::parameters)
       .def("load", &Layer::load, py::arg("arrays"), py::arg("expected_version"))
-      .def("writeable_parameters", &Layer::writeable_parameters)
       .def("version", &Layer::version)
       .def("frozen", &Layer::frozen)
       .def("set_frozen", &Layer::set_frozen, py::arg("names"))

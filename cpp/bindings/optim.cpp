@@ -3,6 +3,8 @@
 
 #include <cmath>
 #include <cstdint>
+#include <optional>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -18,7 +20,7 @@ namespace {
 // The elements of a dense array of T.
 template <class T>
 T* elements(const py::handle& object, Index size) {
-  require(py::isinstance<py::array>(object), "an optimiser takes arrays, got ", type_name(object));
+  if (!py::isinstance<py::array>(object)) fail("an optimiser takes arrays, got ", type_name(object));
   const auto array = py::reinterpret_borrow<py::array>(object);
   const bool aligned = reinterpret_cast<std::uintptr_t>(array.data()) % alignof(T) == 0;
   require(dtype_of_array(array) == dtype_of<T>() && array.size() == size && aligned &&
@@ -35,40 +37,53 @@ T* writeable_elements(const py::handle& object, Index size) {
 }
 
 // Where parameters are written: a layer of ours, or a dictionary of arrays.
-class Sources {
+class Source {
  public:
-  explicit Sources(const py::list& sources) {
-    for (const py::handle& source : sources) sources_.push_back(py::reinterpret_borrow<py::object>(source));
-  }
+  explicit Source(const py::handle& source) : source_(py::reinterpret_borrow<py::object>(source)) {}
 
-  // From here on the layers' weights count as changed: they are to be, before the interpreter lock is given
+  // From here on the layer's weights count as changed: they are to be, before the interpreter lock is given
   // up.
   void open() {
-    for (const py::object& source : sources_) {
-      const bool is_layer = py::isinstance<Layer>(source);
-      arrays_.push_back(is_layer ? source.cast<Layer&>().writeable_parameters() : source.cast<py::dict>());
+    if (py::isinstance<Layer>(source_)) {
+      parameters_ = source_.cast<Layer&>().writeable_parameters();
+    } else {
+      arrays_ = source_.cast<py::dict>();
     }
   }
 
-  py::object parameter(const py::tuple& entry) const {
-    return arrays_.at(entry[1].cast<std::size_t>())[entry[2]];
+  template <class T>
+  T* parameter(const py::handle& name, Index size) {
+    if (arrays_) return writeable_elements<T>((*arrays_)[name], size);
+    const auto text = name.cast<std::string_view>();
+    // They are mostly asked for in their order.
+    for (std::size_t tried = 0; tried < parameters_.size(); ++tried) {
+      const WriteableParameter& parameter = parameters_[next_];
+      next_ = next_ + 1 < parameters_.size() ? next_ + 1 : 0;
+      if (parameter.name != text) continue;
+      require(parameter.dtype == dtype_of<T>() && parameter.size == size,
+              "an optimiser takes dense arrays of one size and dtype for each parameter");
+      return static_cast<T*>(parameter.data);
+    }
+    fail<std::out_of_range>("the layer has no parameter ", text);
   }
 
  private:
-  std::vector<py::object> sources_;
-  std::vector<py::dict> arrays_;
+  py::object source_;
+  std::vector<WriteableParameter> parameters_;
+  std::size_t next_ = 0;
+  std::optional<py::dict> arrays_;
 };
 
-// Of (rule, source, name, gradient, *memory), at first without the parameter.
+// Of (rule, source, name, gradient, memory), at first without the parameter.
 template <class T>
 ParameterUpdate<T> parameter_update(const py::tuple& entry, std::size_t memories) {
-  require(entry.size() == 4 + memories, "an optimiser remembers ", memories, " arrays for each parameter");
+  const auto memory = entry[4].cast<py::list>();
+  require(memory.size() == memories, "an optimiser remembers ", memories, " arrays for each parameter");
   ParameterUpdate<T> update;
   update.rule = entry[0].cast<std::size_t>();
   update.size = py::reinterpret_borrow<py::array>(entry[3]).size();
   update.gradient = elements<T>(entry[3], update.size);
-  for (std::size_t i = 0; i < memories; ++i)
-    update.memory[i] = writeable_elements<T>(entry[4 + i], update.size);
+  for (std::size_t i = 0; i < memories; ++i) update.memory[i] = writeable_elements<T>(memory[i], update.size);
   return update;
 }
 
@@ -76,7 +91,7 @@ ParameterUpdates parameter_updates(const py::list& entries, std::size_t rules, s
   ParameterUpdates updates;
   for (const py::handle& item : entries) {
     const auto entry = item.cast<py::tuple>();
-    require(entry.size() >= 4 && entry[0].cast<std::size_t>() < rules, "no rule for a parameter");
+    require(entry.size() == 5 && entry[0].cast<std::size_t>() < rules, "no rule for a parameter");
     require(py::isinstance<py::array>(entry[3]), "an optimiser takes arrays");
     if (dtype_of_array(py::reinterpret_borrow<py::array>(entry[3])) == DType::float64) {
       updates.double_precision.push_back(parameter_update<double>(entry, memories));
@@ -87,17 +102,17 @@ ParameterUpdates parameter_updates(const py::list& entries, std::size_t rules, s
   return updates;
 }
 
-void add_parameters(ParameterUpdates& updates, const py::list& entries, const Sources& sources) {
+void add_parameters(ParameterUpdates& updates, const py::list& entries, std::vector<Source>& sources) {
   auto next_single = updates.single_precision.begin();
   auto next_double = updates.double_precision.begin();
   for (const py::handle& item : entries) {
     const auto entry = item.cast<py::tuple>();
-    const py::object parameter = sources.parameter(entry);
+    Source& source = sources.at(entry[1].cast<std::size_t>());
     if (dtype_of_array(py::reinterpret_borrow<py::array>(entry[3])) == DType::float64) {
-      next_double->parameter = writeable_elements<double>(parameter, next_double->size);
+      next_double->parameter = source.parameter<double>(entry[2], next_double->size);
       ++next_double;
     } else {
-      next_single->parameter = writeable_elements<float>(parameter, next_single->size);
+      next_single->parameter = source.parameter<float>(entry[2], next_single->size);
       ++next_single;
     }
   }
@@ -109,14 +124,14 @@ template <class Rule>
 double step(const std::vector<Rule>& rules, const py::list& source_list, const py::list& entries,
             std::size_t memories, double max_norm) {
   ParameterUpdates updates = parameter_updates(entries, rules.size(), memories);
-  Sources sources(source_list);
+  std::vector<Source> sources(source_list.begin(), source_list.end());
   double norm = 0;
   {
     const ReleaseGil released;
     norm = gradient_norm(updates);
   }
   if (!std::isfinite(norm)) return norm;
-  sources.open();
+  for (Source& source : sources) source.open();
   add_parameters(updates, entries, sources);
   update(updates, rules, norm, max_norm);
   return norm;
@@ -155,7 +170,7 @@ double lion_step(const std::vector<LionNumbers>& rules, const py::list& sources,
 double norm_of(const py::list& gradients) {
   ParameterUpdates updates;
   for (const py::handle& object : gradients) {
-    require(py::isinstance<py::array>(object), "gradients must be arrays, got ", type_name(object));
+    if (!py::isinstance<py::array>(object)) fail("gradients must be arrays, got ", type_name(object));
     const auto array = py::reinterpret_borrow<py::array>(object);
     if (dtype_of_array(array) == DType::float64) {
       ParameterUpdate<double> one;

@@ -24,6 +24,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, TypeAlias
 
@@ -73,14 +74,17 @@ class _Place(NamedTuple):
     leaf_name: str  # as that one calls it
 
 
-class _Parameter(NamedTuple):
-    """What is updated: an array, in all the places where it is found."""
+@dataclass(slots=True)
+class _Parameter:
+    """What is updated: an array, in all the places where it is found. And what is remembered of it."""
 
     name: str  # the first of its names
     places: tuple[_Place, ...]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     group: int
+    memory: list[Array] | None = None  # from its first step on
+    steps: int = 0  # fewer than the optimiser's if it was frozen once
 
 
 class Optimizer(ABC):
@@ -135,8 +139,6 @@ class Optimizer(ABC):
             for prefix, leaf in leaves(layer)
         ]
         self._parameters = self._find_parameters(groups)
-        self._memory: dict[str, list[Array]] = {}  # of a parameter, by its name, from its first step on
-        self._counts: dict[str, int] = {}  # the steps of a parameter: fewer than ours if it was frozen once
         self._steps = 0
         self._in_use = threading.Lock()
 
@@ -256,7 +258,7 @@ class Optimizer(ABC):
                     _write_back(source, dense)
                 self._steps += 1
                 for parameter in active:
-                    self._counts[parameter.name] = self._counts.get(parameter.name, 0) + 1
+                    parameter.steps += 1
             return norm
         finally:
             self._in_use.release()
@@ -264,6 +266,8 @@ class Optimizer(ABC):
     def _active(self) -> list[_Parameter]:
         """The parameters that are not frozen, neither by a group nor now by their layer."""
         frozen = [getattr(leaf, "frozen", ()) for _, _, leaf in self._leaves]
+        if not any(frozen) and not any(self._frozen):
+            return self._parameters
         return [
             parameter
             for parameter in self._parameters
@@ -277,27 +281,20 @@ class Optimizer(ABC):
         if isinstance(grads, Mapping) == self._several or len(given) != len(self._layers):
             wanted = f"a sequence of {len(self._layers)} mappings" if self._several else "one mapping"
             raise ValueError(f"grads must be {wanted}, as the optimiser was given layers, got {len(given)}")
-        try:
-            found = [
-                [_array_of(given[place.layer][place.name]) for place in parameter.places]
-                for parameter in active
-            ]
-        except KeyError:
-            found = []
-        count = sum(len(parameter.places) for parameter in active)
-        if (
-            not found
-            or sum(map(len, given)) != count
-            or not all(
-                isinstance(array, np.ndarray)
-                and array.shape == parameter.shape
-                and array.dtype == parameter.dtype
-                for parameter, arrays in zip(active, found, strict=True)
-                for array in arrays
-            )
-        ):
+        gradients, places, fitting = [], 0, True
+        for parameter in active:
+            uses = [_array_of(given[place.layer].get(place.name)) for place in parameter.places]
+            places += len(uses)
+            for array in uses:
+                fitting = fitting and (
+                    isinstance(array, np.ndarray)
+                    and array.shape == parameter.shape
+                    and array.dtype == parameter.dtype
+                )
+            gradients.append(uses)
+        if not fitting or sum(map(len, given)) != places:
             self._require_fitting(given, active)
-        return [_dense(arrays[0] if len(arrays) == 1 else _sum_of_uses(arrays)) for arrays in found]
+        return [_dense(uses[0] if len(uses) == 1 else _sum_of_uses(uses)) for uses in gradients]
 
     def _require_fitting(self, given: Sequence[Mapping[str, Array]], active: Sequence[_Parameter]) -> None:
         wanted = {
@@ -339,34 +336,24 @@ class Optimizer(ABC):
     def _rules_and_updates(
         self, active: Sequence[_Parameter], gradients: Sequence[Array]
     ) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-        """What C++ takes: rules, and (rule, source, name, gradient, *memory) of each parameter."""
+        """What C++ takes: rules, and (rule, source, name, gradient, memory) of each parameter."""
         numbers: dict[tuple[int, int], int] = {}
         updates = []
         for parameter, gradient in zip(active, gradients, strict=True):
-            rule = (parameter.group, self._counts.get(parameter.name, 0) + 1)
+            rule = numbers.setdefault((parameter.group, parameter.steps), len(numbers))
             place = parameter.places[0]
-            updates.append(
-                (
-                    numbers.setdefault(rule, len(numbers)),
-                    place.leaf,
-                    place.leaf_name,
-                    gradient,
-                    *self._memory_of(parameter),
-                )
-            )
+            updates.append((rule, place.leaf, place.leaf_name, gradient, self._memory_of(parameter)))
         rules = [
-            self._rule(self._lr * self._lr_ratios[group], self._values[group], step)
-            for group, step in numbers
+            self._rule(self._lr * self._lr_ratios[group], self._values[group], steps + 1)
+            for group, steps in numbers
         ]
         return rules, updates
 
     def _memory_of(self, parameter: _Parameter) -> list[Array]:
         """What is remembered of a parameter, at first zeros."""
-        memory = self._memory.get(parameter.name)
-        if memory is None:
-            memory = [np.zeros(parameter.shape, parameter.dtype) for _ in self._memory_names]
-            self._memory[parameter.name] = memory
-        return memory
+        if parameter.memory is None:
+            parameter.memory = [np.zeros(parameter.shape, parameter.dtype) for _ in self._memory_names]
+        return parameter.memory
 
     def _refuse(self, norm: float, active: Sequence[_Parameter], gradients: Sequence[Array]) -> float:
         if self._nonfinite == "error":
@@ -389,10 +376,10 @@ class Optimizer(ABC):
         A flat dict, which can be saved as it is: `numpy.savez(path, **optimizer.state_dict())`.
         """
         state: dict[str, Any] = {"step": self._steps, "lr": self._lr}
-        known = {parameter.name for parameter in self._active()} | self._counts.keys()
+        active = {parameter.name for parameter in self._active()}
         for parameter in self._parameters:
-            if parameter.name in known:
-                state[f"step.{parameter.name}"] = self._counts.get(parameter.name, 0)
+            if parameter.name in active or parameter.memory is not None:
+                state[f"step.{parameter.name}"] = parameter.steps
                 for name, array in zip(self._memory_names, self._memory_of(parameter), strict=True):
                     state[f"{name}.{parameter.name}"] = array.copy()
         return state
@@ -403,7 +390,11 @@ class Optimizer(ABC):
         Raises ValueError or TypeError that lists everything that does not fit; then nothing has changed.
         """
         steps, lr, memory, counts = self._read(state)
-        self._steps, self._lr, self._memory, self._counts = steps, lr, memory, counts
+        with DeferredInterrupt():
+            self._steps, self._lr = steps, lr
+            for parameter in self._parameters:
+                parameter.memory = memory.get(parameter.name)
+                parameter.steps = counts.get(parameter.name, 0)
 
     def _read(self, state: Mapping[str, Any]) -> tuple[int, float, dict[str, list[Array]], dict[str, int]]:
         """Steps, learning rate, memory and steps of the parameters that a state dict holds."""
