@@ -97,9 +97,11 @@ def test_rank_two_is_one_head():
 @pytest.mark.parametrize(
     "kind", ["none", "mask bhij", "bias bhij", "causal lower right", "dropout", "everything"]
 )
-@pytest.mark.parametrize("query_length", [35, FEW])
-def test_half_precision_is_rounded_once_at_the_end(query_length, kind, dtype, product_isa):
-    sizes = Sizes(query_length, 99, 40, 24)
+@pytest.mark.parametrize(
+    ("query_length", "dim", "value_dim"), [(35, 40, 24), (FEW, 40, 24), (FEW, 64, 32), (1, 96, 160)]
+)
+def test_half_precision_is_rounded_once_at_the_end(query_length, dim, value_dim, kind, dtype, product_isa):
+    sizes = Sizes(query_length, 99, dim, value_dim)
     random = np.random.default_rng(1)
     inputs = operands(random, sizes, dtype)
     arguments = ARGUMENTS[kind](random, sizes, dtype)
@@ -119,9 +121,9 @@ def test_half_precision_is_rounded_once_at_the_end(query_length, kind, dtype, pr
     "dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16], ids=lambda dtype: dtype.__name__
 )
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("query_length", [35, FEW])
-def test_the_layout_in_memory_changes_no_bit(query_length, layout, dtype, product_isa):
-    sizes = Sizes(query_length, 99, 20, 12)
+@pytest.mark.parametrize(("query_length", "dim", "value_dim"), [(35, 20, 12), (FEW, 20, 12), (FEW, 64, 32)])
+def test_the_layout_in_memory_changes_no_bit(query_length, dim, value_dim, layout, dtype, product_isa):
+    sizes = Sizes(query_length, 99, dim, value_dim)
     random = np.random.default_rng(2)
     inputs = operands(random, sizes, dtype)
     bias = normal(random, sizes.scores, dtype)

@@ -170,9 +170,9 @@ def test_shared_heads_add_up_their_gradients(heads, kv_heads, product_isa):
     "dtype", [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)], ids=lambda dtype: dtype.name
 )
 @pytest.mark.parametrize("kind", ["none", "bias bhij", "causal lower right", "dropout", "sinks"])
-@pytest.mark.parametrize("query_length", [35, FEW])
-def test_half_precision_gradients_are_rounded_once(query_length, kind, dtype, product_isa):
-    inputs, arguments = case(kind, Sizes(query_length, 99, 40, 24), dtype)
+@pytest.mark.parametrize(("query_length", "dim", "value_dim"), [(35, 40, 24), (FEW, 40, 24), (FEW, 64, 32)])
+def test_half_precision_gradients_are_rounded_once(query_length, dim, value_dim, kind, dtype, product_isa):
+    inputs, arguments = case(kind, Sizes(query_length, 99, dim, value_dim), dtype)
     grads = gradients(*inputs, **arguments)
     for gradient, exact in zip(grads, reference.attention_gradients(*inputs, **arguments), strict=True):
         if exact is not None:

@@ -28,6 +28,13 @@ namespace {
 
 constexpr Index kFewQueries = AttentionProblem::kFewQueries;
 
+// Sums of columns that the registers hold.
+#if defined(BLASFORMER_ISA_avx512)
+constexpr int kColumnSums = 16;
+#else
+constexpr int kColumnSums = 8;
+#endif
+
 template <class T>
 struct FewWorkspace {
   ForwardTile<T> tile;
@@ -58,35 +65,42 @@ Index few_workspace(const AttentionProblem& p) {
   return carver.used();
 }
 
-// output = output * factor + weights values for `vectors` vectors of columns, the only one of which may be
-// cut off; values and output begin at the first of them.
-template <class T, int queries, int vectors>
-void value_columns(Index count, Index columns, const KeyBlock<T>& values, const T* weights, Index width,
-                   const T* factor, bool started, T* output, Index output_stride) {
+// output = output * factor + weights values for `vectors` vectors of columns, which only one alone may be cut
+// off; values and output begin at the first of them.
+template <class T, class Row, int queries, int vectors>
+void value_columns(Index count, Index columns, const typename Row::Stored* values, Index stride,
+                   const T* weights, Index width, const T* factor, bool started, T* output,
+                   Index output_stride) {
   using S = Simd<T>;
-  const auto load = [=](const T* x) {
-    if constexpr (vectors == 1) return S::load_first(x, columns);
-    return S::load(x);
-  };
   typename S::Vector sum[queries][vectors];
   for (int q = 0; q < queries; ++q) {
     for (int v = 0; v < vectors; ++v) sum[q][v] = S::zero();
   }
   for (Index k = 0; k < count; ++k) {
-    const T* row = values.data + k * values.row_stride;
-    prefetch_row(row + kRowsAhead * values.row_stride, columns);
-    for (int v = 0; v < vectors; ++v) {
-      const auto x = load(row + v * S::lanes);
+    const typename Row::Stored* row = values + k * stride;
+    prefetch_row(row + kRowsAhead * stride, vectors * S::lanes);
+    if constexpr (vectors == 1) {
+      const auto x = S::load_first(row, columns);
+      for (int q = 0; q < queries; ++q)
+        sum[q][0] = S::fma(S::broadcast(weights[k * width + q]), x, sum[q][0]);
+    }
+    for (int v = 0; v + 2 <= vectors; v += 2) {
+      typename S::Vector two[2];
+      Row::load_two(row + v * S::lanes, two);
       for (int q = 0; q < queries; ++q) {
-        sum[q][v] = S::fma(S::broadcast(weights[k * width + q]), x, sum[q][v]);
+        const auto weight = S::broadcast(weights[k * width + q]);
+        sum[q][v] = S::fma(weight, two[0], sum[q][v]);
+        sum[q][v + 1] = S::fma(weight, two[1], sum[q][v + 1]);
       }
     }
   }
   for (int q = 0; q < queries; ++q) {
+    for (int v = 0; v + 2 <= vectors; v += 2) Row::restore(sum[q][v], sum[q][v + 1]);
     for (int v = 0; v < vectors; ++v) {
       T* target = output + q * output_stride + v * S::lanes;
-      if (started) sum[q][v] = S::fma(load(target), S::broadcast(factor[q]), sum[q][v]);
-      S::store_first(target, sum[q][v], smaller(columns, S::lanes));
+      const Index lanes = smaller(columns - v * S::lanes, S::lanes);
+      if (started) sum[q][v] = S::fma(S::load_first(target, lanes), S::broadcast(factor[q]), sum[q][v]);
+      S::store_first(target, sum[q][v], lanes);
     }
   }
 }
@@ -94,20 +108,31 @@ void value_columns(Index count, Index columns, const KeyBlock<T>& values, const 
 template <class T, int queries>
 void few_values(Index count, Index value_dim, const KeyBlock<T>& values, const T* weights, Index width,
                 const T* factor, bool started, T* output) {
-  Index first = 0;
-  const auto columns = [&]<int vectors>(std::integral_constant<int, vectors>) {
-    const Index many = vectors * Simd<T>::lanes;
-    while (first < value_dim && (vectors == 1 || first + many <= value_dim)) {
-      const KeyBlock<T> block{values.data + first, values.row_stride, values.column_stride};
-      value_columns<T, queries, vectors>(count, smaller(many, value_dim - first), block, weights, width,
-                                         factor, started, output + first, value_dim);
-      first += many;
-    }
-  };
-  // As many columns at a time as the registers hold: memory is read best in long rows.
-  if constexpr (queries == 1) columns(std::integral_constant<int, 8>());
-  columns(std::integral_constant<int, 4>());
-  columns(std::integral_constant<int, 1>());
+  with_stored_rows(values, [&]<class Row>(Row, const typename Row::Stored* rows, Index stride) {
+    Index first = 0;
+    const auto columns = [&]<int vectors>(std::integral_constant<int, vectors>) {
+      const Index many = vectors * Simd<T>::lanes;
+      while (first < value_dim && (vectors == 1 || first + many <= value_dim)) {
+        value_columns<T, Row, queries, vectors>(count, smaller(many, value_dim - first), rows + first, stride,
+                                                weights, width, factor, started, output + first, value_dim);
+        first += many;
+      }
+    };
+    // As many columns at a time as the registers hold: memory is read best in long rows.
+    if constexpr (queries == 1) columns(std::integral_constant<int, 8>());
+    if constexpr (4 * queries <= kColumnSums) columns(std::integral_constant<int, 4>());
+    columns(std::integral_constant<int, 2>());
+    if constexpr (std::is_same_v<Row, PlainRow<T>>) columns(std::integral_constant<int, 1>());
+  });
+}
+
+// Keys or values to be read as they lie, if they can be, or as key_block gives them.
+template <class T>
+KeyBlock<T> few_block(const AttentionProblem& p, const AttentionOperand& x, const QueryTile<T>& tile,
+                      Index first, Index count, Index columns, T* buffer) {
+  const KeyBlock<T> block = halves_block<T>(p, x, tile.batch, tile.key_head, first, columns);
+  if (block.halves != nullptr) return block;
+  return key_block(p, x, tile.batch, tile.key_head, first, count, columns, buffer);
 }
 
 template <class T, int queries>
@@ -121,7 +146,7 @@ void attend_few(const AttentionProblem& p, Index first, Index count, FewWorkspac
   if (p.bias.data != nullptr) load_bias(p, place, first, count, work.bias, visible);
   if (visible.seen == 0) return;
   tile.seen |= visible.seen;
-  const KeyBlock<T> keys = key_block(p, p.key, place.batch, place.key_head, first, count, p.dim, work.keys);
+  const KeyBlock<T> keys = few_block(p, p.key, place, first, count, p.dim, work.keys);
   score_product(p, place, count, keys, tile.query, work.scores);
   finish_scores(p, place, first, count, work.bias, work.scores);
   if (!visible.all) hide(place, count, visible, kMinusInfinity<T>, work.scores);
@@ -134,7 +159,9 @@ void attend_few(const AttentionProblem& p, Index first, Index count, FewWorkspac
   }
   UnsafeRows unsafe;
   const KeyBlock<T> values =
-      key_block(p, p.value, place.batch, place.key_head, first, count, p.value_dim, work.values);
+      visible.all
+          ? few_block(p, p.value, place, first, count, p.value_dim, work.values)
+          : key_block(p, p.value, place.batch, place.key_head, first, count, p.value_dim, work.values);
   const KeyBlock<T> safe =
       visible.all ? values : replace_unsafe_rows(values, count, p.value_dim, work.safe_values, unsafe);
   few_values<T, queries>(count, p.value_dim, safe, work.scores, width, work.factor, tile.started,

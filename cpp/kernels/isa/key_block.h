@@ -3,6 +3,7 @@
 // A block of keys or values, where the caller keeps it, and what happens when some of it must not be seen.
 
 #include "kernels/isa/query_tile.h"
+#include "kernels/isa/stored_rows.h"
 #include "kernels/isa/visible_queries.h"
 #include "kernels/split_product.h"
 
@@ -19,6 +20,20 @@ inline void prefetch_row(const T* row, Index columns) {
   for (Index c = 0; c < columns; c += line) __builtin_prefetch(row + c);
 }
 
+// In which order few queries take the numbers of a row, and so add up their products (stored_rows.h): by what
+// they are, not by how they lie, or the bits of a score would change with that.
+enum class RowOrder { plain, float16, bfloat16 };
+
+template <class T>
+RowOrder row_order(const AttentionProblem& p, const AttentionOperand& x, Index columns) {
+  const bool whole = columns % (2 * Simd<T>::lanes) == 0;
+  if (sizeof(T) != sizeof(float) || !p.few_queries() || p.ordered_scores || !whole) return RowOrder::plain;
+#if !defined(BLASFORMER_ISA_baseline)
+  if (x.dtype == DType::float16) return RowOrder::float16;
+#endif
+  return x.dtype == DType::bfloat16 ? RowOrder::bfloat16 : RowOrder::plain;
+}
+
 // Keys or values [first, first + count) of a head, in place when they have the type computed in, else widened
 // into `buffer`; and, where a product wants them so, packed.
 template <class T>
@@ -27,17 +42,45 @@ struct KeyBlock {
   Index row_stride, column_stride;
   const unsigned char* strips = nullptr;  // the rows as left operand of split products, or null
   Index strip_lines = 1, strip_bytes = 0;
+  RowOrder order = RowOrder::plain;
+  const std::uint16_t* halves = nullptr;  // the rows where they lie, for few queries, or null
+  Index halves_stride = 0;
 
   // If there are strips, the row is the first of one.
   KeyBlock from(Index row) const {
-    return {data + row * row_stride,
-            row_stride,
-            column_stride,
-            strips == nullptr ? nullptr : strips + row / strip_lines * strip_bytes,
-            strip_lines,
-            strip_bytes};
+    KeyBlock rest = *this;
+    rest.data += row * row_stride;
+    if (strips != nullptr) rest.strips += row / strip_lines * strip_bytes;
+    if (halves != nullptr) rest.halves += row * halves_stride;
+    return rest;
   }
 };
+
+// The rows from `first` on in place, if few queries can read them so.
+template <class T>
+KeyBlock<T> halves_block(const AttentionProblem& p, const AttentionOperand& x, Index batch, Index key_head,
+                         Index first, Index columns) {
+  KeyBlock<T> block = {};
+  block.order = row_order<T>(p, x, columns);
+  if (block.order == RowOrder::plain || x.column_stride != 1) return block;
+  block.halves = static_cast<const std::uint16_t*>(x.data) + x.offset(batch, key_head) + first * x.row_stride;
+  block.halves_stride = x.row_stride;
+  return block;
+}
+
+// Calls body(type of rows, the first one, from one to the next).
+template <class T, class Body>
+void with_stored_rows(const KeyBlock<T>& block, Body body) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+#if !defined(BLASFORMER_ISA_baseline)
+    if (block.halves != nullptr && block.order == RowOrder::float16)
+      return body(Float16Row(), block.halves, block.halves_stride);
+#endif
+    if (block.halves != nullptr) return body(Bfloat16Row(), block.halves, block.halves_stride);
+    if (block.order == RowOrder::bfloat16) return body(WidenedBfloat16Row(), block.data, block.row_stride);
+  }
+  body(PlainRow<T>(), block.data, block.row_stride);
+}
 
 template <class T>
 bool needs_copy(const AttentionProblem& p, const AttentionOperand& x) {
@@ -48,10 +91,15 @@ template <class T>
 KeyBlock<T> key_block(const AttentionProblem& p, const AttentionOperand& x, Index batch, Index key_head,
                       Index first, Index count, Index columns, T* buffer, unsigned char* strips = nullptr) {
   const Index start = x.offset(batch, key_head) + first * x.row_stride;
-  KeyBlock<T> block = {static_cast<const T*>(x.data) + start, x.row_stride, x.column_stride};
+  KeyBlock<T> block = halves_block<T>(p, x, batch, key_head, first, columns);
+  block.data = static_cast<const T*>(x.data) + start;
+  block.row_stride = x.row_stride;
+  block.column_stride = x.column_stride;
   if (needs_copy<T>(p, x)) {
     copy_rows(x, start, count, columns, buffer, columns);
-    block = {buffer, columns, 1};
+    block.data = buffer;
+    block.row_stride = columns;
+    block.column_stride = 1;
   }
   if constexpr (sizeof(T) == sizeof(float)) {
     if (p.split != nullptr && strips != nullptr) {

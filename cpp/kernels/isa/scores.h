@@ -2,6 +2,8 @@
 
 // From queries and keys to the numbers the softmax is taken of.
 
+#include <type_traits>
+
 #include "kernels/isa/key_block.h"
 #include "kernels/isa/ordered_product.h"
 #include "kernels/isa/split_blocks.h"
@@ -11,31 +13,69 @@
 namespace blasformer::BLASFORMER_ISA {
 namespace {
 
+// The scores of a key; lanes beyond the queries repeat the last, as in every tile.
 template <class T, int queries>
-void few_scores(Index count, Index dim, const KeyBlock<T>& keys, const T* rows, Index width, T* scores) {
+inline void store_scores(const T* score, Index width, T* scores) {
   using S = Simd<T>;
-  for (Index k = 0; k < count; ++k) {
-    const T* key = keys.data + k * keys.row_stride;
-    prefetch_row(key + kRowsAhead * keys.row_stride, dim);
-    typename S::Vector even[queries], odd[queries];
-    for (int q = 0; q < queries; ++q) even[q] = odd[q] = S::zero();
+  for (Index first = 0; first < width; first += S::lanes) {
+    auto x = S::broadcast(score[queries - 1]);
+    for (int q = 0; q < queries - 1; ++q) {
+      if (q < first || q >= first + S::lanes) continue;
+      x = S::select(S::from_bits(1u << (q - first)), S::broadcast(score[q]), x);
+    }
+    S::store(scores + first, x);
+  }
+}
+
+// Several keys at a time, so that queries are loaded once for all of them and no sum waits for itself. A sum
+// has one order however many queries there are: forward may see those of a group that the weights see alone.
+template <class T, class Row, int queries>
+void few_scores(Index count, Index dim, const typename Row::Stored* keys, Index stride, const T* rows,
+                Index width, T* scores) {
+  using S = Simd<T>;
+#if defined(BLASFORMER_ISA_avx512)
+  constexpr int together = queries == 1 ? 8 : 4;
+#else
+  constexpr int together = queries == 1 ? 8 : queries == 2 ? 4 : 2;
+#endif
+  constexpr int fours = (together * queries + 3) / 4;
+  for (Index first = 0; first < count; first += together) {
+    const typename Row::Stored* key[together];
+    for (int k = 0; k < together; ++k) key[k] = keys + smaller(first + k, count - 1) * stride;
+    typename S::Vector sum[fours][4];
+    for (auto& four : sum) {
+      for (auto& x : four) x = S::zero();
+    }
     Index c = 0;
     for (; c + 2 * S::lanes <= dim; c += 2 * S::lanes) {
-      const auto x = S::load(key + c), y = S::load(key + c + S::lanes);
-      for (int q = 0; q < queries; ++q) {
-        even[q] = S::fma(x, S::load(rows + q * dim + c), even[q]);
-        odd[q] = S::fma(y, S::load(rows + q * dim + c + S::lanes), odd[q]);
+#pragma GCC unroll 8
+      for (int k = 0; k < together; ++k) {
+        typename S::Vector two[2];
+        Row::load_two(key[k] + c, two);
+        prefetch_row(key[k] + kRowsAhead * stride + c, 2 * S::lanes);
+#pragma GCC unroll 4
+        for (int q = 0; q < queries; ++q) {
+          const int i = k * queries + q;
+          const auto x = S::fma(two[0], S::load(rows + q * dim + c), sum[i / 4][i % 4]);
+          sum[i / 4][i % 4] = S::fma(two[1], S::load(rows + q * dim + c + S::lanes), x);
+        }
       }
     }
-    for (; c < dim; c += S::lanes) {
-      const Index left = smaller(S::lanes, dim - c);
-      const auto x = S::load_first(key + c, left);
-      for (int q = 0; q < queries; ++q) even[q] = S::fma(x, S::load_first(rows + q * dim + c, left), even[q]);
+    if constexpr (std::is_same_v<Row, PlainRow<T>>) {
+      for (; c < dim; c += S::lanes) {
+        const Index left = smaller(S::lanes, dim - c);
+#pragma GCC unroll 16
+        for (int i = 0; i < together * queries; ++i) {
+          sum[i / 4][i % 4] = S::fma(S::load_first(key[i / queries] + c, left),
+                                     S::load_first(rows + i % queries * dim + c, left), sum[i / 4][i % 4]);
+        }
+      }
     }
-    // Lanes beyond the queries repeat the last, as in every tile.
-    T score[queries];
-    for (int q = 0; q < queries; ++q) score[q] = S::sum(even[q] + odd[q]);
-    for (Index l = 0; l < width; ++l) scores[k * width + l] = score[l < queries ? l : queries - 1];
+    T score[fours * 4];
+    for (int i = 0; i < fours; ++i) sum_four(sum[i], score + 4 * i);
+    const Index valid = smaller(together, count - first);
+    for (Index k = 0; k < valid; ++k)
+      store_scores<T, queries>(score + k * queries, width, scores + (first + k) * width);
   }
 }
 
@@ -58,8 +98,12 @@ void few_ordered_scores(Index count, Index dim, const KeyBlock<T>& keys, const T
 
 template <class T>
 void pack_few_queries(const AttentionProblem& p, const QueryTile<T>& tile, T* out) {
-  for (Index q = 0; q < tile.count; ++q)
+  for (Index q = 0; q < tile.count; ++q) {
     copy_rows(p.query, tile.offset(p.query, q), 1, p.dim, out + q * p.dim, p.dim);
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (row_order<T>(p, p.key, p.dim) == RowOrder::bfloat16) Bfloat16Row::arrange(out + q * p.dim, p.dim);
+    }
+  }
 }
 
 // What score_product reads: the queries transposed, or packed, or for few of them their rows.
@@ -76,11 +120,18 @@ template <class T>
 void score_product(const AttentionProblem& p, const QueryTile<T>& tile, Index count, const KeyBlock<T>& keys,
                    const T* query, T* scores) {
   if (!p.few_queries()) return rows_product(p, tile, count, p.dim, keys, query, scores);
-  using Scores = void (*)(Index, Index, const KeyBlock<T>&, const T*, Index, T*);
-  constexpr Scores few[] = {few_scores<T, 1>, few_scores<T, 2>, few_scores<T, 3>, few_scores<T, 4>};
-  constexpr Scores ordered[] = {few_ordered_scores<T, 1>, few_ordered_scores<T, 2>, few_ordered_scores<T, 3>,
-                                few_ordered_scores<T, 4>};
-  (p.ordered_scores ? ordered : few)[tile.count - 1](count, p.dim, keys, query, tile.width, scores);
+  if (p.ordered_scores) {
+    using Scores = void (*)(Index, Index, const KeyBlock<T>&, const T*, Index, T*);
+    constexpr Scores ordered[] = {few_ordered_scores<T, 1>, few_ordered_scores<T, 2>,
+                                  few_ordered_scores<T, 3>, few_ordered_scores<T, 4>};
+    return ordered[tile.count - 1](count, p.dim, keys, query, tile.width, scores);
+  }
+  with_stored_rows(keys, [&]<class Row>(Row, const typename Row::Stored* first, Index stride) {
+    using Scores = void (*)(Index, Index, const typename Row::Stored*, Index, const T*, Index, T*);
+    constexpr Scores few[] = {few_scores<T, Row, 1>, few_scores<T, Row, 2>, few_scores<T, Row, 3>,
+                              few_scores<T, Row, 4>};
+    few[tile.count - 1](count, p.dim, first, stride, query, tile.width, scores);
+  });
 }
 
 // The float bias of a tile: value[key][query], or one value per key when all queries share it.
