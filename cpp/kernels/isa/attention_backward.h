@@ -13,6 +13,8 @@
 // scratch rows of whole vectors. All five products are block_product: keys and values are again only read by
 // broadcasting loads.
 
+#include <type_traits>
+
 #include "kernels/attention_kernels.h"
 #include "kernels/isa/attention_dropout.h"
 #include "kernels/isa/attention_weights.h"
@@ -167,28 +169,36 @@ void score_gradients(Index count, const VisibleQueries& visible, const std::uint
   const Index width = tile.queries.width;
   const auto kept_scale = S::broadcast(keep_scale), unit = S::broadcast(exponent_factor);
   for (Index v = 0; v < tile.queries.vectors; ++v) {
-    const auto top = S::load(tile.maximum + v * S::lanes),
-               scale = S::load(tile.reciprocal_sum + v * S::lanes);
-    const auto delta = S::load(tile.delta + v * S::lanes);
-    for (Index k = 0; k < count; ++k) {
-      T* score = scores + k * width + v * S::lanes;
-      T* d_score = d_scores + k * width + v * S::lanes;
-      const auto weight = exp2_nonpositive<T>((S::load(score) - top) * unit) * scale;
-      auto used = weight, d_weight = S::load(d_score);
-      if (keep != nullptr) {
-        const auto kept = S::from_bits(keep[k] >> (v * S::lanes));
-        used = S::select(kept, weight * kept_scale, S::zero());
-        d_weight = S::select(kept, d_weight * kept_scale, S::zero());
+    const Index l = v * S::lanes;
+    const auto top = S::load(tile.maximum + l), scale = S::load(tile.reciprocal_sum + l);
+    const auto delta = S::load(tile.delta + l);
+    const auto from_keys = [&](Index first, auto at_a_time) {
+      constexpr int keys = decltype(at_a_time)::value;
+      typename S::Vector weight[keys];
+      for (int i = 0; i < keys; ++i) weight[i] = S::load(scores + (first + i) * width + l) - top;
+      exp2_nonpositive<T>(weight, unit);
+      for (int i = 0; i < keys; ++i) {
+        const Index k = first + i;
+        weight[i] = weight[i] * scale;
+        auto used = weight[i], d_weight = S::load(d_scores + k * width + l);
+        if (keep != nullptr) {
+          const auto kept = S::from_bits(keep[k] >> l);
+          used = S::select(kept, weight[i] * kept_scale, S::zero());
+          d_weight = S::select(kept, d_weight * kept_scale, S::zero());
+        }
+        auto gradient = weight[i] * (d_weight - delta);
+        if (!visible.all) {
+          const auto seen = S::from_bits(visible.bits[k] >> l);
+          used = S::select(seen, used, S::zero());
+          gradient = S::select(seen, gradient, S::zero());
+        }
+        S::store(scores + k * width + l, used);
+        S::store(d_scores + k * width + l, gradient);
       }
-      auto gradient = weight * (d_weight - delta);
-      if (!visible.all) {
-        const auto seen = S::from_bits(visible.bits[k] >> (v * S::lanes));
-        used = S::select(seen, used, S::zero());
-        gradient = S::select(seen, gradient, S::zero());
-      }
-      S::store(score, used);
-      S::store(d_score, gradient);
-    }
+    };
+    Index k = 0;
+    for (; k + 4 <= count; k += 4) from_keys(k, std::integral_constant<int, 4>());
+    for (; k < count; ++k) from_keys(k, std::integral_constant<int, 1>());
   }
 }
 

@@ -150,8 +150,7 @@ void attend_few(const AttentionProblem& p, Index first, Index count, FewWorkspac
   score_product(p, place, count, keys, tile.query, work.scores);
   finish_scores(p, place, first, count, work.bias, work.scores);
   if (!visible.all) hide(place, count, visible, kMinusInfinity<T>, work.scores);
-  const auto softmax = place.vectors == 1 ? online_softmax<T, 1> : online_softmax<T, kTileVectors>;
-  softmax(count, static_cast<T>(p.exponent_factor()), work.scores, tile.maximum, tile.sum, work.factor);
+  online_softmax(p, count, work.scores, tile, work.factor);
   if (p.dropout_p > 0) {
     std::uint32_t keep[kKeyBlock];
     find_kept(p, place, first, count, keep);
@@ -248,8 +247,8 @@ void join(const AttentionProblem& p, const AttentionPart<T>& part, ForwardTile<T
   for (Index q = 0; q < tile.queries.count; ++q) {
     const T top = tile.maximum[q] > part.maximum[q] ? tile.maximum[q] : part.maximum[q];
     const T safe = top == kMinusInfinity<T> ? T(0) : top;  // whose difference with itself is not NaN
-    const auto a = exp2_nonpositive<T>(S::broadcast(tile.maximum[q] - safe) * unit);
-    const auto b = exp2_nonpositive<T>(S::broadcast(part.maximum[q] - safe) * unit);
+    const auto a = exp2_nonpositive<T>(S::broadcast(tile.maximum[q] - safe), unit);
+    const auto b = exp2_nonpositive<T>(S::broadcast(part.maximum[q] - safe), unit);
     tile.maximum[q] = top;
     S::store_first(tile.sum + q, S::fma(S::broadcast(tile.sum[q]), a, S::broadcast(part.sum[q]) * b), 1);
     for (Index c = 0; c < p.value_dim; c += S::lanes) {

@@ -14,6 +14,8 @@
 //
 // and at the end output^T / l. Blocks that no query of a tile may see are not computed.
 
+#include <type_traits>
+
 #include "kernels/attention_kernels.h"
 #include "kernels/isa/attention_dropout.h"
 #include "kernels/isa/carver.h"
@@ -100,52 +102,65 @@ void start_statistics(const AttentionProblem& p, ForwardTile<T>& tile) {
   }
 }
 
-// scores become weights relative to the running maximum; factor receives what earlier results are to be
-// multiplied by.
-template <class T, Index vectors>
-void online_softmax(Index count, T exponent_factor, T* scores, T* maximum, T* sum, T* factor) {
+// Some vectors of a tile's queries: their scores, `width` from one key to the next, become weights relative to
+// the running maximum; factor receives what earlier results are to be multiplied by.
+template <class T, int vectors>
+void online_softmax(Index count, typename Simd<T>::Vector unit, T* scores, Index width, T* maximum, T* sum,
+                    T* factor) {
   using S = Simd<T>;
   using Vector = typename S::Vector;
-  constexpr Index width = vectors * S::lanes;
-  const Vector unit = S::broadcast(exponent_factor);
-  Vector top[vectors];
+  constexpr int keys = 4 / vectors;  // at a time
+  const auto score = [&](Index k, Index v) { return scores + k * width + v * S::lanes; };
+  Vector top[vectors], total[vectors][2];  // every other key
   for (Index v = 0; v < vectors; ++v) {
     // max(x, y) is y when either is NaN: a NaN score does not become the maximum, but its weight is NaN
     // below.
     Vector even = S::load(maximum + v * S::lanes), odd = even;
-    const T* score = scores + v * S::lanes;
     Index k = 0;
     for (; k + 2 <= count; k += 2) {
-      even = S::max(S::load(score + k * width), even);
-      odd = S::max(S::load(score + (k + 1) * width), odd);
+      even = S::max(S::load(score(k, v)), even);
+      odd = S::max(S::load(score(k + 1, v)), odd);
     }
-    if (k < count) even = S::max(S::load(score + k * width), even);
+    if (k < count) even = S::max(S::load(score(k, v)), even);
     top[v] = S::max(even, odd);
     // Nothing seen so far: subtract 0 instead of -inf, whose difference with itself is NaN.
     const Vector safe = S::select(S::equal(top[v], S::broadcast(kMinusInfinity<T>)), S::zero(), top[v]);
-    S::store(factor + v * S::lanes, exp2_nonpositive<T>((S::load(maximum + v * S::lanes) - safe) * unit));
+    S::store(factor + v * S::lanes, exp2_nonpositive<T>(S::load(maximum + v * S::lanes) - safe, unit));
     S::store(maximum + v * S::lanes, top[v]);
     top[v] = safe;
+    total[v][0] = total[v][1] = S::zero();
   }
-  Vector total[vectors][2];
-  for (Index v = 0; v < vectors; ++v) total[v][0] = total[v][1] = S::zero();
-  const auto weigh = [&](Index k, Index v, Vector& partial) {
-    T* score = scores + k * width + v * S::lanes;
-    const Vector weight = exp2_nonpositive<T>((S::load(score) - top[v]) * unit);
-    partial += weight;
-    S::store(score, weight);
+  const auto weigh = [&](Index first, auto at_a_time) {
+    constexpr int size = decltype(at_a_time)::value * vectors;
+    Vector weight[size];
+    for (int i = 0; i < size; ++i) {
+      weight[i] = S::load(score(first + i / vectors, i % vectors)) - top[i % vectors];
+    }
+    exp2_nonpositive<T>(weight, unit);
+    for (int i = 0; i < size; ++i) S::store(score(first + i / vectors, i % vectors), weight[i]);
+    for (int i = 0; i < size; ++i) total[i % vectors][i / vectors % 2] += weight[i];
   };
   Index k = 0;
-  for (; k + 2 <= count; k += 2) {
-    for (Index u = 0; u < 2; ++u) {
-      for (Index v = 0; v < vectors; ++v) weigh(k + u, v, total[v][u]);
-    }
-  }
+  for (; k + keys <= count; k += keys) weigh(k, std::integral_constant<int, keys>());
+  for (; k + 2 <= count; k += 2) weigh(k, std::integral_constant<int, 2>());
+  if (k < count) weigh(k, std::integral_constant<int, 1>());
   for (Index v = 0; v < vectors; ++v) {
-    if (k < count) weigh(k, v, total[v][0]);
     T* running = sum + v * S::lanes;
     S::store(running, S::fma(S::load(running), S::load(factor + v * S::lanes), total[v][0] + total[v][1]));
   }
+}
+
+template <class T>
+void online_softmax(const AttentionProblem& p, Index count, T* scores, ForwardTile<T>& tile, T* factor) {
+  using S = Simd<T>;
+  const auto unit = S::broadcast(static_cast<T>(p.exponent_factor()));
+  const Index vectors = tile.queries.vectors, width = tile.queries.width;
+  for (Index l = 0; l + 2 * S::lanes <= width; l += 2 * S::lanes) {
+    online_softmax<T, 2>(count, unit, scores + l, width, tile.maximum + l, tile.sum + l, factor + l);
+  }
+  if (vectors % 2 == 0) return;
+  const Index l = width - S::lanes;
+  online_softmax<T, 1>(count, unit, scores + l, width, tile.maximum + l, tile.sum + l, factor + l);
 }
 
 // factor becomes 1 / sum, and 0 for queries that have attended to nothing.
@@ -176,8 +191,7 @@ void attend_to_block(const AttentionProblem& p, Index first, Index count, const 
   score_product(p, place, count, keys, tile.query, work.scores);
   finish_scores(p, place, first, count, work.bias, work.scores);
   if (!visible.all) hide(place, count, visible, kMinusInfinity<T>, work.scores);
-  const auto softmax = place.vectors == 1 ? online_softmax<T, 1> : online_softmax<T, kTileVectors>;
-  softmax(count, static_cast<T>(p.exponent_factor()), work.scores, tile.maximum, tile.sum, work.factor);
+  online_softmax(p, count, work.scores, tile, work.factor);
   if (p.dropout_p > 0) {
     std::uint32_t keep[kKeyBlock];
     find_kept(p, place, first, count, keep);

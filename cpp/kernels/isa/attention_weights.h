@@ -62,7 +62,7 @@ void normalised_weights(const QueryTile<T>& tile, Index count, T exponent_factor
     const auto top = S::load(maximum + v * S::lanes), scale = S::load(reciprocal_sum + v * S::lanes);
     for (Index k = 0; k < count; ++k) {
       T* score = scores + k * tile.width + v * S::lanes;
-      S::store(score, exp2_nonpositive<T>((S::load(score) - top) * unit) * scale);
+      S::store(score, exp2_nonpositive<T>(S::load(score) - top, unit) * scale);
     }
   }
 }

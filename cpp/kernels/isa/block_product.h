@@ -7,9 +7,12 @@
 // B and C are rows of whole vectors; A is read element by element by broadcasting loads, so it may lie
 // anywhere with any strides: keys and values are used where the caller keeps them, never transposed and never
 // copied. A register tile is kMaxRows x 2 vectors (24 of 32 registers with AVX-512, 12 of 16 otherwise),
-// which needs 14 loads for 24 multiply-adds: the multiply-add units are the limit. Rows are split evenly (64
-// = 11 + 11 + 11 + 11 + 10 + 10), so that no tile is left with too few accumulators to hide their latency.
-// Measured against calling BLAS on the same blocks: see benchmarks/README.md.
+// which needs 14 loads for 24 multiply-adds: the multiply-add units are the limit. An odd vector goes with two
+// others, of fewer rows. Rows are split evenly (64 = 11 + 11 + 11 + 11 + 10 + 10), so that no tile is left with
+// too few accumulators to hide their latency. Measured against calling BLAS on the same blocks: see
+// benchmarks/README.md.
+
+#include <utility>
 
 #include "kernels/isa/simd.h"
 
@@ -23,13 +26,13 @@ constexpr int kMaxRows = 12;
 #else
 constexpr int kMaxRows = 6;
 #endif
+constexpr int most_rows(int vectors) { return vectors == 1 ? 12 : 2 * kMaxRows / vectors; }
 
 // A strided matrix that is only ever read one element at a time.
 template <class T>
 struct Broadcast {
   const T* data;
   Index row_stride, depth_stride;
-  Broadcast from_row(Index row) const { return {data + row * row_stride, row_stride, depth_stride}; }
 };
 
 // A is passed as three numbers: a structure of them would go through memory, written in halves that the next
@@ -41,7 +44,7 @@ template <class T, int rows, int vectors, Finish finish>
   typename S::Vector sum[rows][vectors];
 #pragma GCC unroll 12
   for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (int v = 0; v < vectors; ++v) sum[r][v] = S::zero();
   }
   // One pointer for three rows: twelve would not fit into the general registers.
@@ -51,13 +54,13 @@ template <class T, int rows, int vectors, Finish finish>
   for (int g = 0; g < groups; ++g) group[g] = a + 3 * g * row_stride;
   for (Index k = 0; k < depth; ++k) {
     typename S::Vector right[vectors];
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (int v = 0; v < vectors; ++v) right[v] = S::load(b + v * S::lanes);
     b += b_stride;
 #pragma GCC unroll 12
     for (int r = 0; r < rows; ++r) {
       const typename S::Vector left = S::broadcast(group[r / 3][(r % 3) * row_stride]);
-#pragma GCC unroll 2
+#pragma GCC unroll 3
       for (int v = 0; v < vectors; ++v) sum[r][v] = S::fma(left, right[v], sum[r][v]);
     }
 #pragma GCC unroll 4
@@ -65,7 +68,7 @@ template <class T, int rows, int vectors, Finish finish>
   }
 #pragma GCC unroll 12
   for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (int v = 0; v < vectors; ++v) {
       T* target = c + r * c_stride + v * S::lanes;
       if constexpr (finish == Finish::add) sum[r][v] = S::load(target) + sum[r][v];
@@ -77,21 +80,37 @@ template <class T, int rows, int vectors, Finish finish>
   }
 }
 
+template <class T>
+using ProductTile = void (*)(Index depth, const T* a, Index row_stride, Index depth_stride, const T* b,
+                             Index b_stride, T* c, Index c_stride, const T* factor);
+
+// The tiles of 1, 2, ... rows.
+template <class T, int vectors, Finish finish, class Rows>
+struct ProductTiles;
+template <class T, int vectors, Finish finish, std::size_t... less>
+struct ProductTiles<T, vectors, finish, std::index_sequence<less...>> {
+  static constexpr ProductTile<T> of_rows[] = {
+      product_tile<T, static_cast<int>(less) + 1, vectors, finish>...};
+};
+
+// `groups` times so many vectors. Rows are outside: those of A are then near while the groups go by.
 template <class T, int vectors, Finish finish>
-inline void product_rows(int rows, Index depth, Broadcast<T> a, const T* b, Index b_stride, T* c,
-                         Index c_stride, const T* factor) {
-  using Tile = void (*)(Index, const T*, Index, Index, const T*, Index, T*, Index, const T*);
-  static constexpr Tile tiles[] = {
-      product_tile<T, 1, vectors, finish>,  product_tile<T, 2, vectors, finish>,
-      product_tile<T, 3, vectors, finish>,  product_tile<T, 4, vectors, finish>,
-      product_tile<T, 5, vectors, finish>,  product_tile<T, 6, vectors, finish>,
-#if defined(BLASFORMER_ISA_avx512)
-      product_tile<T, 7, vectors, finish>,  product_tile<T, 8, vectors, finish>,
-      product_tile<T, 9, vectors, finish>,  product_tile<T, 10, vectors, finish>,
-      product_tile<T, 11, vectors, finish>, product_tile<T, 12, vectors, finish>,
-#endif
-  };
-  tiles[rows - 1](depth, a.data, a.row_stride, a.depth_stride, b, b_stride, c, c_stride, factor);
+inline void product_groups(Index rows, Index groups, Index depth, Broadcast<T> a, const T* b, Index b_stride,
+                           T* c, Index c_stride, const T* factor) {
+  constexpr Index most = most_rows(vectors), width = vectors * Simd<T>::lanes;
+  using Tiles = ProductTiles<T, vectors, finish, std::make_index_sequence<most>>;
+  if (rows == 0) return;
+  const Index parts = ceil_div(rows, most), least = rows / parts, higher = rows - parts * least;
+  Index row = 0;
+  for (Index part = 0; part < parts; ++part) {
+    const Index height = part < higher ? least + 1 : least;
+    for (Index column = 0; column < groups * width; column += width) {
+      Tiles::of_rows[height - 1](depth, a.data + row * a.row_stride, a.row_stride, a.depth_stride, b + column,
+                                 b_stride, c + row * c_stride + column, c_stride,
+                                 finish == Finish::scale_add ? factor + column : nullptr);
+    }
+    row += height;
+  }
 }
 
 // rows x (vectors * lanes) outputs, a sum of depth products each. factor: one per lane, for
@@ -99,24 +118,14 @@ inline void product_rows(int rows, Index depth, Broadcast<T> a, const T* b, Inde
 template <class T, Finish finish>
 inline void block_product(Index rows, Index vectors, Index depth, Broadcast<T> a, const T* b, Index b_stride,
                           T* c, Index c_stride, const T* factor = nullptr) {
-  constexpr Index lanes = Simd<T>::lanes;
-  const Index parts = ceil_div(rows, kMaxRows);
-  Index row = 0;
-  for (Index part = 0; part < parts; ++part) {
-    const int height = static_cast<int>(ceil_div(rows - row, parts - part));
-    Index v = 0;
-    for (; v + 2 <= vectors; v += 2) {
-      product_rows<T, 2, finish>(height, depth, a.from_row(row), b + v * lanes, b_stride,
-                                 c + row * c_stride + v * lanes, c_stride,
-                                 finish == Finish::scale_add ? factor + v * lanes : nullptr);
-    }
-    if (v < vectors) {
-      product_rows<T, 1, finish>(height, depth, a.from_row(row), b + v * lanes, b_stride,
-                                 c + row * c_stride + v * lanes, c_stride,
-                                 finish == Finish::scale_add ? factor + v * lanes : nullptr);
-    }
-    row += height;
-  }
+  const Index rest = vectors % 2 == 0 ? 0 : vectors == 1 ? 1 : 3;
+  const Index column = (vectors - rest) * Simd<T>::lanes;
+  const T* const rest_factor = finish == Finish::scale_add ? factor + column : nullptr;
+  product_groups<T, 2, finish>(rows, (vectors - rest) / 2, depth, a, b, b_stride, c, c_stride, factor);
+  if (rest == 1)
+    product_groups<T, 1, finish>(rows, 1, depth, a, b + column, b_stride, c + column, c_stride, rest_factor);
+  if (rest == 3)
+    product_groups<T, 3, finish>(rows, 1, depth, a, b + column, b_stride, c + column, c_stride, rest_factor);
 }
 
 }  // namespace

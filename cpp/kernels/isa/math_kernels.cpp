@@ -13,8 +13,10 @@ constexpr MathKernels<T> kMathKernels = {
     .exp = [](const T* x, Index size, T* y) { map(x, size, y, [](auto v) { return exp<T>(v); }); },
     .exp_nonpositive = [](const T* x, Index size,
                           T* y) { map(x, size, y, [](auto v) { return exp_nonpositive<T>(v); }); },
-    .exp2_nonpositive = [](const T* x, Index size,
-                           T* y) { map(x, size, y, [](auto v) { return exp2_nonpositive<T>(v); }); },
+    .exp2_nonpositive =
+        [](const T* x, Index size, T* y) {
+          map(x, size, y, [](auto v) { return exp2_nonpositive<T>(v, Simd<T>::broadcast(T(1))); });
+        },
     .tanh = [](const T* x, Index size, T* y) { map(x, size, y, [](auto v) { return tanh<T>(v); }); },
     .sigmoid =
         [](const T* x, Index size, T* y) {

@@ -15,6 +15,11 @@ void copy_rows(const AttentionOperand& x, Index start, Index rows, Index columns
   for (Index r = 0; r < rows; ++r) {
     const Index row = start + r * x.row_stride;
     T* target = out + r * out_stride;
+    if (x.column_stride == 1 && x.dtype == dtype_of<T>()) {
+      const T* source = static_cast<const T*>(x.data) + row;
+      for (Index c = 0; c < columns; ++c) target[c] = source[c];
+      continue;
+    }
     if constexpr (sizeof(T) == sizeof(float)) {
       const auto* half = static_cast<const std::uint16_t*>(x.data) + row;
       if (x.column_stride == 1 && x.dtype == DType::float16) {

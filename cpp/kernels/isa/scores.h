@@ -149,16 +149,12 @@ void load_bias(const AttentionProblem& p, const QueryTile<T>& tile, Index first,
   using S = Simd<T>;
   const AttentionOperand& x = p.bias;
   const Index column = first * x.column_stride;
-  if (visible.all) {
-    for (Index k = 0; k < count; ++k) visible.bits[k] = tile.every();
-  }
+  const auto minus_infinity = S::broadcast(kMinusInfinity<T>);
   bias.shared = is_shared(x, tile);
+  bool masks = false;
   if (bias.shared) {
-    const Index start = tile.offset(x, 0) + column;
-    for (Index k = 0; k < count; ++k) {
-      bias.value[k] = read_element<T>(x.data, x.dtype, start + k * x.column_stride);
-      if (bias.value[k] == kMinusInfinity<T>) visible.bits[k] = 0;
-    }
+    copy_rows(x, tile.offset(x, 0) + column, 1, count, bias.value, count);
+    for (Index k = 0; k < count; ++k) masks = masks || bias.value[k] == kMinusInfinity<T>;
   } else {
     const T* row[kTileQueries<T>];
     for (Index l = 0; l < tile.width; ++l) {
@@ -171,13 +167,19 @@ void load_bias(const AttentionProblem& p, const QueryTile<T>& tile, Index first,
       }
     }
     transpose_rows(row, tile.width, count, bias.value);
-    const auto minus_infinity = S::broadcast(kMinusInfinity<T>);
-    for (Index k = 0; k < count; ++k) {
-      for (Index v = 0; v < tile.vectors; ++v) {
-        const auto value = S::load(bias.value + k * tile.width + v * S::lanes);
-        visible.bits[k] &= ~(S::to_bits(S::equal(value, minus_infinity)) << (v * S::lanes));
-      }
+    auto least = S::zero();
+    for (Index i = 0; i < count * tile.width; i += S::lanes) least = S::min(S::load(bias.value + i), least);
+    masks = S::to_bits(S::equal(least, minus_infinity)) != 0;
+  }
+  if (!masks) return;
+  for (Index k = 0; k < count; ++k) {
+    std::uint32_t hidden = 0;
+    for (Index v = 0; v < tile.vectors; ++v) {
+      const auto value =
+          bias.shared ? S::broadcast(bias.value[k]) : S::load(bias.value + k * tile.width + v * S::lanes);
+      hidden |= S::to_bits(S::equal(value, minus_infinity)) << (v * S::lanes);
     }
+    visible.bits[k] = (visible.all ? tile.every() : visible.bits[k]) & ~hidden;
   }
   summarise(count, tile.every(), visible);
 }
@@ -191,16 +193,19 @@ void finish_scores(const AttentionProblem& p, const QueryTile<T>& tile, Index fi
   if (!p.has_logits()) return;
   const auto scale = S::broadcast(static_cast<T>(p.softcap > 0 ? p.scale / p.softcap : p.scale));
   const auto cap = S::broadcast(static_cast<T>(p.softcap));
-  for (Index k = 0; k < count; ++k) {
-    for (Index v = 0; v < tile.vectors; ++v) {
-      T* score = scores + k * width + v * S::lanes;
-      auto logit = S::load(score) * scale;
-      if (p.softcap > 0) logit = cap * tanh<T>(logit);
-      if (p.bias.data != nullptr) {
-        logit += bias.shared ? S::broadcast(bias.value[k]) : S::load(bias.value + k * width + v * S::lanes);
-      }
-      S::store(score, logit);
+  for (Index i = 0; i < count * width; i += S::lanes) {
+    const auto logit = S::load(scores + i) * scale;
+    S::store(scores + i, p.softcap > 0 ? cap * tanh<T>(logit) : logit);
+  }
+  if (p.bias.data != nullptr && bias.shared) {
+    for (Index k = 0; k < count; ++k) {
+      const auto value = S::broadcast(bias.value[k]);
+      for (Index i = k * width; i < (k + 1) * width; i += S::lanes)
+        S::store(scores + i, S::load(scores + i) + value);
     }
+  } else if (p.bias.data != nullptr) {
+    for (Index i = 0; i < count * width; i += S::lanes)
+      S::store(scores + i, S::load(scores + i) + S::load(bias.value + i));
   }
   if (p.alibi_slopes != nullptr) {
     const Index offset = p.masks.offset == nullptr ? 0 : p.masks.offset[tile.batch];

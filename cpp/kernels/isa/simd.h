@@ -55,6 +55,7 @@ struct Simd<float> {
   static Mask less(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
   static Mask equal(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
   static Vector select(Mask m, Vector yes, Vector no) { return _mm512_mask_blend_ps(m, no, yes); }
+  static Vector zero_where(Mask m, Vector x) { return _mm512_maskz_mov_ps(_knot_mask16(m), x); }
   static float sum(Vector a) { return _mm512_reduce_add_ps(a); }
   static float largest(Vector a) { return _mm512_reduce_max_ps(a); }
 };
@@ -90,6 +91,7 @@ struct Simd<double> {
   static Mask less(Vector a, Vector b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }
   static Mask equal(Vector a, Vector b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
   static Vector select(Mask m, Vector yes, Vector no) { return _mm512_mask_blend_pd(m, no, yes); }
+  static Vector zero_where(Mask m, Vector x) { return _mm512_maskz_mov_pd(_knot_mask8(m), x); }
   static double sum(Vector a) { return _mm512_reduce_add_pd(a); }
   static double largest(Vector a) { return _mm512_reduce_max_pd(a); }
 };
@@ -120,12 +122,13 @@ struct Simd<float> {
     return _mm256_or_ps(abs(magnitude), _mm256_and_ps(_mm256_set1_ps(-0.0f), sign));
   }
   static Vector round(Vector a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  // 2^n for integers n in [-126, 127]: n + 127 appears in the low bits of the sum and is moved into the
-  // exponent.
-  static Vector power_of_two(Vector n) {
-    const __m256i bits = _mm256_castps_si256(n + broadcast(12582912.0f + 127.0f));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 23));
+  // Added to |a| < 2^22, leaves in the low bits the integer next to a, plus 127; taken off again, the integer.
+  static constexpr float integer_shift = 12582912.0f + 127.0f;
+  // 2^n for integers n in [-126, 127]: n + 127 is moved from the low bits of the sum into the exponent.
+  static Vector power_of_shifted(Vector sum) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(sum), 23));
   }
+  static Vector power_of_two(Vector n) { return power_of_shifted(n + broadcast(integer_shift)); }
   static Vector ldexp(Vector x, Vector n) {
     const Vector half = round(n * broadcast(0.5f));
     return x * power_of_two(half) * power_of_two(n - half);
@@ -143,6 +146,7 @@ struct Simd<float> {
   static Mask less(Vector a, Vector b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
   static Mask equal(Vector a, Vector b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
   static Vector select(Mask m, Vector yes, Vector no) { return _mm256_blendv_ps(no, yes, m); }
+  static Vector zero_where(Mask m, Vector x) { return _mm256_andnot_ps(m, x); }
   static float sum(Vector a) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
@@ -179,10 +183,11 @@ struct Simd<double> {
     return _mm256_or_pd(abs(magnitude), _mm256_and_pd(_mm256_set1_pd(-0.0), sign));
   }
   static Vector round(Vector a) { return _mm256_round_pd(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  static Vector power_of_two(Vector n) {  // n in [-1022, 1023]
-    const __m256i bits = _mm256_castpd_si256(n + broadcast(6755399441055744.0 + 1023.0));
-    return _mm256_castsi256_pd(_mm256_slli_epi64(bits, 52));
+  static constexpr double integer_shift = 6755399441055744.0 + 1023.0;  // likewise
+  static Vector power_of_shifted(Vector sum) {
+    return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(sum), 52));
   }
+  static Vector power_of_two(Vector n) { return power_of_shifted(n + broadcast(integer_shift)); }
   static Vector ldexp(Vector x, Vector n) {
     const Vector half = round(n * broadcast(0.5));
     return x * power_of_two(half) * power_of_two(n - half);
@@ -200,6 +205,7 @@ struct Simd<double> {
   static Mask less(Vector a, Vector b) { return _mm256_cmp_pd(a, b, _CMP_LT_OQ); }
   static Mask equal(Vector a, Vector b) { return _mm256_cmp_pd(a, b, _CMP_EQ_OQ); }
   static Vector select(Mask m, Vector yes, Vector no) { return _mm256_blendv_pd(no, yes, m); }
+  static Vector zero_where(Mask m, Vector x) { return _mm256_andnot_pd(m, x); }
   static double sum(Vector a) {
     const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
     return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
@@ -243,10 +249,11 @@ struct Simd<float> {
     const Vector magic = broadcast(12582912.0f);
     return (a + magic) - magic;
   }
-  static Vector power_of_two(Vector n) {  // n in [-126, 127]
-    const __m128i bits = _mm_castps_si128(n + broadcast(12582912.0f + 127.0f));
-    return _mm_castsi128_ps(_mm_slli_epi32(bits, 23));
+  static constexpr float integer_shift = 12582912.0f + 127.0f;  // as with AVX2
+  static Vector power_of_shifted(Vector sum) {
+    return _mm_castsi128_ps(_mm_slli_epi32(_mm_castps_si128(sum), 23));
   }
+  static Vector power_of_two(Vector n) { return power_of_shifted(n + broadcast(integer_shift)); }
   static Vector ldexp(Vector x, Vector n) {
     const Vector half = round(n * broadcast(0.5f));
     return x * power_of_two(half) * power_of_two(n - half);
@@ -266,6 +273,7 @@ struct Simd<float> {
   static Vector select(Mask m, Vector yes, Vector no) {
     return _mm_or_ps(_mm_and_ps(m, yes), _mm_andnot_ps(m, no));
   }
+  static Vector zero_where(Mask m, Vector x) { return _mm_andnot_ps(m, x); }
   static float sum(Vector a) {
     const __m128 two = _mm_add_ps(a, _mm_movehl_ps(a, a));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
@@ -304,10 +312,11 @@ struct Simd<double> {
     const Vector magic = broadcast(6755399441055744.0);
     return (a + magic) - magic;
   }
-  static Vector power_of_two(Vector n) {  // n in [-1022, 1023]
-    const __m128i bits = _mm_castpd_si128(n + broadcast(6755399441055744.0 + 1023.0));
-    return _mm_castsi128_pd(_mm_slli_epi64(bits, 52));
+  static constexpr double integer_shift = 6755399441055744.0 + 1023.0;
+  static Vector power_of_shifted(Vector sum) {
+    return _mm_castsi128_pd(_mm_slli_epi64(_mm_castpd_si128(sum), 52));
   }
+  static Vector power_of_two(Vector n) { return power_of_shifted(n + broadcast(integer_shift)); }
   static Vector ldexp(Vector x, Vector n) {
     const Vector half = round(n * broadcast(0.5));
     return x * power_of_two(half) * power_of_two(n - half);
@@ -322,6 +331,7 @@ struct Simd<double> {
   static Vector select(Mask m, Vector yes, Vector no) {
     return _mm_or_pd(_mm_and_pd(m, yes), _mm_andnot_pd(m, no));
   }
+  static Vector zero_where(Mask m, Vector x) { return _mm_andnot_pd(m, x); }
   static double sum(Vector a) { return _mm_cvtsd_f64(_mm_add_sd(a, _mm_unpackhi_pd(a, a))); }
   static double largest(Vector a) { return _mm_cvtsd_f64(_mm_max_sd(a, _mm_unpackhi_pd(a, a))); }
 };

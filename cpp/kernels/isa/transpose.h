@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include "core/index.h"
+#include "kernels/isa/simd.h"
 
 namespace blasformer::BLASFORMER_ISA {
 namespace {
@@ -70,15 +71,77 @@ inline DoubleSquare square(const double* const* row, Index first) {
   return result;
 }
 
+#elif defined(BLASFORMER_ISA_avx2)
+// As above, with halves of rows r and r + n side by side.
+struct FloatSquare {
+  __m256 column[8];
+};
+inline FloatSquare square(const float* const* row, Index first) {
+  FloatSquare result;
+  for (Index half = 0; half < 2; ++half) {
+    __m256 x[4];
+    for (Index r = 0; r < 4; ++r) {
+      const float* const start = row[r] + first + 4 * half;
+      x[r] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(start)),
+                                  _mm_loadu_ps(row[r + 4] + first + 4 * half), 1);
+    }
+    const __m256 low01 = _mm256_unpacklo_ps(x[0], x[1]), low23 = _mm256_unpacklo_ps(x[2], x[3]);
+    const __m256 high01 = _mm256_unpackhi_ps(x[0], x[1]), high23 = _mm256_unpackhi_ps(x[2], x[3]);
+    result.column[4 * half] = _mm256_shuffle_ps(low01, low23, 0x44);
+    result.column[4 * half + 1] = _mm256_shuffle_ps(low01, low23, 0xee);
+    result.column[4 * half + 2] = _mm256_shuffle_ps(high01, high23, 0x44);
+    result.column[4 * half + 3] = _mm256_shuffle_ps(high01, high23, 0xee);
+  }
+  return result;
+}
+
+struct DoubleSquare {
+  __m256d column[4];
+};
+inline DoubleSquare square(const double* const* row, Index first) {
+  DoubleSquare result;
+  for (Index half = 0; half < 2; ++half) {
+    __m256d x[2];
+    for (Index r = 0; r < 2; ++r) {
+      const double* const start = row[r] + first + 2 * half;
+      x[r] = _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(start)),
+                                  _mm_loadu_pd(row[r + 2] + first + 2 * half), 1);
+    }
+    result.column[2 * half] = _mm256_unpacklo_pd(x[0], x[1]);
+    result.column[2 * half + 1] = _mm256_unpackhi_pd(x[0], x[1]);
+  }
+  return result;
+}
+#endif
+
+#if defined(BLASFORMER_ISA_avx512) || defined(BLASFORMER_ISA_avx2)
 // The squares of transpose_rows: how many columns they cover.
 template <class T>
 inline Index transpose_squares(const T* const* row, Index lanes, Index columns, T* out) {
-  constexpr Index side = 64 / Index{sizeof(T)};
-  const Index covered = columns / side * side;
-  for (Index l = 0; l < lanes; l += side) {
-    for (Index c = 0; c < covered; c += side) {
+  using S = Simd<T>;
+  const Index covered = columns / S::lanes * S::lanes;
+  for (Index l = 0; l < lanes; l += S::lanes) {
+    for (Index c = 0; c < covered; c += S::lanes) {
       const auto block = square(row + l, c);
-      for (Index i = 0; i < side; ++i) __builtin_memcpy(out + (c + i) * lanes + l, &block.column[i], 64);
+      for (Index i = 0; i < S::lanes; ++i) S::store(out + (c + i) * lanes + l, block.column[i]);
+    }
+  }
+  return covered;
+}
+
+// Those of untranspose_rows.
+template <class T>
+inline Index untranspose_squares(const T* x, Index lanes, Index columns, const T* factor, Index count,
+                                 T* const* row) {
+  using S = Simd<T>;
+  const Index covered = columns / S::lanes * S::lanes;
+  for (Index l = 0; l < count; l += S::lanes) {
+    for (Index c = 0; c < covered; c += S::lanes) {
+      const T* column[S::lanes];
+      for (Index i = 0; i < S::lanes; ++i) column[i] = x + (c + i) * lanes;
+      const auto block = square(column, l);
+      for (Index i = 0; i < S::lanes && l + i < count; ++i)
+        S::store(row[l + i] + c, block.column[i] * S::broadcast(factor[l + i]));
     }
   }
   return covered;
@@ -86,6 +149,10 @@ inline Index transpose_squares(const T* const* row, Index lanes, Index columns, 
 #else
 template <class T>
 inline Index transpose_squares(const T* const*, Index, Index, T*) {
+  return 0;
+}
+template <class T>
+inline Index untranspose_squares(const T*, Index, Index, const T*, Index, T* const*) {
   return 0;
 }
 #endif
@@ -128,10 +195,11 @@ inline void transpose_rows(const double* const* row, Index lanes, Index columns,
 // row[lane][c] = x[c][lane] * factor[lane] for the first `count` lanes: the way back.
 inline void untranspose_rows(const float* x, Index lanes, Index columns, const float* factor, Index count,
                              float* const* row) {
+  const Index done = untranspose_squares(x, lanes, columns, factor, count, row);
   for (Index l = 0; l < count; l += 4) {
     const __m128 scale = _mm_loadu_ps(factor + l);
     const Index rows = smaller(4, count - l);
-    Index c = 0;
+    Index c = done;
     for (; c + 4 <= columns && rows == 4; c += 4) {
       __m128 x0 = _mm_mul_ps(_mm_loadu_ps(x + c * lanes + l), scale);
       __m128 x1 = _mm_mul_ps(_mm_loadu_ps(x + (c + 1) * lanes + l), scale);
@@ -151,10 +219,11 @@ inline void untranspose_rows(const float* x, Index lanes, Index columns, const f
 
 inline void untranspose_rows(const double* x, Index lanes, Index columns, const double* factor, Index count,
                              double* const* row) {
+  const Index done = untranspose_squares(x, lanes, columns, factor, count, row);
   for (Index l = 0; l < count; l += 2) {
     const __m128d scale = _mm_loadu_pd(factor + l);
     const Index rows = smaller(2, count - l);
-    Index c = 0;
+    Index c = done;
     for (; c + 2 <= columns && rows == 2; c += 2) {
       const __m128d x0 = _mm_mul_pd(_mm_loadu_pd(x + c * lanes + l), scale);
       const __m128d x1 = _mm_mul_pd(_mm_loadu_pd(x + (c + 1) * lanes + l), scale);

@@ -68,23 +68,54 @@ struct ExpConstants<double> {
                           exponent_min = -1022.0, tanh_is_one = 20.0;
 };
 
-// 2^x for x <= 0 or NaN; results below the smallest normal number are zero. Within 2 ulp in both types.
-template <class T>
-inline typename Simd<T>::Vector exp2_nonpositive(typename Simd<T>::Vector x) {
+// x becomes 2^(x factor), for x <= 0 or NaN and factor > 0; results below the smallest normal number are zero.
+// Within 2 ulp in both types. Several vectors go side by side, step by step: one alone would wait for each of
+// its multiply-adds.
+template <class T, int count>
+inline void exp2_nonpositive(typename Simd<T>::Vector (&x)[count], typename Simd<T>::Vector factor) {
   using S = Simd<T>;
   using C = ExpConstants<T>;
+  constexpr int degree = sizeof(C::exp2) / sizeof(T) - 1;
+  typename S::Vector integer[count], rest[count], y[count];
 #if defined(BLASFORMER_ISA_avx512)
-  const auto bounded =
-      S::max(S::broadcast(C::exponent_min - T(64)), x);  // the second operand is returned when it is NaN
-  const auto n = S::round(bounded);
-  const auto y = S::ldexp(polynomial<T>(bounded - n, C::exp2), n);
-  return S::select(S::less(x, S::broadcast(C::exponent_min)), S::zero(), y);
+#pragma GCC unroll 8
+  for (int i = 0; i < count; ++i) {
+    integer[i] = S::round(x[i] * factor);
+    rest[i] = S::fma(x[i], factor, S::zero() - integer[i]);
+  }
 #else
-  const auto bounded = S::max(S::broadcast(C::exponent_min), x);
-  const auto n = S::round(bounded);
-  const auto y = polynomial<T>(bounded - n, C::exp2) * S::power_of_two(n);
-  return S::select(S::less(x, S::broadcast(C::exponent_min)), S::zero(), y);
+  const auto shift = S::broadcast(S::integer_shift);
+#pragma GCC unroll 8
+  for (int i = 0; i < count; ++i) integer[i] = S::fma(x[i], factor, shift);
+#pragma GCC unroll 8
+  for (int i = 0; i < count; ++i) rest[i] = S::fma(x[i], factor, shift - integer[i]);
 #endif
+#pragma GCC unroll 8
+  for (int i = 0; i < count; ++i) y[i] = S::broadcast(C::exp2[degree]);
+#pragma GCC unroll 16
+  for (int c = degree - 1; c >= 0; --c) {
+#pragma GCC unroll 8
+    for (int i = 0; i < count; ++i) y[i] = S::fma(y[i], rest[i], S::broadcast(C::exp2[c]));
+  }
+  // What lies below becomes zero, whatever it is now (-inf has left a NaN).
+  const auto lowest = S::broadcast(C::exponent_min) / factor;
+#pragma GCC unroll 8
+  for (int i = 0; i < count; ++i) {
+#if defined(BLASFORMER_ISA_avx512)
+    y[i] = S::ldexp(y[i], integer[i]);
+#else
+    y[i] = y[i] * S::power_of_shifted(integer[i]);
+#endif
+    x[i] = S::zero_where(S::less(x[i], lowest), y[i]);
+  }
+}
+
+template <class T>
+inline typename Simd<T>::Vector exp2_nonpositive(typename Simd<T>::Vector x,
+                                                 typename Simd<T>::Vector factor) {
+  typename Simd<T>::Vector only[] = {x};
+  exp2_nonpositive<T>(only, factor);
+  return only[0];
 }
 
 // x = n ln(2) + r with an integer n and |r| <= ln(2)/2; ln(2) is taken off in two parts (Cody and Waite
