@@ -443,3 +443,10 @@ def test_what_cannot_be_saved_is_a_type_error_and_writes_nothing(tmp_path, argum
     with pytest.raises(TypeError, match=text):
         save_tensors(tmp_path / "model.safetensors", **arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["__metadata__", "a\nb", "\ud800", "x" * 513])
+def test_a_name_that_could_not_be_read_again_is_not_written(tmp_path, name):
+    with pytest.raises(ValueError, match="name"):
+        save_tensors(tmp_path / "model.safetensors", {"weight": np.ones(3), name: np.ones(3)})
+    assert list(tmp_path.iterdir()) == []

@@ -56,11 +56,42 @@ def test_padding_keeps_the_dtype_and_takes_lists():
         ([3], {}, ValueError, r"must all be int64 \(length,\), got int64 \(\) at index 0"),
         ([[1]], {"multiple_of": 0}, ValueError, "multiple_of must be >= 1, got 0"),
         ([[1]], {"length": 2.0}, TypeError, "length must be an integer, got float"),
+        (3, {}, TypeError, "sequences must be arrays or lists, got int"),
+        ("abc", {}, TypeError, "sequences must be arrays or lists, got str"),
     ],
 )
 def test_sequences_that_do_not_fit_are_refused(sequences, arguments, error, text):
     with pytest.raises(error, match=text):
         data.pad(sequences, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "error"),
+    [
+        (np.int64, 0.5, ValueError),
+        (np.int64, np.nan, ValueError),
+        (np.uint8, -1, ValueError),
+        (np.int8, 200, ValueError),
+        (bool, 2, ValueError),
+        (np.int64, 2**70, ValueError),
+        (np.float32, "0", TypeError),
+        (np.float32, [1, 2], TypeError),
+        (np.int64, 3.0, None),
+        (np.float32, 0.1, None),
+        (np.float32, np.nan, None),
+        (bool, True, None),
+    ],
+)
+def test_what_stands_behind_the_ends_is_what_the_sequences_dtype_holds(dtype, value, error):
+    sequences = [np.ones(2, dtype), np.ones(1, dtype)]
+    calls = {"pad": lambda: data.pad(sequences, value=value)[0][1, 1]}
+    calls["pack"] = lambda: data.pack(sequences, 5, value=value).array[0, 4]
+    for call in calls.values():
+        if error is None:
+            np.testing.assert_array_equal(call(), np.array(value, dtype))
+        else:
+            with pytest.raises(error, match="value must be a number"):
+                call()
 
 
 @given(LENGTHS, st.integers(13, 20))
@@ -178,6 +209,9 @@ def test_sequences_of_similar_length_come_together():
         (([1, 2],), {}, ValueError, "batch_size or max_tokens must be given"),
         (([1, 2], [1]), {"batch_size": 2}, ValueError, r"one number of examples, at least 1, got \[2, 1\]"),
         (([],), {"batch_size": 2}, ValueError, r"one number of examples, at least 1, got \[0\]"),
+        ((3,), {"batch_size": 2}, TypeError, "columns must be arrays or sequences, got int at 0"),
+        (([1], np.array(3)), {"batch_size": 2}, TypeError, "columns must be .* got ndarray at 1"),
+        (([1],), {"batch_size": 2, "collate": 3}, TypeError, "collate must be a function, got int"),
         (([1],), {"batch_size": 0}, ValueError, "batch_size must be >= 1, got 0"),
         (([[1], [1, 2]],), {"batch_size": 2}, ValueError, "collate must be given for sequences of different"),
         (

@@ -563,6 +563,14 @@ def test_everything_that_does_not_fit_is_named_at_once_and_nothing_changes():
     assert all(same_bits(array, before[name]) for name, array in layer.parameters().items())
 
 
+def test_a_negative_padding_id_counts_from_the_end():
+    layer = nn.Embedding(5, 3, -2, rng=0)
+    y, saved = layer.forward([3, 4])
+    assert (y[0] == 0).all()
+    assert (y[1] != 0).all()
+    assert layer.backward(saved, np.ones_like(y))[1]["weight"][:, 0].tolist() == [0, 0, 0, 0, 1]
+
+
 class Tensor:
     """As of another package, that NumPy can read or not."""
 
@@ -844,6 +852,13 @@ ERRORS = {
         "dtype must be float32 or float64, got None": lambda: nn.Linear(3, 3, dtype=None),
         "dtype must be float32 or float64, got int64": lambda: nn.LayerNorm(3, dtype=int),
         "rng must be a numpy.random.Generator or an int, got str": lambda: nn.Linear(3, 3, rng="0"),
+        "in_features must be an integer, got bool": lambda: nn.Linear(True, 3),
+        "bias must be a bool, got int": lambda: nn.Linear(3, 3, 0),
+        "bias must be a bool, got ndarray": lambda: nn.MultiheadAttention(8, 2, bias=np.zeros(8)),
+        "norm_first must be a bool, got str": lambda: nn.TransformerEncoderLayer(8, 2, norm_first="False"),
+        "interleaved of rotary must be a bool, got int": lambda: nn.MultiheadAttention(
+            8, 2, rotary=nn.RotaryPositions(interleaved=1)
+        ),
         "normalized_shape must be an integer, got str": lambda: nn.LayerNorm(["3"]),
         "eps must be a number, got str": lambda: nn.RMSNorm(3, "small"),
         "activation must be a string, got builtin_function_or_method": lambda: nn.FeedForward(
@@ -913,16 +928,25 @@ ERRORS = {
         "num_embeddings must be positive, got 0": lambda: nn.Embedding(0, 3),
         "embedding_dim must be positive, got 0": lambda: nn.Embedding(3, 0),
         "padding_idx must lie in [0, 3), got 3": lambda: nn.Embedding(3, 3, 3),
+        "padding_idx must lie in [0, 3), got -4": lambda: nn.Embedding(3, 3, -4),
         "normalized_shape must hold at least one axis, all of them positive, got (3, 0)": lambda: (
             nn.LayerNorm((3, 0))
         ),
         "normalized_shape must hold at least one axis, all of them positive, got ()": lambda: nn.RMSNorm(()),
-        "eps must be at least 0, got -1": lambda: nn.LayerNorm(3, -1),
-        "eps must be at least 0, got nan": lambda: nn.RMSNorm(3, float("nan")),
+        "eps must be finite and at least 0, got -1": lambda: nn.LayerNorm(3, -1),
+        "eps must be finite and at least 0, got nan": lambda: nn.RMSNorm(3, float("nan")),
         "activation must be relu, gelu, gelu_tanh, gelu_sigmoid or silu, got swish": lambda: nn.FeedForward(
             3, 3, activation="swish"
         ),
         "dropout must lie between 0 and 1, got 1.5": lambda: nn.FeedForward(3, 3, 1.5),
+        "d_model must be positive, got -3": lambda: nn.FeedForward(-3, 3),
+        "dim_feedforward must be positive, got -3": lambda: nn.FeedForward(3, -3),
+        "d_model must be positive, got -4": lambda: nn.GatedFeedForward(-4, 3),
+        "dim_feedforward must be positive, got -4": lambda: nn.GatedFeedForward(3, -4),
+        "eps must be finite and at least 0, got inf": lambda: nn.LayerNorm(3, float("inf")),
+        "layer_norm_eps must be finite and at least 0, got nan": lambda: nn.Transformer(
+            8, 2, layer_norm_eps=float("nan")
+        ),
         "dropout must lie between 0 and 1, got nan": lambda: nn.MultiheadAttention(3, 3, float("nan")),
         "dropout must lie between 0 and 1, got -0.1": lambda: nn.GatedFeedForward(3, 3, -0.1),
         "activation must be relu, gelu, gelu_tanh, gelu_sigmoid or silu, got swiglu": lambda: (
@@ -961,7 +985,7 @@ ERRORS = {
         "d_model must be positive, got 0": lambda: nn.TransformerEncoderLayer(0, 1),
         "nhead must be positive, got 0": lambda: nn.TransformerEncoderLayer(8, 0),
         "dim_feedforward must be positive, got 0": lambda: nn.TransformerEncoderLayer(8, 2, 0),
-        "layer_norm_eps must be at least 0, got -1": lambda: nn.TransformerEncoderLayer(
+        "layer_norm_eps must be finite and at least 0, got -1": lambda: nn.TransformerEncoderLayer(
             8, 2, layer_norm_eps=-1
         ),
         "num_layers must be positive, got 0": lambda: nn.TransformerEncoder(

@@ -328,7 +328,7 @@ def test_the_base_is_where_newer_files_have_it(tmp_path):
         ({"rope_scaling": [1]}, "rope_scaling must be an object or null"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor must be 1, got 0.5"),
         ({"rope_theta": 0}, "rope_theta must be a finite number above 0, got 0"),
-        ({"rms_norm_eps": -1}, "rms_norm_eps must be at least 0, got -1"),
+        ({"rms_norm_eps": -1}, "rms_norm_eps must be finite and at least 0, got -1"),
         ({"model_type": "mistral", "sliding_window": 16}, "sliding_window must be null, or"),
         (
             {"model_type": "mistral", "num_key_value_heads": None},

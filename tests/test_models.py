@@ -836,7 +836,7 @@ def test_heads_of_a_real_model_can_be_looked_at(encoder):
         (None, {}, TypeError, "sentences must be a str or several of them, got NoneType"),
         (["one", None], {}, TypeError, "sentences[1] must be a str, got NoneType"),
         (["\ud800"], {}, ValueError, r"sentences[0] must be valid Unicode, got '\ud800'"),
-        (["one"], {"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        (["one"], {"batch_size": 0}, ValueError, "batch_size must be >= 1, got 0"),
         (["one"], {"batch_size": 2.0}, TypeError, "batch_size must be an integer, got float"),
     ],
 )

@@ -1,5 +1,6 @@
 #include "layers/feed_forward.h"
 
+#include "core/require.h"
 #include "layers/dropout.h"
 
 namespace blasformer {
@@ -7,7 +8,10 @@ namespace blasformer {
 template <class T>
 FeedForward<T>::FeedForward(Index d_model, Index dim_feedforward, Activation activation_, double dropout_p_,
                             bool with_bias)
-    : linear1(d_model, dim_feedforward, with_bias),
+    : linear1((require(d_model > 0, "d_model must be positive, got ", d_model), d_model),
+              (require(dim_feedforward > 0, "dim_feedforward must be positive, got ", dim_feedforward),
+               dim_feedforward),
+              with_bias),
       linear2(dim_feedforward, d_model, with_bias),
       activation(activation_),
       dropout_p(dropout_p_) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/require.h"
 #include "core/thread_pool.h"
 #include "kernels/gated_kernels.h"
 #include "layers/dropout.h"
@@ -41,7 +42,10 @@ void for_each_part(Index size, Activation activation, const Body& body) {
 template <class T>
 GatedFeedForward<T>::GatedFeedForward(Index d_model, Index dim_feedforward, Activation activation_,
                                       double dropout_p_, bool with_bias)
-    : gate_proj(d_model, dim_feedforward, with_bias),
+    : gate_proj((require(d_model > 0, "d_model must be positive, got ", d_model), d_model),
+                (require(dim_feedforward > 0, "dim_feedforward must be positive, got ", dim_feedforward),
+                 dim_feedforward),
+                with_bias),
       up_proj(d_model, dim_feedforward, with_bias),
       down_proj(dim_feedforward, d_model, with_bias),
       activation(activation_),

@@ -1,6 +1,7 @@
 #include "layers/layer_norm.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "core/require.h"
@@ -60,7 +61,7 @@ template <class T>
 LayerNorm<T>::LayerNorm(Shape normalized_shape_, double eps_, bool with_weight, bool with_bias)
     : normalized_shape(std::move(normalized_shape_)), eps(eps_) {
   require_normalized_shape(normalized_shape);
-  require(eps >= 0, "eps must be at least 0, got ", eps);
+  require(std::isfinite(eps) && eps >= 0, "eps must be finite and at least 0, got ", eps);
   if (with_weight) weight = Tensor<T>(normalized_shape);
   if (with_weight && with_bias) bias = Tensor<T>(normalized_shape);
 }

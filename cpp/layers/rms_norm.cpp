@@ -1,6 +1,7 @@
 #include "layers/rms_norm.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "core/require.h"
@@ -57,7 +58,7 @@ template <class T>
 RMSNorm<T>::RMSNorm(Shape normalized_shape_, double eps_, bool with_weight)
     : normalized_shape(std::move(normalized_shape_)), eps(eps_) {
   require_normalized_shape(normalized_shape);
-  require(eps >= 0, "eps must be at least 0, got ", eps);
+  require(std::isfinite(eps) && eps >= 0, "eps must be finite and at least 0, got ", eps);
   if (with_weight) weight = Tensor<T>(normalized_shape);
 }
 

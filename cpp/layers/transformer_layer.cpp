@@ -1,5 +1,7 @@
 #include "layers/transformer_layer.h"
 
+#include <cmath>
+
 namespace blasformer {
 
 const TransformerLayerSizes& checked(const TransformerLayerSizes& sizes) {
@@ -8,7 +10,8 @@ const TransformerLayerSizes& checked(const TransformerLayerSizes& sizes) {
   require(sizes.d_model % sizes.num_heads == 0, "d_model must be a multiple of nhead = ", sizes.num_heads,
           ", got ", sizes.d_model);
   require(sizes.dim_feedforward > 0, "dim_feedforward must be positive, got ", sizes.dim_feedforward);
-  require(sizes.layer_norm_eps >= 0, "layer_norm_eps must be at least 0, got ", sizes.layer_norm_eps);
+  require(std::isfinite(sizes.layer_norm_eps) && sizes.layer_norm_eps >= 0,
+          "layer_norm_eps must be finite and at least 0, got ", sizes.layer_norm_eps);
   return sizes;
 }
 

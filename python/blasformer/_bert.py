@@ -16,7 +16,7 @@ from ._attention import Array, ChosenWeights, LayerWeights, choose_layers
 from ._dtypes import float_dtype
 from ._model import MAX_LAYERS, read_parameters, save_folder
 from ._module import add_gradients
-from ._random import Rng, draw_seed
+from ._random import Rng, initial_seed, seed_or_none
 from .io import Checkpoint, PathLike, read_json, some_names
 from .nn import Layer
 
@@ -208,7 +208,7 @@ class BertModel(Layer):
         with_pooler: bool = True,
         rng: Rng | None = None,
     ) -> None:
-        seed = draw_seed(np.random.default_rng() if rng is None else rng)
+        seed = initial_seed(rng)
         self._allocate(config, float_dtype(dtype), with_pooler, seed)
 
     def _allocate(
@@ -336,7 +336,7 @@ class BertModel(Layer):
     ) -> tuple[BertOutput, BertSaved]:
         """The output and what its gradient needs. Dropout, as the config says, acts if there is an rng."""
         tokens = _packed(self.config, input_ids, lengths, attention_mask, token_type_ids)
-        seed = None if rng is None else draw_seed(rng)
+        seed = seed_or_none(rng)
         hidden, pooled, saved = self._held.forward(*tokens.arguments, self.with_pooler, seed)
         shape = (*tokens.is_token.shape[:-1], self.config.hidden_size)
         output = BertOutput(

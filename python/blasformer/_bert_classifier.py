@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from ._arguments import checked_integer, checked_name, checked_number_or_none
 from ._attention import Array
 from ._bert import (
     BertConfig,
@@ -22,10 +23,10 @@ from ._bert import (
 from ._dtypes import float_dtype
 from ._model import read_parameters, save_folder
 from ._module import add_gradients
-from ._random import Rng, draw_seed
+from ._random import Rng, initial_seed, seed_or_none
 from .functional import softmax
 from .io import Checkpoint, PathLike, read_json
-from .nn import Layer, _integer, _name, _number_or_none
+from .nn import Layer
 
 POOLINGS = ("pooler", "mean")
 CLASSIFIER = ("classifier.weight", "classifier.bias")
@@ -99,12 +100,12 @@ class BertForSequenceClassification(Layer):
         dtype: npt.DTypeLike = np.float32,
         rng: Rng | None = None,
     ) -> None:
-        count = _integer("num_labels", num_labels)
+        count = checked_integer("num_labels", num_labels)
         if count < 1:
             raise ValueError(f"num_labels must be positive, got {count}")
         if pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
-        names = None if labels is None else tuple(_name("labels", name) for name in labels)
+        names = None if labels is None else tuple(checked_name("labels", name) for name in labels)
         if names is not None:
             if isinstance(labels, str) or len(names) != count or len(set(names)) != count:
                 raise ValueError(f"labels must be {count} different names, got {labels!r}")
@@ -113,7 +114,7 @@ class BertForSequenceClassification(Layer):
             "config": config,
             "num_labels": count,
             "pooling": pooling,
-            "classifier_dropout": _number_or_none("classifier_dropout", classifier_dropout),
+            "classifier_dropout": checked_number_or_none("classifier_dropout", classifier_dropout),
             "labels": names,
             "dtype": float_dtype(dtype).name,
         }
@@ -124,7 +125,7 @@ class BertForSequenceClassification(Layer):
             count,
             pooling == "mean",
             dropout,
-            draw_seed(np.random.default_rng() if rng is None else rng),
+            initial_seed(rng),
         )
 
     @property
@@ -243,7 +244,7 @@ class BertForSequenceClassification(Layer):
     ) -> tuple[Array, _core.Saved]:
         """The logits, (batch, num_labels), and what their gradient needs. Dropout acts if there is an rng."""
         tokens = _packed(self.config, input_ids, lengths, attention_mask, token_type_ids)
-        return self._held.forward(*tokens.arguments, None if rng is None else draw_seed(rng))
+        return self._held.forward(*tokens.arguments, seed_or_none(rng))
 
     def loss(
         self,
@@ -298,7 +299,7 @@ class BertForSequenceClassification(Layer):
             divisor,
             label_smoothing,
             ignore_index,
-            None if rng is None else draw_seed(rng),
+            seed_or_none(rng),
         )
         return loss, grads if accumulate is None else add_gradients(accumulate, grads)
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from ._arguments import checked_integer
 from ._attention import Array, LayerWeights
 from ._bert import (
     BertConfig,
@@ -28,10 +29,10 @@ from ._bert_classifier import _published_name
 from ._dtypes import float_dtype
 from ._model import read_parameters, save_folder
 from ._module import add_gradients
-from ._random import Rng, draw_seed
+from ._random import Rng, initial_seed, seed_or_none
 from .functional import log_softmax
 from .io import Checkpoint, PathLike
-from .nn import Layer, _integer
+from .nn import Layer
 
 HEAD = ("qa_outputs.weight", "qa_outputs.bias")
 
@@ -99,7 +100,7 @@ class BertForQuestionAnswering(Layer):
         self._held = _core.bert_question_answering(
             float_dtype(dtype).name,
             _sizes(config, False),
-            draw_seed(np.random.default_rng() if rng is None else rng),
+            initial_seed(rng),
         )
 
     @property
@@ -194,7 +195,7 @@ class BertForQuestionAnswering(Layer):
         >>> bool(np.all((answers.start <= answers.end) & (answers.end < answers.start + 2)))
         True
         """
-        count = _integer("longest", longest)
+        count = checked_integer("longest", longest)
         if count < 1:
             raise ValueError(f"longest must be at least 1, got {count}")
         logits = self(
@@ -226,7 +227,7 @@ class BertForQuestionAnswering(Layer):
         """The logits, (batch, 2, length), and what their gradient needs. Dropout acts if there is an rng."""
         tokens = _packed(self.config, input_ids, lengths, attention_mask, token_type_ids)
         allowed = _allowed(tokens, candidates)
-        logits, saved = self._held.forward(*tokens.arguments, None if rng is None else draw_seed(rng))
+        logits, saved = self._held.forward(*tokens.arguments, seed_or_none(rng))
         return _unpacked(logits, tokens.is_token, allowed), QuestionAnsweringSaved(
             saved, tokens.is_token, allowed
         )
@@ -308,7 +309,7 @@ class BertForQuestionAnswering(Layer):
             divisor,
             label_smoothing,
             ignore_index,
-            None if rng is None else draw_seed(rng),
+            seed_or_none(rng),
         )
         return loss, grads if accumulate is None else add_gradients(accumulate, grads)
 

@@ -9,11 +9,19 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from . import _core
+from ._arguments import (
+    checked_epsilon,
+    checked_flag,
+    checked_integer,
+    checked_integer_or_none,
+    checked_name,
+    checked_number,
+)
 from ._attention import Array, LayerWeights, choose_layers
+from ._dtypes import float_dtype
 from ._model import Model
-from ._random import Rng
+from ._random import Rng, initial_seed, seed_or_none
 from .functional import softmax
-from .nn import _dtype, _initial_seed, _integer, _integer_or_none, _name, _number, _seed
 
 
 class Classifier(Model):
@@ -121,27 +129,27 @@ class Classifier(Model):
             "pooling": pooling,
             "recompute": recompute,
         }
-        self._allocate({**self._arguments_of(arguments), "dtype": _dtype(dtype)}, _initial_seed(rng))
+        self._allocate({**self._arguments_of(arguments), "dtype": float_dtype(dtype).name}, initial_seed(rng))
 
     @classmethod
     def _arguments_of(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         if (config.get("vocab_size") is None) == (config.get("in_features") is None):
             raise ValueError("one of vocab_size and in_features must be given")
         return {
-            "num_classes": _integer("num_classes", config["num_classes"]),
-            "max_length": _integer("max_length", config["max_length"]),
-            "vocab_size": _integer_or_none("vocab_size", config.get("vocab_size")),
-            "in_features": _integer_or_none("in_features", config.get("in_features")),
-            "d_model": _integer("d_model", config["d_model"]),
-            "nhead": _integer("nhead", config["nhead"]),
-            "num_layers": _integer("num_layers", config["num_layers"]),
-            "dim_feedforward": _integer_or_none("dim_feedforward", config["dim_feedforward"]),
-            "dropout": _number("dropout", config["dropout"]),
-            "activation": _name("activation", config["activation"]),
-            "layer_norm_eps": _number("layer_norm_eps", config["layer_norm_eps"]),
-            "norm_first": bool(config["norm_first"]),
-            "pooling": _name("pooling", config["pooling"]),
-            "recompute": bool(config["recompute"]),
+            "num_classes": checked_integer("num_classes", config["num_classes"]),
+            "max_length": checked_integer("max_length", config["max_length"]),
+            "vocab_size": checked_integer_or_none("vocab_size", config.get("vocab_size")),
+            "in_features": checked_integer_or_none("in_features", config.get("in_features")),
+            "d_model": checked_integer("d_model", config["d_model"]),
+            "nhead": checked_integer("nhead", config["nhead"]),
+            "num_layers": checked_integer("num_layers", config["num_layers"]),
+            "dim_feedforward": checked_integer_or_none("dim_feedforward", config["dim_feedforward"]),
+            "dropout": checked_number("dropout", config["dropout"]),
+            "activation": checked_name("activation", config["activation"]),
+            "layer_norm_eps": checked_epsilon("layer_norm_eps", config["layer_norm_eps"]),
+            "norm_first": checked_flag("norm_first", config["norm_first"]),
+            "pooling": checked_name("pooling", config["pooling"]),
+            "recompute": checked_flag("recompute", config["recompute"]),
         }
 
     def _allocate(self, arguments: dict[str, Any], seed: int | None) -> None:
@@ -150,7 +158,7 @@ class Classifier(Model):
         vocab_size, in_features = given.pop("vocab_size"), given.pop("in_features")
         reads_ids = vocab_size is not None
         if given["dim_feedforward"] is None:
-            given["dim_feedforward"] = _integer("dim_feedforward", 4 * given["d_model"])
+            given["dim_feedforward"] = checked_integer("dim_feedforward", 4 * given["d_model"])
         self._held = _core.classifier(
             **given, reads_ids=reads_ids, inputs=vocab_size if reads_ids else in_features, seed=seed
         )
@@ -203,7 +211,7 @@ class Classifier(Model):
         rng: Rng | None = None,
     ) -> tuple[Array, _core.Saved]:
         """The logits and what their gradient needs. Dropout acts if there is an rng."""
-        return self._held.forward(x, lengths, mask, _seed(rng))
+        return self._held.forward(x, lengths, mask, seed_or_none(rng))
 
     def loss(
         self,
@@ -263,7 +271,7 @@ class Classifier(Model):
         >>> grads["head.bias"].shape
         (3,)
         """
-        seed = _seed(rng)
+        seed = seed_or_none(rng)
 
         def compute(arrays: dict[str, Array] | None) -> tuple[float, dict[str, Array]]:
             return self._held.loss_and_gradients(
@@ -326,7 +334,7 @@ def image_patches(images: Array, patch_size: int | tuple[int, int]) -> Array:
     sides = patch_size if isinstance(patch_size, tuple) else (patch_size, patch_size)
     if len(sides) != 2:
         raise ValueError(f"patch_size must be an integer or two, got {patch_size!r}")
-    height, width = (_integer("patch_size", side) for side in sides)
+    height, width = (checked_integer("patch_size", side) for side in sides)
     count, rows, columns = images.shape[:3]
     if height < 1 or width < 1 or rows % height or columns % width:
         raise ValueError(

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _core
+from ._arguments import checked_integer, checked_number
 from ._attention import Array
 from ._random import Rng, draw_seed
 from .functional import log_softmax
-from .nn import _integer, _number
 
 LARGEST_PENALTY = 10  # so that a power of any length is a number
 
@@ -75,7 +75,7 @@ def token_ids(name: str, ids: int | Collection[int], vocab_size: int) -> frozens
         given = [ids] if isinstance(ids, (int, np.integer)) else list(ids)
     except TypeError:
         raise TypeError(f"{name} must be an integer or several, got {type(ids).__name__}") from None
-    chosen = frozenset(_integer(name, token) for token in given)
+    chosen = frozenset(checked_integer(name, token) for token in given)
     for token in chosen:
         if not 0 <= token < vocab_size:
             raise IndexError(f"{name} must lie in [0, {vocab_size}), got {token}")
@@ -86,13 +86,13 @@ class TokenSampler:
     """Chooses tokens by their logits."""
 
     def __init__(self, temperature: float, top_k: int | None, top_p: float, rng: Rng | None) -> None:
-        self._temperature = _number("temperature", temperature)
+        self._temperature = checked_number("temperature", temperature)
         if not (0 <= self._temperature < math.inf):
             raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
-        self._top_k = None if top_k is None else _integer("top_k", top_k)
+        self._top_k = None if top_k is None else checked_integer("top_k", top_k)
         if self._top_k is not None and self._top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
-        self._top_p = _number("top_p", top_p)
+        self._top_p = checked_number("top_p", top_p)
         if not 0 < self._top_p <= 1:
             raise ValueError(f"top_p must be more than 0 and at most 1, got {top_p}")
         if self._temperature > 0 and rng is None:

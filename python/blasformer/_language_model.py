@@ -9,22 +9,22 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from . import _core
+from ._arguments import (
+    checked_epsilon,
+    checked_flag,
+    checked_integer,
+    checked_integer_or_none,
+    checked_name,
+    checked_number,
+    checked_number_or_none,
+)
 from ._attention import Array, LayerWeights, choose_layers
+from ._dtypes import float_dtype
 from ._generation import TokenSampler, padded, sequences_of, token_ids
 from ._model import Model
 from ._progress import progress_bar
-from ._random import Rng
+from ._random import Rng, initial_seed, seed_or_none
 from .io import Checkpoint
-from .nn import (
-    _dtype,
-    _initial_seed,
-    _integer,
-    _integer_or_none,
-    _name,
-    _number,
-    _number_or_none,
-    _seed,
-)
 
 # What config.json calls an activation, and what it is called here.
 GPT2_ACTIVATIONS = {
@@ -134,22 +134,22 @@ class LanguageModel(Model):
         rng: Rng | None = None,
     ) -> None:
         arguments = {
-            "vocab_size": _integer("vocab_size", vocab_size),
-            "max_length": _integer("max_length", max_length),
-            "d_model": _integer("d_model", d_model),
-            "nhead": _integer("nhead", nhead),
-            "num_layers": _integer("num_layers", num_layers),
-            "dim_feedforward": _integer_or_none("dim_feedforward", dim_feedforward),
-            "dropout": _number("dropout", dropout),
-            "activation": _name("activation", activation),
-            "layer_norm_eps": _number("layer_norm_eps", layer_norm_eps),
-            "embedding_dropout": _number_or_none("embedding_dropout", embedding_dropout),
-            "attention_dropout": _number_or_none("attention_dropout", attention_dropout),
-            "tied": bool(tied),
-            "recompute": bool(recompute),
-            "dtype": _dtype(dtype),
+            "vocab_size": checked_integer("vocab_size", vocab_size),
+            "max_length": checked_integer("max_length", max_length),
+            "d_model": checked_integer("d_model", d_model),
+            "nhead": checked_integer("nhead", nhead),
+            "num_layers": checked_integer("num_layers", num_layers),
+            "dim_feedforward": checked_integer_or_none("dim_feedforward", dim_feedforward),
+            "dropout": checked_number("dropout", dropout),
+            "activation": checked_name("activation", activation),
+            "layer_norm_eps": checked_epsilon("layer_norm_eps", layer_norm_eps),
+            "embedding_dropout": checked_number_or_none("embedding_dropout", embedding_dropout),
+            "attention_dropout": checked_number_or_none("attention_dropout", attention_dropout),
+            "tied": checked_flag("tied", tied),
+            "recompute": checked_flag("recompute", recompute),
+            "dtype": float_dtype(dtype).name,
         }
-        self._allocate(arguments, _initial_seed(rng))
+        self._allocate(arguments, initial_seed(rng))
 
     def _allocate(self, arguments: dict[str, Any], seed: int | None) -> None:
         self._arguments = arguments
@@ -161,7 +161,7 @@ class LanguageModel(Model):
         arguments = self._arguments
         width, dropout = arguments["dim_feedforward"], arguments["dropout"]
         return arguments | {
-            "dim_feedforward": _integer("dim_feedforward", 4 * arguments["d_model"])
+            "dim_feedforward": checked_integer("dim_feedforward", 4 * arguments["d_model"])
             if width is None
             else width,
             **{
@@ -201,7 +201,7 @@ class LanguageModel(Model):
         For training by the loss of the next token `loss_and_gradients` does all of it in one call, and never
         holds the logits of all tokens.
         """
-        return self._held.forward(ids, lengths, segments, _seed(rng))
+        return self._held.forward(ids, lengths, segments, seed_or_none(rng))
 
     def loss(
         self,
@@ -260,7 +260,7 @@ class LanguageModel(Model):
         >>> grads["wpe.weight"].shape
         (8, 16)
         """
-        seed = _seed(rng)
+        seed = seed_or_none(rng)
 
         def compute(arrays: dict[str, Array] | None) -> tuple[float, dict[str, Array]]:
             return self._held.loss_and_gradients(
@@ -334,7 +334,7 @@ class LanguageModel(Model):
         prompts, single = sequences_of("prompt_ids", prompt_ids, lengths, vocab_size)
         if any(len(prompt) == 0 for prompt in prompts):
             raise ValueError("prompt_ids must have at least one token each, got an empty sequence")
-        count = _integer("max_new_tokens", max_new_tokens)
+        count = checked_integer("max_new_tokens", max_new_tokens)
         if count < 0:
             raise ValueError(f"max_new_tokens must be at least 0, got {count}")
         stops = token_ids("stop_ids", stop_ids, vocab_size)
@@ -417,20 +417,22 @@ class LanguageModel(Model):
             raise ValueError(
                 f"activation_function must be one of {', '.join(GPT2_ACTIVATIONS)}, got {activation!r}"
             )
-        dropout = _number("resid_pdrop", config.get("resid_pdrop", 0.1))
-        embedding, attention = (_number(name, config.get(name, 0.1)) for name in ("embd_pdrop", "attn_pdrop"))
+        dropout = checked_number("resid_pdrop", config.get("resid_pdrop", 0.1))
+        embedding, attention = (
+            checked_number(name, config.get(name, 0.1)) for name in ("embd_pdrop", "attn_pdrop")
+        )
         return {
-            "vocab_size": _integer("vocab_size", config["vocab_size"]),
-            "max_length": _integer("n_positions", config["n_positions"]),
-            "d_model": _integer("n_embd", config["n_embd"]),
-            "nhead": _integer("n_head", config["n_head"]),
-            "num_layers": _integer("n_layer", config["n_layer"]),
-            "dim_feedforward": _integer_or_none("n_inner", config.get("n_inner")),
+            "vocab_size": checked_integer("vocab_size", config["vocab_size"]),
+            "max_length": checked_integer("n_positions", config["n_positions"]),
+            "d_model": checked_integer("n_embd", config["n_embd"]),
+            "nhead": checked_integer("n_head", config["n_head"]),
+            "num_layers": checked_integer("n_layer", config["n_layer"]),
+            "dim_feedforward": checked_integer_or_none("n_inner", config.get("n_inner")),
             "dropout": dropout,
             "embedding_dropout": None if embedding == dropout else embedding,
             "attention_dropout": None if attention == dropout else attention,
             "activation": GPT2_ACTIVATIONS[activation],
-            "layer_norm_eps": _number("layer_norm_epsilon", config.get("layer_norm_epsilon", 1e-5)),
+            "layer_norm_eps": checked_epsilon("layer_norm_epsilon", config.get("layer_norm_epsilon", 1e-5)),
             "tied": bool(config.get("tie_word_embeddings", True)),
             "recompute": False,
         }

@@ -9,9 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ._arguments import (
+    checked_epsilon,
+    checked_flag,
+    checked_integer,
+    checked_integer_or_none,
+    checked_name,
+    checked_number,
+)
+from ._dtypes import float_dtype
 from ._language_model import LanguageModel
-from ._random import Rng
-from .nn import _dtype, _initial_seed, _integer, _integer_or_none, _name, _number
+from ._random import Rng, initial_seed
 
 # What config.json calls an activation, and what it is called here.
 LLAMA_ACTIVATIONS = {
@@ -107,23 +115,23 @@ class Llama(LanguageModel):
         rng: Rng | None = None,
     ) -> None:
         arguments = {
-            "vocab_size": _integer("vocab_size", vocab_size),
-            "max_length": _integer("max_length", max_length),
-            "d_model": _integer("d_model", d_model),
-            "nhead": _integer("nhead", nhead),
-            "num_layers": _integer("num_layers", num_layers),
-            "dim_feedforward": _integer_or_none("dim_feedforward", dim_feedforward),
-            "num_kv_heads": _integer_or_none("num_kv_heads", num_kv_heads),
-            "attention_dropout": _number("attention_dropout", attention_dropout),
-            "activation": _name("activation", activation),
-            "rms_norm_eps": _number("rms_norm_eps", rms_norm_eps),
-            "rotary_base": _number("rotary_base", rotary_base),
-            "projection_bias": bool(projection_bias),
-            "tied": bool(tied),
-            "recompute": bool(recompute),
-            "dtype": _dtype(dtype),
+            "vocab_size": checked_integer("vocab_size", vocab_size),
+            "max_length": checked_integer("max_length", max_length),
+            "d_model": checked_integer("d_model", d_model),
+            "nhead": checked_integer("nhead", nhead),
+            "num_layers": checked_integer("num_layers", num_layers),
+            "dim_feedforward": checked_integer_or_none("dim_feedforward", dim_feedforward),
+            "num_kv_heads": checked_integer_or_none("num_kv_heads", num_kv_heads),
+            "attention_dropout": checked_number("attention_dropout", attention_dropout),
+            "activation": checked_name("activation", activation),
+            "rms_norm_eps": checked_epsilon("rms_norm_eps", rms_norm_eps),
+            "rotary_base": checked_number("rotary_base", rotary_base),
+            "projection_bias": checked_flag("projection_bias", projection_bias),
+            "tied": checked_flag("tied", tied),
+            "recompute": checked_flag("recompute", recompute),
+            "dtype": float_dtype(dtype).name,
         }
-        self._allocate(arguments, _initial_seed(rng))
+        self._allocate(arguments, initial_seed(rng))
 
     def _sizes(self) -> dict[str, Any]:
         arguments = self._arguments
@@ -132,7 +140,7 @@ class Llama(LanguageModel):
         width, kv_heads = arguments["dim_feedforward"], arguments["num_kv_heads"]
         default_width = (8 * arguments["d_model"] // 3 + 31) // 32 * 32
         return arguments | {
-            "dim_feedforward": _integer("dim_feedforward", default_width) if width is None else width,
+            "dim_feedforward": checked_integer("dim_feedforward", default_width) if width is None else width,
             "num_kv_heads": arguments["nhead"] if kv_heads is None else kv_heads,
             "layer_norm_eps": arguments["rms_norm_eps"],
             "embedding_dropout": 0.0,
@@ -173,26 +181,28 @@ class Llama(LanguageModel):
         for name in ("attention_bias", "mlp_bias"):
             if config.get(name):
                 raise ValueError(f"{name} must be False, got {config[name]!r}")
-        max_length = _integer("max_position_embeddings", config["max_position_embeddings"])
-        d_model, nhead = (_integer(name, config[name]) for name in ("hidden_size", "num_attention_heads"))
-        head_dim = _integer_or_none("head_dim", config.get("head_dim"))
+        max_length = checked_integer("max_position_embeddings", config["max_position_embeddings"])
+        d_model, nhead = (
+            checked_integer(name, config[name]) for name in ("hidden_size", "num_attention_heads")
+        )
+        head_dim = checked_integer_or_none("head_dim", config.get("head_dim"))
         if head_dim is not None and head_dim * nhead != d_model:
             raise ValueError(f"head_dim must be hidden_size / num_attention_heads, got {head_dim}")
         _require_no_window(config, max_length)
-        kv_heads = _integer_or_none("num_key_value_heads", config.get("num_key_value_heads"))
+        kv_heads = checked_integer_or_none("num_key_value_heads", config.get("num_key_value_heads"))
         if config["model_type"] != "llama":  # whose default is one per head; the others' fits one size
-            kv_heads = _integer("num_key_value_heads", config["num_key_value_heads"])
+            kv_heads = checked_integer("num_key_value_heads", config["num_key_value_heads"])
         return {
-            "vocab_size": _integer("vocab_size", config["vocab_size"]),
+            "vocab_size": checked_integer("vocab_size", config["vocab_size"]),
             "max_length": max_length,
             "d_model": d_model,
             "nhead": nhead,
-            "num_layers": _integer("num_hidden_layers", config["num_hidden_layers"]),
-            "dim_feedforward": _integer("intermediate_size", config["intermediate_size"]),
+            "num_layers": checked_integer("num_hidden_layers", config["num_hidden_layers"]),
+            "dim_feedforward": checked_integer("intermediate_size", config["intermediate_size"]),
             "num_kv_heads": kv_heads,
-            "attention_dropout": _number("attention_dropout", config.get("attention_dropout", 0.0)),
+            "attention_dropout": checked_number("attention_dropout", config.get("attention_dropout", 0.0)),
             "activation": LLAMA_ACTIVATIONS[activation],
-            "rms_norm_eps": _number("rms_norm_eps", config.get("rms_norm_eps", 1e-6)),
+            "rms_norm_eps": checked_epsilon("rms_norm_eps", config.get("rms_norm_eps", 1e-6)),
             "rotary_base": _rotary_base(config),
             "projection_bias": config["model_type"] == "qwen2",
             "tied": bool(config.get("tie_word_embeddings", False)),
@@ -210,7 +220,7 @@ def _require_no_window(config: Mapping[str, Any], max_length: int) -> None:
         raise ValueError(f"layer_types must all be 'full_attention', got {kinds!r}")
     window = config.get("sliding_window")
     used = config["model_type"] == "mistral" or bool(config.get("use_sliding_window"))
-    if used and window is not None and _integer("sliding_window", window) < max_length:
+    if used and window is not None and checked_integer("sliding_window", window) < max_length:
         raise ValueError(f"sliding_window must be null, or max_position_embeddings or more, got {window}")
 
 
@@ -226,7 +236,7 @@ def _rotary_base(config: Mapping[str, Any]) -> float:
             raise ValueError(f"{name} must be those of rope_type 'default', got {kind!r}")
         if values.get("partial_rotary_factor", 1) != 1:
             raise ValueError(f"partial_rotary_factor must be 1, got {values['partial_rotary_factor']!r}")
-    base = _number("rope_theta", parameters.get("rope_theta", config.get("rope_theta", 10000.0)))
+    base = checked_number("rope_theta", parameters.get("rope_theta", config.get("rope_theta", 10000.0)))
     if not (0 < base < math.inf):
         raise ValueError(f"rope_theta must be a finite number above 0, got {base}")
     return base

@@ -23,3 +23,13 @@ def generator_of(rng: Rng) -> np.random.Generator:
 def draw_seed(rng: Rng) -> int:
     """64 random bits drawn from a Generator, or from one that an int >= 0 seeds."""
     return int(generator_of(rng).integers(0, 2**64, dtype=np.uint64))
+
+
+def initial_seed(rng: Rng | None) -> int:
+    """Of initial weights: fresh ones where there is no rng."""
+    return draw_seed(np.random.default_rng() if rng is None else rng)
+
+
+def seed_or_none(rng: Rng | None) -> int | None:
+    """Of dropout: none where there is no rng."""
+    return None if rng is None else draw_seed(rng)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._arguments import checked_integer
 from ._attention import Array
 from ._bert import BertModel, _packed
 from ._generation import padded
@@ -151,7 +151,7 @@ class SentenceEncoder:
         texts = [self.prompt + text for text in _texts(sentences)]
         if self.lower_case:
             texts = [text.lower() for text in texts]
-        size = _batch_size(batch_size)
+        size = checked_integer("batch_size", batch_size, least=1)
         embeddings = np.empty((len(texts), self.embedding_dim), self.bert.dtype)
         longest_first = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         with progress_bar(
@@ -197,16 +197,6 @@ def _texts(sentences: str | Iterable[str]) -> list[str]:
                 f"sentences[{i}] must be valid Unicode, got {error.object[error.start]!r}"
             ) from error
     return texts
-
-
-def _batch_size(batch_size: int) -> int:
-    try:
-        size = operator.index(batch_size)
-    except TypeError:
-        raise TypeError(f"batch_size must be an integer, got {type(batch_size).__name__}") from None
-    if size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {size}")
-    return size
 
 
 def _pooled(pooling: str, hidden: Array, lengths: Array) -> Array:

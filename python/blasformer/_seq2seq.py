@@ -9,13 +9,21 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from . import _core
+from ._arguments import (
+    checked_epsilon,
+    checked_flag,
+    checked_integer,
+    checked_integer_or_none,
+    checked_name,
+    checked_number,
+)
 from ._attention import Array, LayerWeights, choose_layers
+from ._dtypes import float_dtype
 from ._generation import BeamSearch, padded, sequences_of
 from ._model import Model
 from ._progress import progress_bar
-from ._random import Rng
+from ._random import Rng, initial_seed, seed_or_none
 from .data import pad
-from .nn import _dtype, _initial_seed, _integer, _integer_or_none, _name, _number, _seed
 
 
 class Seq2Seq(Model):
@@ -148,7 +156,7 @@ class Seq2Seq(Model):
             "tied": tied,
             "recompute": recompute,
         }
-        self._allocate({**self._arguments_of(arguments), "dtype": _dtype(dtype)}, _initial_seed(rng))
+        self._allocate({**self._arguments_of(arguments), "dtype": float_dtype(dtype).name}, initial_seed(rng))
 
     @classmethod
     def _arguments_of(cls, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,11 +173,15 @@ class Seq2Seq(Model):
         )
         source = {name: config.get(name) for name in ("source_vocab_size", "source_features")}
         return {
-            **{name: _integer_or_none(name, size) for name, size in source.items()},
-            **{name: _integer(name, config[name]) for name in integers},
-            **{name: _number(name, config[name]) for name in ("dropout", "layer_norm_eps")},
-            **{name: _name(name, config[name]) for name in ("activation", "positions")},
-            **{name: bool(config[name]) for name in ("norm_first", "shared", "tied", "recompute")},
+            **{name: checked_integer_or_none(name, size) for name, size in source.items()},
+            **{name: checked_integer(name, config[name]) for name in integers},
+            "dropout": checked_number("dropout", config["dropout"]),
+            "layer_norm_eps": checked_epsilon("layer_norm_eps", config["layer_norm_eps"]),
+            **{name: checked_name(name, config[name]) for name in ("activation", "positions")},
+            **{
+                name: checked_flag(name, config[name])
+                for name in ("norm_first", "shared", "tied", "recompute")
+            },
         }
 
     def _allocate(self, arguments: dict[str, Any], seed: int | None) -> None:
@@ -208,7 +220,7 @@ class Seq2Seq(Model):
 
         For training by the loss of the targets `loss_and_gradients` does all of it in one call.
         """
-        return self._held.forward(source_ids, target_ids, source_lengths, target_lengths, _seed(rng))
+        return self._held.forward(source_ids, target_ids, source_lengths, target_lengths, seed_or_none(rng))
 
     def loss(
         self,
@@ -267,7 +279,7 @@ class Seq2Seq(Model):
         >>> grads["source_embedding.weight"].shape
         (10, 16)
         """
-        seed = _seed(rng)
+        seed = seed_or_none(rng)
 
         def compute(arrays: dict[str, Array] | None) -> tuple[float, dict[str, Array]]:
             return self._held.loss_and_gradients(
@@ -346,7 +358,7 @@ class Seq2Seq(Model):
         2
         """
         ids, lengths, single = self._sources(source_ids, source_lengths)
-        count = _integer("max_new_tokens", max_new_tokens)
+        count = checked_integer("max_new_tokens", max_new_tokens)
         if count < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {count}")
         if self._arguments["positions"] == "learned" and count > self._arguments["max_length"]:
@@ -355,9 +367,9 @@ class Seq2Seq(Model):
             )
         search = BeamSearch(
             len(ids),
-            _integer("beams", beams),
+            checked_integer("beams", beams),
             count,
-            _number("length_penalty", length_penalty),
+            checked_number("length_penalty", length_penalty),
             self._arguments["eos_id"],
         )
         with progress_bar(

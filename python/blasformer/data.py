@@ -7,28 +7,23 @@ of this is needed, only convenient.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ._arguments import checked_integer
 from ._attention import Array
-from ._random import Rng, draw_seed
+from ._random import Rng, seed_or_none
 
 __all__ = ["Batches", "ByteTokenizer", "Packed", "pack", "pad"]
 
 
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be >= 1, got {value}")
-    return int(value)
-
-
 def _alike(sequences: Sequence[ArrayLike]) -> list[Array]:
     """The sequences as arrays (length, ...) of one dtype that differ in their lengths alone."""
+    if isinstance(sequences, (str, bytes)) or not isinstance(sequences, Iterable):
+        raise TypeError(f"sequences must be arrays or lists, got {type(sequences).__name__}")
     arrays = [np.asarray(sequence) for sequence in sequences]
     if not arrays:
         raise ValueError("sequences must not be empty")
@@ -43,6 +38,19 @@ def _alike(sequences: Sequence[ArrayLike]) -> list[Array]:
                 f"sequences must all be {dtype} {wanted}, got {array.dtype} {array.shape} at index {index}"
             )
     return arrays
+
+
+def _filler(value: float, dtype: np.dtype[Any]) -> float:
+    """What stands behind the ends, which the sequences' dtype must be able to hold."""
+    if not isinstance(value, (bool, int, float, np.bool_, np.integer, np.floating)):
+        raise TypeError(f"value must be a number, got {type(value).__name__}")
+    if dtype.kind in "biu":
+        least, most = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        if not least <= value <= most or value != int(value):
+            raise ValueError(
+                f"value must be a number that {dtype} can hold, as the sequences are, got {value}"
+            )
+    return value
 
 
 def pad(
@@ -65,13 +73,14 @@ def pad(
     arrays = _alike(sequences)
     lengths = np.array([len(array) for array in arrays])
     longest = int(lengths.max())
-    step = _positive("multiple_of", multiple_of)
-    size = -(-longest // step) * step if length is None else _positive("length", length)
+    step = checked_integer("multiple_of", multiple_of, least=1)
+    size = -(-longest // step) * step if length is None else checked_integer("length", length, least=1)
     if longest > size:
         raise ValueError(
             f"sequences must have at most {size} elements, got {longest} at index {int(lengths.argmax())}"
         )
-    result = np.full((len(arrays), size, *arrays[0].shape[1:]), value, arrays[0].dtype)
+    dtype = arrays[0].dtype
+    result = np.full((len(arrays), size, *arrays[0].shape[1:]), _filler(value, dtype), dtype)
     for row, array in zip(result, arrays, strict=True):
         row[: len(array)] = array
     return result, lengths
@@ -122,7 +131,8 @@ def pack(sequences: Sequence[ArrayLike], length: int, *, value: float = 0) -> Pa
            [1, 2, 0, 0]]), [[0, 0, 0, 1], [0, 0, -1, -1]], array([4, 2]))
     """
     arrays = _alike(sequences)
-    length = _positive("length", length)
+    dtype = arrays[0].dtype
+    length = checked_integer("length", length, least=1)
     sizes = np.array([len(array) for array in arrays])
     if sizes.max() > length:
         raise ValueError(
@@ -145,7 +155,7 @@ def pack(sequences: Sequence[ArrayLike], length: int, *, value: float = 0) -> Pa
         lengths[row] += size
         counts[row] += 1
         insort(room, (left - size, row))
-    array = np.full((len(lengths), length, *arrays[0].shape[1:]), value, arrays[0].dtype)
+    array = np.full((len(lengths), length, *arrays[0].shape[1:]), _filler(value, dtype), dtype)
     segments = np.full((len(lengths), length), -1)
     positions = np.zeros((len(lengths), length), np.int64)
     for sequence, row, start, number in zip(arrays, rows, starts, numbers, strict=True):
@@ -204,11 +214,18 @@ class Batches:
             raise ValueError("columns must be given, got none")
         if batch_size is None and max_tokens is None:
             raise ValueError("batch_size or max_tokens must be given, got neither")
+        for index, column in enumerate(columns):
+            if not hasattr(column, "__len__") or (isinstance(column, np.ndarray) and column.ndim == 0):
+                raise TypeError(
+                    f"columns must be arrays or sequences, got {type(column).__name__} at {index}"
+                )
         sizes = [len(column) for column in columns]
         if len(set(sizes)) != 1 or sizes[0] == 0:
             raise ValueError(f"columns must have one number of examples, at least 1, got {sizes}")
+        if collate is not None and not callable(collate):
+            raise TypeError(f"collate must be a function, got {type(collate).__name__}")
         self._columns, self._collate = columns, collate
-        self._seed = None if rng is None else draw_seed(rng)
+        self._seed = seed_or_none(rng)
         given = _lengths_of(columns) if lengths is None else np.asarray(lengths)
         if given is not None and (given.shape != (sizes[0],) or given.dtype.kind not in "iu"):
             raise ValueError(f"lengths must be {sizes[0]} integers, got {given.dtype} {given.shape}")
@@ -219,8 +236,8 @@ class Batches:
         self._lengths = given
         # With rng the lengths come sorted, in every epoch alike, so that the cuts are always the same.
         self._cuts = self._find_cuts(
-            None if batch_size is None else _positive("batch_size", batch_size),
-            None if max_tokens is None else _positive("max_tokens", max_tokens),
+            None if batch_size is None else checked_integer("batch_size", batch_size, least=1),
+            None if max_tokens is None else checked_integer("max_tokens", max_tokens, least=1),
         )
 
     def _find_cuts(self, batch_size: int | None, max_tokens: int | None) -> list[int]:
@@ -307,7 +324,8 @@ class ByteTokenizer:
         if not isinstance(text, str):
             raise TypeError(f"text must be a string, got {type(text).__name__}")
         content = np.frombuffer(text.encode(), np.uint8)
-        return np.concatenate([[self.bos_id] * bos, content, [self.eos_id] * eos]).astype(np.int64)
+        first, last = [self.bos_id] if bos else [], [self.eos_id] if eos else []
+        return np.concatenate([first, content, last]).astype(np.int64)
 
     def decode(self, ids: ArrayLike) -> str:
         """The text of (length,) ids, without pad_id, bos_id and eos_id; what is no UTF-8 becomes U+FFFD.

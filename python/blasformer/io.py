@@ -171,7 +171,8 @@ def save_tensors(
     The file appears as a whole or not at all: whoever reads `path` meanwhile, or after a crash, finds what
     was there before or all of the new.
 
-    Raises OSError if it cannot be written, TypeError for arrays of a dtype that the format does not have.
+    Raises OSError if it cannot be written, TypeError for arrays of a dtype that the format does not have,
+    ValueError for names that could not be read again: longer than 512 characters, or not printable.
 
     >>> save_tensors("model.safetensors", {"weight": np.ones((2, 3), np.float32)})
     >>> load_tensors("model.safetensors")["weight"].shape
@@ -183,6 +184,11 @@ def save_tensors(
     for name, array in arrays.items():
         if not isinstance(name, str):
             raise TypeError(f"arrays must have names that are strings, got {name!r}")
+        if name == "__metadata__":
+            raise ValueError(
+                "arrays must not have the name '__metadata__', which the format keeps for itself"
+            )
+        _require_readable_name(Path(path), name)
         if not isinstance(array, np.ndarray) or array.dtype.name not in DTYPES.values():
             got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
             wanted = ", ".join(DTYPES.values())

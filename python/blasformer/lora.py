@@ -30,11 +30,12 @@ from typing import Any
 import numpy as np
 
 from . import _core
+from ._arguments import checked_integer, checked_number
 from ._attention import Array
 from ._dtypes import FLOATING
 from ._random import Rng, draw_seed
 from .io import Checkpoint, PathLike, read_json, save_tensors, some_names, write_file
-from .nn import Layer, _integer, _number
+from .nn import Layer
 
 __all__ = ["add", "load", "merge", "remove", "save", "unmerge"]
 
@@ -283,7 +284,11 @@ def _require_none(model: Layer) -> None:
 
 
 def _checked(rank: int, alpha: float, dropout: float) -> tuple[int, float, float]:
-    rank, alpha, dropout = _integer("rank", rank), _number("alpha", alpha), _number("dropout", dropout)
+    rank, alpha, dropout = (
+        checked_integer("rank", rank),
+        checked_number("alpha", alpha),
+        checked_number("dropout", dropout),
+    )
     if rank < 1:
         raise ValueError(f"rank must be positive, got {rank}")
     if not math.isfinite(alpha):

@@ -17,21 +17,28 @@ these, `blasformer.optim` and `blasformer.train` train them, `blasformer.testing
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from . import _core
+from ._arguments import (
+    checked_epsilon,
+    checked_flag,
+    checked_integer,
+    checked_integer_or_none,
+    checked_name,
+    checked_number,
+)
 from ._attention import Array, Causal, LayerWeights, WeightSelection, choose_layers, choose_weights
 from ._composite import Composite, require_module
 from ._dtypes import bfloat16, dtype_name, float_dtype
 from ._module import Module, add_gradients, infer, matching
-from ._random import Rng, draw_seed
+from ._random import Rng, draw_seed, initial_seed, seed_or_none
 from ._sequential import Sequential
 from ._state_dicts import IncompatibleKeys, Wanted, require_mapping, select_fitting
 
@@ -315,52 +322,9 @@ def _require_float_weights(name: str, layer: Layer) -> None:
         raise ValueError(f"{name} must hold its weights in {layer.dtype} to be stacked, got bfloat16")
 
 
-def _dtype(dtype: DTypeLike) -> str:
-    name: str = float_dtype(dtype).name
-    return name
-
-
-def _integer(name: str, value: SupportsIndex) -> int:
-    try:
-        integer = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
-    if not -(2**63) <= integer < 2**63:
-        raise ValueError(f"{name} must fit into 64 bits, got {integer}")
-    return integer
-
-
-def _integer_or_none(name: str, value: SupportsIndex | None) -> int | None:
-    return None if value is None else _integer(name, value)
-
-
-def _number(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    return float(value)
-
-
-def _number_or_none(name: str, value: float | None) -> float | None:
-    return None if value is None else _number(name, value)
-
-
-def _name(name: str, value: str) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be a string, got {type(value).__name__}")
-    return value
-
-
 def _axes(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     extents = normalized_shape if isinstance(normalized_shape, Sequence) else (normalized_shape,)
-    return tuple(_integer("normalized_shape", extent) for extent in extents)
-
-
-def _initial_seed(rng: Rng | None) -> int:
-    return draw_seed(np.random.default_rng() if rng is None else rng)
-
-
-def _seed(rng: Rng | None) -> int | None:
-    return None if rng is None else draw_seed(rng)
+    return tuple(checked_integer("normalized_shape", extent) for extent in extents)
 
 
 class _PlainLayer(Layer):
@@ -373,7 +337,7 @@ class _PlainLayer(Layer):
 
     def forward(self, x: Array, *, rng: Rng | None = None) -> tuple[Array, _core.Saved]:
         """The output and what its gradient needs, as a value of its own. Dropout acts if there is an rng."""
-        return self._held.forward(x, _seed(rng))
+        return self._held.forward(x, seed_or_none(rng))
 
 
 class Linear(_PlainLayer):
@@ -414,12 +378,12 @@ class Linear(_PlainLayer):
         rng: Rng | None = None,
     ) -> None:
         self._arguments = {
-            "in_features": _integer("in_features", in_features),
-            "out_features": _integer("out_features", out_features),
-            "bias": bool(bias),
-            "dtype": _dtype(dtype),
+            "in_features": checked_integer("in_features", in_features),
+            "out_features": checked_integer("out_features", out_features),
+            "bias": checked_flag("bias", bias),
+            "dtype": float_dtype(dtype).name,
         }
-        self._held = _core.linear_layer(**self._arguments, seed=_initial_seed(rng))
+        self._held = _core.linear_layer(**self._arguments, seed=initial_seed(rng))
 
 
 class Embedding(_PlainLayer):
@@ -428,7 +392,7 @@ class Embedding(_PlainLayer):
     Parameters
     ----------
     num_embeddings, embedding_dim : positive ints
-    padding_idx : the id whose vector starts as zero
+    padding_idx : the id whose vector starts as zero and has no gradient; a negative one counts from the end
     dtype : float32 or float64
     rng : numpy.random.Generator or int that the initial weights are drawn from, normal with variance 1; a
         fresh one by default
@@ -455,20 +419,22 @@ class Embedding(_PlainLayer):
         dtype: DTypeLike = np.float32,
         rng: Rng | None = None,
     ) -> None:
+        count = checked_integer("num_embeddings", num_embeddings)
+        padding = checked_integer_or_none("padding_idx", padding_idx)
         self._arguments = {
-            "num_embeddings": _integer("num_embeddings", num_embeddings),
-            "embedding_dim": _integer("embedding_dim", embedding_dim),
-            "padding_idx": None if padding_idx is None else _integer("padding_idx", padding_idx),
-            "dtype": _dtype(dtype),
+            "num_embeddings": count,
+            "embedding_dim": checked_integer("embedding_dim", embedding_dim),
+            "padding_idx": padding + count if padding is not None and -count <= padding < 0 else padding,
+            "dtype": float_dtype(dtype).name,
         }
-        self._held = _core.embedding_layer(**self._arguments, seed=_initial_seed(rng))
+        self._held = _core.embedding_layer(**self._arguments, seed=initial_seed(rng))
 
     def __call__(self, ids: Array | Sequence[Any], *, out: Array | None = None) -> Array:
         return self._held.call(ids, out)
 
     def forward(self, ids: Array | Sequence[Any], *, rng: Rng | None = None) -> tuple[Array, _core.Saved]:
         """The output and what its gradient needs, as a value of its own. Nothing is ever dropped here."""
-        return self._held.forward(ids, _seed(rng))
+        return self._held.forward(ids, seed_or_none(rng))
 
 
 class LayerNorm(_PlainLayer):
@@ -511,10 +477,10 @@ class LayerNorm(_PlainLayer):
     ) -> None:
         self._arguments = {
             "normalized_shape": _axes(normalized_shape),
-            "eps": _number("eps", eps),
-            "elementwise_affine": bool(elementwise_affine),
-            "bias": bool(bias),
-            "dtype": _dtype(dtype),
+            "eps": checked_epsilon("eps", eps),
+            "elementwise_affine": checked_flag("elementwise_affine", elementwise_affine),
+            "bias": checked_flag("bias", bias),
+            "dtype": float_dtype(dtype).name,
         }
         self._held = _core.layer_norm_layer(**self._arguments)
 
@@ -556,9 +522,9 @@ class RMSNorm(_PlainLayer):
     ) -> None:
         self._arguments = {
             "normalized_shape": _axes(normalized_shape),
-            "eps": None if eps is None else _number("eps", eps),
-            "elementwise_affine": bool(elementwise_affine),
-            "dtype": _dtype(dtype),
+            "eps": None if eps is None else checked_epsilon("eps", eps),
+            "elementwise_affine": checked_flag("elementwise_affine", elementwise_affine),
+            "dtype": float_dtype(dtype).name,
         }
         default = {"eps": float(np.finfo(self.dtype).eps)} if eps is None else {}
         self._held = _core.rms_norm_layer(**self._arguments | default)
@@ -605,14 +571,14 @@ class FeedForward(_PlainLayer):
         rng: Rng | None = None,
     ) -> None:
         self._arguments = {
-            "d_model": _integer("d_model", d_model),
-            "dim_feedforward": _integer("dim_feedforward", dim_feedforward),
-            "dropout": _number("dropout", dropout),
-            "activation": _name("activation", activation),
-            "bias": bool(bias),
-            "dtype": _dtype(dtype),
+            "d_model": checked_integer("d_model", d_model),
+            "dim_feedforward": checked_integer("dim_feedforward", dim_feedforward),
+            "dropout": checked_number("dropout", dropout),
+            "activation": checked_name("activation", activation),
+            "bias": checked_flag("bias", bias),
+            "dtype": float_dtype(dtype).name,
         }
-        self._held = _core.feed_forward_layer(**self._arguments, seed=_initial_seed(rng))
+        self._held = _core.feed_forward_layer(**self._arguments, seed=initial_seed(rng))
 
 
 class GatedFeedForward(_PlainLayer):
@@ -658,14 +624,14 @@ class GatedFeedForward(_PlainLayer):
         rng: Rng | None = None,
     ) -> None:
         self._arguments = {
-            "d_model": _integer("d_model", d_model),
-            "dim_feedforward": _integer("dim_feedforward", dim_feedforward),
-            "dropout": _number("dropout", dropout),
-            "activation": _name("activation", activation),
-            "bias": bool(bias),
-            "dtype": _dtype(dtype),
+            "d_model": checked_integer("d_model", d_model),
+            "dim_feedforward": checked_integer("dim_feedforward", dim_feedforward),
+            "dropout": checked_number("dropout", dropout),
+            "activation": checked_name("activation", activation),
+            "bias": checked_flag("bias", bias),
+            "dtype": float_dtype(dtype).name,
         }
-        self._held = _core.gated_feed_forward_layer(**self._arguments, seed=_initial_seed(rng))
+        self._held = _core.gated_feed_forward_layer(**self._arguments, seed=initial_seed(rng))
 
 
 class Dropout(_PlainLayer):
@@ -695,7 +661,7 @@ class Dropout(_PlainLayer):
     """
 
     def __init__(self, p: float = 0.5, *, dtype: DTypeLike = np.float32) -> None:
-        self._arguments = {"p": _number("p", p), "dtype": _dtype(dtype)}
+        self._arguments = {"p": checked_number("p", p), "dtype": float_dtype(dtype).name}
         self._held = _core.dropout_layer(**self._arguments)
 
 
@@ -729,8 +695,12 @@ def _rotary(rotary: RotaryPositions | None) -> tuple[bool, float, int | None] | 
         return None
     if not isinstance(rotary, RotaryPositions):
         raise TypeError(f"rotary must be a RotaryPositions or None, got {type(rotary).__name__}")
-    dims = None if rotary.dims is None else _integer("dims of rotary", rotary.dims)
-    return bool(rotary.interleaved), _number("base of rotary", rotary.base), dims
+    dims = None if rotary.dims is None else checked_integer("dims of rotary", rotary.dims)
+    return (
+        checked_flag("interleaved of rotary", rotary.interleaved),
+        checked_number("base of rotary", rotary.base),
+        dims,
+    )
 
 
 class MultiheadAttention(Layer):
@@ -804,15 +774,15 @@ class MultiheadAttention(Layer):
         rng: Rng | None = None,
     ) -> None:
         arguments = self._arguments = {
-            "embed_dim": _integer("embed_dim", embed_dim),
-            "num_heads": _integer("num_heads", num_heads),
-            "dropout": _number("dropout", dropout),
-            "bias": bool(bias),
-            "kdim": None if kdim is None else _integer("kdim", kdim),
-            "vdim": None if vdim is None else _integer("vdim", vdim),
-            "num_kv_heads": None if num_kv_heads is None else _integer("num_kv_heads", num_kv_heads),
+            "embed_dim": checked_integer("embed_dim", embed_dim),
+            "num_heads": checked_integer("num_heads", num_heads),
+            "dropout": checked_number("dropout", dropout),
+            "bias": checked_flag("bias", bias),
+            "kdim": None if kdim is None else checked_integer("kdim", kdim),
+            "vdim": None if vdim is None else checked_integer("vdim", vdim),
+            "num_kv_heads": None if num_kv_heads is None else checked_integer("num_kv_heads", num_kv_heads),
             "rotary": rotary,
-            "dtype": _dtype(dtype),
+            "dtype": float_dtype(dtype).name,
         }
         defaults = {
             "kdim": arguments["embed_dim"],
@@ -821,7 +791,7 @@ class MultiheadAttention(Layer):
         }
         given = {name: value for name, value in arguments.items() if value is not None}
         given["rotary"] = _rotary(rotary)
-        self._held = _core.multihead_attention_layer(**defaults | given, seed=_initial_seed(rng))
+        self._held = _core.multihead_attention_layer(**defaults | given, seed=initial_seed(rng))
 
     def __call__(
         self,
@@ -901,7 +871,7 @@ class MultiheadAttention(Layer):
             key_segments,
             alibi_slopes,
         )
-        return self._held.forward(query, key, value, masks, _seed(rng))
+        return self._held.forward(query, key, value, masks, seed_or_none(rng))
 
 
 def _length(x: Array) -> int:
@@ -967,14 +937,14 @@ class PositionalEncoding(Layer):
         rng: Rng | None = None,
     ) -> None:
         self._arguments = {
-            "d_model": _integer("d_model", d_model),
-            "dropout": _number("dropout", dropout),
-            "max_len": None if max_len is None else _integer("max_len", max_len),
-            "kind": _name("kind", kind),
-            "scale": _number("scale", scale),
-            "dtype": _dtype(dtype),
+            "d_model": checked_integer("d_model", d_model),
+            "dropout": checked_number("dropout", dropout),
+            "max_len": None if max_len is None else checked_integer("max_len", max_len),
+            "kind": checked_name("kind", kind),
+            "scale": checked_number("scale", scale),
+            "dtype": float_dtype(dtype).name,
         }
-        self._held = _core.positional_encoding_layer(**self._arguments, seed=_initial_seed(rng))
+        self._held = _core.positional_encoding_layer(**self._arguments, seed=initial_seed(rng))
 
     def __call__(
         self,
@@ -995,11 +965,11 @@ class PositionalEncoding(Layer):
         rng: Rng | None = None,
     ) -> tuple[Array, _core.Saved]:
         """The output and what its gradient needs. Dropout acts if there is an rng."""
-        return self._held.forward(x, _positions(x, first, positions), _seed(rng))
+        return self._held.forward(x, _positions(x, first, positions), seed_or_none(rng))
 
 
 def _positions(x: Array, first: int, positions: Array | Sequence[Any] | None) -> Array | Sequence[Any]:
-    start = _integer("first", first)
+    start = checked_integer("first", first)
     if positions is None:
         length = _length(x)
         if start + length > 2**63:
@@ -1033,7 +1003,7 @@ class _SelfAttendingLayer(Layer):
         The saved value holds a copy of x, and refers to masks and bias, which must not change before its use.
         """
         masks = (mask, bias, causal, None, window, None, key_lengths, query_segments, None, alibi_slopes)
-        return self._held.forward(x, masks, _seed(rng))
+        return self._held.forward(x, masks, seed_or_none(rng))
 
 
 def _layer_arguments(
@@ -1055,20 +1025,20 @@ def _layer_arguments(
 ) -> dict[str, Any]:
     """What encoder and decoder layers are made from, checked."""
     return {
-        "d_model": _integer("d_model", d_model),
-        "nhead": _integer("nhead", nhead),
-        "dim_feedforward": _integer("dim_feedforward", dim_feedforward),
-        "dropout": _number("dropout", dropout),
-        "activation": _name("activation", activation),
-        "layer_norm_eps": _number("layer_norm_eps", layer_norm_eps),
-        "norm_first": bool(norm_first),
-        "bias": bool(bias),
-        "num_kv_heads": None if num_kv_heads is None else _integer("num_kv_heads", num_kv_heads),
+        "d_model": checked_integer("d_model", d_model),
+        "nhead": checked_integer("nhead", nhead),
+        "dim_feedforward": checked_integer("dim_feedforward", dim_feedforward),
+        "dropout": checked_number("dropout", dropout),
+        "activation": checked_name("activation", activation),
+        "layer_norm_eps": checked_epsilon("layer_norm_eps", layer_norm_eps),
+        "norm_first": checked_flag("norm_first", norm_first),
+        "bias": checked_flag("bias", bias),
+        "num_kv_heads": None if num_kv_heads is None else checked_integer("num_kv_heads", num_kv_heads),
         "rotary": rotary,
-        "norm": _name("norm", norm),
-        "gated": bool(gated),
-        "recompute": bool(recompute),
-        "dtype": _dtype(dtype),
+        "norm": checked_name("norm", norm),
+        "gated": checked_flag("gated", gated),
+        "recompute": checked_flag("recompute", recompute),
+        "dtype": float_dtype(dtype).name,
     }
 
 
@@ -1183,7 +1153,7 @@ class TransformerEncoderLayer(_SelfAttendingLayer):
             recompute=recompute,
             dtype=dtype,
         )
-        self._held = _core.encoder_layer(**_layer_sizes(self._arguments), seed=_initial_seed(rng))
+        self._held = _core.encoder_layer(**_layer_sizes(self._arguments), seed=initial_seed(rng))
 
     def __call__(
         self,
@@ -1261,12 +1231,12 @@ class TransformerEncoder(_SelfAttendingLayer):
             )
         self._arguments = {
             "encoder_layer": encoder_layer,
-            "num_layers": _integer("num_layers", num_layers),
+            "num_layers": checked_integer("num_layers", num_layers),
             "norm": norm,
         }
         _require_float_weights("encoder_layer", encoder_layer)
         self._held = encoder_layer._held.stack(
-            self._arguments["num_layers"], _last_norm(encoder_layer, norm, "encoder_layer"), _seed(rng)
+            self._arguments["num_layers"], _last_norm(encoder_layer, norm, "encoder_layer"), seed_or_none(rng)
         )
 
     @property
@@ -1347,7 +1317,7 @@ class DecoderCache:
         >>> cache.add(np.ones((4, 1, 8), np.float32)).shape
         (4, 1, 8)
         """
-        self._held.choose([_integer("rows", row) for row in rows])
+        self._held.choose([checked_integer("rows", row) for row in rows])
 
     @property
     def lengths(self) -> Array:
@@ -1376,7 +1346,9 @@ class _DecodingLayer(Layer):
 
         Raises TypeError for arrays of another dtype, ValueError for what does not fit.
         """
-        return DecoderCache(self._held.new_cache(memory, memory_key_lengths, _integer("capacity", capacity)))
+        return DecoderCache(
+            self._held.new_cache(memory, memory_key_lengths, checked_integer("capacity", capacity))
+        )
 
     def forward(
         self,
@@ -1402,7 +1374,7 @@ class _DecodingLayer(Layer):
         """
         masks = (mask, bias, causal, None, window, None, key_lengths, query_segments, None, alibi_slopes)
         memory_masks = (memory_mask, memory_key_lengths, memory_key_segments)
-        return self._held.forward(target, memory, masks, memory_masks, _seed(rng))
+        return self._held.forward(target, memory, masks, memory_masks, seed_or_none(rng))
 
 
 class TransformerDecoderLayer(_DecodingLayer):
@@ -1506,7 +1478,7 @@ class TransformerDecoderLayer(_DecodingLayer):
             recompute=recompute,
             dtype=dtype,
         )
-        self._held = _core.decoder_layer(**_layer_sizes(self._arguments), seed=_initial_seed(rng))
+        self._held = _core.decoder_layer(**_layer_sizes(self._arguments), seed=initial_seed(rng))
 
     def __call__(
         self,
@@ -1588,12 +1560,12 @@ class TransformerDecoder(_DecodingLayer):
             )
         self._arguments = {
             "decoder_layer": decoder_layer,
-            "num_layers": _integer("num_layers", num_layers),
+            "num_layers": checked_integer("num_layers", num_layers),
             "norm": norm,
         }
         _require_float_weights("decoder_layer", decoder_layer)
         self._held = decoder_layer._held.stack(
-            self._arguments["num_layers"], _last_norm(decoder_layer, norm, "decoder_layer"), _seed(rng)
+            self._arguments["num_layers"], _last_norm(decoder_layer, norm, "decoder_layer"), seed_or_none(rng)
         )
 
     @property
@@ -1743,8 +1715,8 @@ class Transformer(Layer):
         rng: Rng | None = None,
     ) -> None:
         self._arguments = {
-            "num_encoder_layers": _integer("num_encoder_layers", num_encoder_layers),
-            "num_decoder_layers": _integer("num_decoder_layers", num_decoder_layers),
+            "num_encoder_layers": checked_integer("num_encoder_layers", num_encoder_layers),
+            "num_decoder_layers": checked_integer("num_decoder_layers", num_decoder_layers),
         } | _layer_arguments(
             d_model=d_model,
             nhead=nhead,
@@ -1768,7 +1740,7 @@ class Transformer(Layer):
             raise TypeError(
                 f"custom_encoder and custom_decoder must be given to Transformer, not {type(self).__name__}"
             )
-        self._held = _core.transformer(**_layer_sizes(self._arguments), seed=_initial_seed(rng))
+        self._held = _core.transformer(**_layer_sizes(self._arguments), seed=initial_seed(rng))
 
     def __call__(
         self,
@@ -1821,7 +1793,7 @@ class Transformer(Layer):
         its use. `backward` returns ((d_source, d_target), grads).
         """
         masks = (source_mask, source_lengths, target_mask, target_lengths, causal, memory_mask)
-        return self._held.forward(source, target, masks, _seed(rng))
+        return self._held.forward(source, target, masks, seed_or_none(rng))
 
     def encode(
         self,
@@ -1854,7 +1826,9 @@ class Transformer(Layer):
         self, memory: Array, capacity: int, *, source_lengths: Array | Sequence[int] | None = None
     ) -> DecoderCache:
         """Begin a target for each memory, which grows step by step, as `new_cache` of a decoder does."""
-        return DecoderCache(self._held.new_cache(memory, source_lengths, _integer("capacity", capacity)))
+        return DecoderCache(
+            self._held.new_cache(memory, source_lengths, checked_integer("capacity", capacity))
+        )
 
 
 class _SavedHalves(NamedTuple):
@@ -1882,7 +1856,7 @@ class ComposedTransformer(Composite, Transformer):
         for name, half in (("custom_encoder", encoder), ("custom_decoder", decoder)):
             if half is not None:
                 require_module(name, half)
-        generator = np.random.default_rng(_initial_seed(rng))
+        generator = np.random.default_rng(initial_seed(rng))
         self.encoder = encoder
         self.decoder = decoder
         if encoder is None:

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from . import _core
+from ._arguments import checked_integer, checked_number
 from ._attention import Array
 from ._interrupts import DeferredInterrupt
 from ._module import leaves
@@ -516,12 +517,11 @@ def _matcher(match: Any) -> Callable[[str, Array], bool]:
 
 def _number(name: str, value: float, below: float = math.inf) -> float:
     """value as a float >= 0, and finite."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not 0 <= value < below:
+    number = checked_number(name, value)
+    if not 0 <= number < below:
         limit = f" and < {below:g}" if math.isfinite(below) else " and finite"
         raise ValueError(f"{name} must be >= 0{limit}, got {value}")
-    return float(value)
+    return number
 
 
 def _pair(name: str, values: tuple[float, float]) -> None:
@@ -806,14 +806,6 @@ def clip_grad_norm(grads: Mapping[str, Array], max_norm: float) -> tuple[dict[st
     return {name: array * array.dtype.type(max_norm / norm) for name, array in grads.items()}, norm
 
 
-def _count(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be >= {least}, got {value}")
-    return int(value)
-
-
 def constant_schedule(lr: float, *, warmup: int = 0) -> Schedule:
     """lr, after it has grown linearly over the first `warmup` steps.
 
@@ -823,7 +815,7 @@ def constant_schedule(lr: float, *, warmup: int = 0) -> Schedule:
     >>> [schedule(step) for step in (0, 1, 3, 4, 100)]
     [0.25, 0.5, 1.0, 1.0, 1.0]
     """
-    lr, warmup = _number("lr", lr), _count("warmup", warmup, 0)
+    lr, warmup = _number("lr", lr), checked_integer("warmup", warmup, least=0)
     return lambda step: lr * _warmed_up(step, warmup)
 
 
@@ -844,8 +836,8 @@ def linear_schedule(lr: float, *, steps: int, warmup: int = 0, final: float = 0.
     [0.5, 1.0, 1.0, 0.75, 0.25, 0.0, 0.0]
     """
     lr, final = _number("lr", lr), _number("final", final)
-    warmup = _count("warmup", warmup, 0)
-    steps = _count("steps", steps, warmup + 1)
+    warmup = checked_integer("warmup", warmup, least=0)
+    steps = checked_integer("steps", steps, least=warmup + 1)
 
     def schedule(step: int) -> float:
         fallen = final + (lr - final) * (1 - _progress(step, warmup, steps))
@@ -864,8 +856,8 @@ def cosine_schedule(lr: float, *, steps: int, warmup: int = 0, final: float = 0.
     [0.5, 1.0, 1.0, 0.5, 0.0]
     """
     lr, final = _number("lr", lr), _number("final", final)
-    warmup = _count("warmup", warmup, 0)
-    steps = _count("steps", steps, warmup + 1)
+    warmup = checked_integer("warmup", warmup, least=0)
+    steps = checked_integer("steps", steps, least=warmup + 1)
 
     def schedule(step: int) -> float:
         fallen = final + (lr - final) * (1 + math.cos(math.pi * _progress(step, warmup, steps))) / 2
@@ -883,5 +875,5 @@ def inverse_sqrt_schedule(lr: float, *, warmup: int) -> Schedule:
     >>> [schedule(step) for step in (0, 1, 3, 15)]
     [0.25, 0.5, 1.0, 0.5]
     """
-    lr, warmup = _number("lr", lr), _count("warmup", warmup, 1)
+    lr, warmup = _number("lr", lr), checked_integer("warmup", warmup, least=1)
     return lambda step: lr * min((step + 1) / warmup, math.sqrt(warmup / (step + 1)))

@@ -9,7 +9,7 @@ import numpy as np
 
 from ._attention import Array
 from ._module import frozen_parameters, write_parameters
-from ._random import Rng, draw_seed
+from ._random import Rng, seed_or_none
 
 __all__ = ["check_gradients"]
 
@@ -69,7 +69,7 @@ def check_gradients(
     AssertionError: backward of Square is wrong
       input 0: wrong at 2 of 2 elements, worst at [1]: backward gives ..., the derivative is ...
     """
-    losses = _Losses(layer, inputs, None if rng is None else draw_seed(rng), step, arguments)
+    losses = _Losses(layer, inputs, seed_or_none(rng), step, arguments)
     gradients = losses.gradients()
     allowed = losses.tolerance if tolerance is None else tolerance
     errors, complaints = {}, []

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from ._arguments import checked_integer, checked_name, checked_number
 from ._attention import Array
 from ._checkpoints import CheckpointFolder, TrainingState, part, read_training_state
 from ._composite import require_module
@@ -67,14 +68,9 @@ class EarlyStopping:
     restore_best: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.patience, bool) or not isinstance(self.patience, (int, np.integer)):
-            raise TypeError(f"patience must be an integer, got {type(self.patience).__name__}")
-        if self.patience < 1:
-            raise ValueError(f"patience must be >= 1, got {self.patience}")
-        if not isinstance(self.metric, str):
-            raise TypeError(f"metric must be a string, got {type(self.metric).__name__}")
-        if not isinstance(self.min_delta, (int, float, np.integer, np.floating)):
-            raise TypeError(f"min_delta must be a number, got {type(self.min_delta).__name__}")
+        checked_integer("patience", self.patience, least=1)
+        checked_name("metric", self.metric)
+        checked_number("min_delta", self.min_delta)
         if not 0 <= self.min_delta < math.inf:
             raise ValueError(f"min_delta must be >= 0 and finite, got {self.min_delta}")
 
@@ -382,10 +378,8 @@ def fit(
         "keep_checkpoints": keep_checkpoints,
     }
     for name, value in limits.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer))):
-            raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be >= 1, got {value}")
+        if value is not None:
+            checked_integer(name, value, least=1)
     if epochs is None and max_steps is None:
         raise ValueError("epochs or max_steps must be given, got None for both")
     if isinstance(batches, Iterator) and epochs != 1:

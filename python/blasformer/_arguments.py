@@ -1,0 +1,56 @@
+"""Checks of arguments that are no arrays: the value as it is used, or an error that names the argument."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import SupportsIndex
+
+import numpy as np
+
+
+def checked_flag(name: str, value: bool) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+    return bool(value)
+
+
+def checked_integer(name: str, value: SupportsIndex, *, least: int | None = None) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        integer = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
+    if not -(2**63) <= integer < 2**63:
+        raise ValueError(f"{name} must fit into 64 bits, got {integer}")
+    if least is not None and integer < least:
+        raise ValueError(f"{name} must be >= {least}, got {integer}")
+    return integer
+
+
+def checked_integer_or_none(name: str, value: SupportsIndex | None) -> int | None:
+    return None if value is None else checked_integer(name, value)
+
+
+def checked_number(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    return float(value)
+
+
+def checked_number_or_none(name: str, value: float | None) -> float | None:
+    return None if value is None else checked_number(name, value)
+
+
+def checked_epsilon(name: str, value: float) -> float:
+    number = checked_number(name, value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name} must be finite and at least 0, got {number:g}")
+    return number
+
+
+def checked_name(name: str, value: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {type(value).__name__}")
+    return value
