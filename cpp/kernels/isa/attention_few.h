@@ -135,6 +135,39 @@ KeyBlock<T> few_block(const AttentionProblem& p, const AttentionOperand& x, cons
   return key_block(p, x, tile.batch, tile.key_head, first, count, columns, buffer);
 }
 
+// online_softmax, with its bits, of a single query: its scores come together first, since lanes that repeat it
+// would all compute the same.
+template <class T>
+void online_softmax_of_one(const AttentionProblem& p, Index count, T* scores, ForwardTile<T>& tile,
+                           T* factor) {
+  using S = Simd<T>;
+  constexpr Index together = 4 * S::lanes;
+  static_assert(kKeyBlock % together == 0);
+  const Index width = tile.queries.width;
+  const auto unit = S::broadcast(static_cast<T>(p.exponent_factor()));
+  T weight[kKeyBlock];
+  for (Index k = 0; k < count; ++k) weight[k] = scores[k * width];
+  const Index padded = round_up(count, together);
+  for (Index k = count; k < padded; ++k) weight[k] = kMinusInfinity<T>;
+  auto maximum = S::load(tile.maximum);
+  for (Index k = 0; k < padded; k += S::lanes) maximum = S::max(S::load(weight + k), maximum);
+  const T top = S::largest(maximum);
+  const auto safe = S::broadcast(top == kMinusInfinity<T> ? T(0) : top);
+  for (Index k = 0; k < padded; k += together) {
+    typename S::Vector x[4];
+    for (Index i = 0; i < 4; ++i) x[i] = S::load(weight + k + i * S::lanes) - safe;
+    exp2_nonpositive<T>(x, unit);
+    for (Index i = 0; i < 4; ++i) S::store(weight + k + i * S::lanes, x[i]);
+  }
+  T even = 0, odd = 0;
+  for (Index k = 0; k < count; k += 2) even += scores[k * width] = weight[k];
+  for (Index k = 1; k < count; k += 2) odd += scores[k * width] = weight[k];
+  const auto change = exp2_nonpositive<T>(S::load(tile.maximum) - safe, unit);
+  S::store(factor, change);
+  S::store(tile.maximum, S::broadcast(top));
+  S::store(tile.sum, S::fma(S::load(tile.sum), change, S::broadcast(even + odd)));
+}
+
 template <class T, int queries>
 void attend_few(const AttentionProblem& p, Index first, Index count, FewWorkspace<T>& work) {
   ForwardTile<T>& tile = work.tile;
@@ -150,7 +183,8 @@ void attend_few(const AttentionProblem& p, Index first, Index count, FewWorkspac
   score_product(p, place, count, keys, tile.query, work.scores);
   finish_scores(p, place, first, count, work.bias, work.scores);
   if (!visible.all) hide(place, count, visible, kMinusInfinity<T>, work.scores);
-  online_softmax(p, count, work.scores, tile, work.factor);
+  const auto softmax = queries == 1 ? online_softmax_of_one<T> : online_softmax<T>;
+  softmax(p, count, work.scores, tile, work.factor);
   if (p.dropout_p > 0) {
     std::uint32_t keep[kKeyBlock];
     find_kept(p, place, first, count, keep);
