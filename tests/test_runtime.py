@@ -354,6 +354,8 @@ def test_an_unknown_instruction_set_is_refused() -> None:
     names = ", ".join(_core.built_isas())
     with pytest.raises(ValueError, match=f"isa must be one of {names}, got sse9"):
         blasformer.use_isa("sse9")
+    with pytest.raises(TypeError, match="name must be a string, got NoneType"):
+        blasformer.use_isa(None)  # type: ignore[arg-type]
     assert in_use() == before
 
 

@@ -338,6 +338,8 @@ def test_what_a_sequential_cannot_pass_on_is_refused(arguments, kind, text):
 def test_what_is_no_layer_is_refused():
     with pytest.raises(TypeError, match=r"layer 1 must have parameters\(\), as nn.Module says, got function"):
         nn.Sequential(Affine(), lambda x: x)
+    with pytest.raises(TypeError, match=r"layer must have parameters\(\), as nn.Module says, got function"):
+        check_gradients(lambda x: x, X)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Literal, overload
 
 from . import _core
+from ._arguments import checked_name
 from ._threads import get_num_threads
 
 
@@ -23,7 +24,7 @@ def use_isa(name: str) -> AbstractContextManager[object]:
     'baseline'
     """
     previous = _core.active_isa()
-    _core.use_isa(name)
+    _core.use_isa(checked_name("name", name))
     scope = ExitStack()
     scope.callback(_core.use_isa, previous)
     return scope

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ._attention import Array
+from ._composite import require_module
 from ._module import frozen_parameters, write_parameters
 from ._random import Rng, seed_or_none
 
@@ -69,6 +70,7 @@ def check_gradients(
     AssertionError: backward of Square is wrong
       input 0: wrong at 2 of 2 elements, worst at [1]: backward gives ..., the derivative is ...
     """
+    require_module("layer", layer)
     losses = _Losses(layer, inputs, seed_or_none(rng), step, arguments)
     gradients = losses.gradients()
     allowed = losses.tolerance if tolerance is None else tolerance
