@@ -269,8 +269,8 @@ void add_bias_gradient(const QueryTile<T>& tile, Index first, Index count, const
 
 template <class T>
 void backward_block(const AttentionProblem& p, const BackwardInputs<T>& inputs, Index first, Index count,
-                    const KeyBlock<T>& keys, const KeyBlock<T>& values, const PackedColumns& key_columns,
-                    BackwardWorkspace<T>& work, BackwardTile<T>& tile,
+                    const KeyBlock<T>& keys, FiniteRows<T>& finite_keys, const KeyBlock<T>& values,
+                    const PackedColumns& key_columns, BackwardWorkspace<T>& work, BackwardTile<T>& tile,
                     const MutableAttentionOperand& d_bias) {
   using S = Simd<T>;
   const Index width = tile.queries.width;
@@ -297,8 +297,9 @@ void backward_block(const AttentionProblem& p, const BackwardInputs<T>& inputs, 
     return;
   }
   UnsafeRows unsafe;
-  const KeyBlock<T> safe =
-      visible.all ? keys : replace_unsafe_rows(keys, count, p.dim, work.safe_keys, unsafe);
+  const KeyBlock<T> safe = visible.all || finite_keys.all()
+                               ? keys
+                               : replace_unsafe_rows(keys, count, p.dim, work.safe_keys, unsafe);
   block_product<T, Finish::add>(p.dim, tile.queries.vectors, count,
                                 {safe.data, safe.column_stride, safe.row_stride}, work.d_scores, width,
                                 tile.d_query, width);
@@ -352,13 +353,15 @@ void backward(const AttentionProblem& p, const QueryRun& run, const BackwardInpu
       const KeyBlock<T> values = key_block(p, p.value, run.batch, run.key_head, first, count, p.value_dim,
                                            work.values, work.value_rows);
       const PackedColumns key_columns = pack_columns(p, keys, count, p.dim, work.safe_keys, work.key_columns);
+      FiniteRows<T> finite_keys(keys, count, p.dim);
       for (Index t = 0; t < tiles; ++t) {
         const QueryTile<T>& place = work.tile[t].queries;
         const Index begin = part_begin(p, first, larger(first, place.lowest_first));
         const Index end = smaller(first + count, place.highest_last);
         if (begin >= end) continue;
-        backward_block(p, inputs, begin, end - begin, keys.from(begin - first), values.from(begin - first),
-                       key_columns.from(begin - first), work, work.tile[t], outputs.d_bias);
+        backward_block(p, inputs, begin, end - begin, keys.from(begin - first), finite_keys,
+                       values.from(begin - first), key_columns.from(begin - first), work, work.tile[t],
+                       outputs.d_bias);
       }
     }
     for (Index t = 0; t < tiles; ++t) {

@@ -177,8 +177,8 @@ void finish_statistics(const AttentionProblem& p, const ForwardTile<T>& tile, T*
 
 template <class T>
 void attend_to_block(const AttentionProblem& p, Index first, Index count, const KeyBlock<T>& keys,
-                     const KeyBlock<T>& values, const PackedColumns& packed_values, ForwardWorkspace<T>& work,
-                     ForwardTile<T>& tile) {
+                     const KeyBlock<T>& values, FiniteRows<T>& finite_values,
+                     const PackedColumns& packed_values, ForwardWorkspace<T>& work, ForwardTile<T>& tile) {
   const QueryTile<T>& place = tile.queries;
   const Index width = place.width;
   VisibleQueries visible;
@@ -207,8 +207,9 @@ void attend_to_block(const AttentionProblem& p, Index first, Index count, const 
     return;
   }
   UnsafeRows unsafe;
-  const KeyBlock<T> safe =
-      visible.all ? values : replace_unsafe_rows(values, count, p.value_dim, work.safe_values, unsafe);
+  const KeyBlock<T> safe = visible.all || finite_values.all()
+                               ? values
+                               : replace_unsafe_rows(values, count, p.value_dim, work.safe_values, unsafe);
   const Broadcast<T> value_columns{safe.data, safe.column_stride, safe.row_stride};
   if (tile.started) {
     block_product<T, Finish::scale_add>(p.value_dim, place.vectors, count, value_columns, work.scores, width,
@@ -245,13 +246,14 @@ void forward_tiles(const AttentionProblem& p, const QueryRun& run, void* memory,
         key_block(p, p.value, run.batch, run.key_head, first, count, p.value_dim, work.values);
     const PackedColumns columns =
         pack_columns(p, values, count, p.value_dim, work.safe_values, work.value_columns);
+    FiniteRows<T> finite_values(values, count, p.value_dim);
     for (Index t = 0; t < work.tiles; ++t) {
       const QueryTile<T>& place = work.tile[t].queries;
       const Index begin = part_begin(p, first, larger(first, place.lowest_first));
       const Index end = smaller(first + count, place.highest_last);
       if (begin >= end) continue;
       attend_to_block(p, begin, end - begin, keys.from(begin - first), values.from(begin - first),
-                      columns.from(begin - first), work, work.tile[t]);
+                      finite_values, columns.from(begin - first), work, work.tile[t]);
     }
   }
   if (p.split != nullptr) p.split->release();

@@ -112,9 +112,9 @@ KeyBlock<T> key_block(const AttentionProblem& p, const AttentionOperand& x, Inde
   return block;
 }
 
-// Whether all of a row is finite (x * 0 is 0 for finite x only).
+// The sum of x * 0 over a row: NaN in some lane, unless all of the row is finite.
 template <class T>
-bool is_finite_row(const T* row, Index columns, Index column_stride) {
+typename Simd<T>::Vector zeros_of_row(const T* row, Index columns, Index column_stride) {
   using S = Simd<T>;
   auto zero = S::zero();
   if (column_stride == 1) {
@@ -124,8 +124,36 @@ bool is_finite_row(const T* row, Index columns, Index column_stride) {
   } else {
     for (Index c = 0; c < columns; ++c) zero += S::broadcast(row[c * column_stride]) * S::zero();
   }
-  return S::sum(zero) == T(0);
+  return zero;
 }
+
+template <class T>
+bool is_finite_row(const T* row, Index columns, Index column_stride) {
+  return Simd<T>::sum(zeros_of_row(row, columns, column_stride)) == T(0);
+}
+
+// Whether all rows of a block are finite: found out once for all tiles that meet it, when one asks.
+template <class T>
+class FiniteRows {
+ public:
+  FiniteRows(const KeyBlock<T>& rows, Index count, Index columns)
+      : rows_(rows), count_(count), columns_(columns) {}
+  bool all() {
+    if (!asked_) {
+      auto zero = Simd<T>::zero();
+      for (Index k = 0; k < count_; ++k)
+        zero += zeros_of_row(rows_.data + k * rows_.row_stride, columns_, rows_.column_stride);
+      all_ = Simd<T>::sum(zero) == T(0);
+      asked_ = true;
+    }
+    return all_;
+  }
+
+ private:
+  KeyBlock<T> rows_;
+  Index count_, columns_;
+  bool asked_ = false, all_ = false;
+};
 
 // Keys or values that some queries of a tile may not see must be finite before they are multiplied by a
 // weight of 0. A row that is not is zeroed in a copy of the block and remembered; the queries that do see it

@@ -193,19 +193,20 @@ void finish_scores(const AttentionProblem& p, const QueryTile<T>& tile, Index fi
   if (!p.has_logits()) return;
   const auto scale = S::broadcast(static_cast<T>(p.softcap > 0 ? p.scale / p.softcap : p.scale));
   const auto cap = S::broadcast(static_cast<T>(p.softcap));
-  for (Index i = 0; i < count * width; i += S::lanes) {
-    const auto logit = S::load(scores + i) * scale;
-    S::store(scores + i, p.softcap > 0 ? cap * tanh<T>(logit) : logit);
-  }
-  if (p.bias.data != nullptr && bias.shared) {
+  const auto logit = [&](Index i) {
+    const auto x = S::load(scores + i) * scale;
+    return p.softcap > 0 ? cap * tanh<T>(x) : x;
+  };
+  if (p.bias.data == nullptr) {
+    for (Index i = 0; i < count * width; i += S::lanes) S::store(scores + i, logit(i));
+  } else if (bias.shared) {
     for (Index k = 0; k < count; ++k) {
       const auto value = S::broadcast(bias.value[k]);
-      for (Index i = k * width; i < (k + 1) * width; i += S::lanes)
-        S::store(scores + i, S::load(scores + i) + value);
+      for (Index i = k * width; i < (k + 1) * width; i += S::lanes) S::store(scores + i, logit(i) + value);
     }
-  } else if (p.bias.data != nullptr) {
+  } else {
     for (Index i = 0; i < count * width; i += S::lanes)
-      S::store(scores + i, S::load(scores + i) + S::load(bias.value + i));
+      S::store(scores + i, logit(i) + S::load(bias.value + i));
   }
   if (p.alibi_slopes != nullptr) {
     const Index offset = p.masks.offset == nullptr ? 0 : p.masks.offset[tile.batch];

@@ -95,7 +95,11 @@ void find_visible(const AttentionProblem& p, const QueryTile<T>& tile, Index fir
   visible.all = whole_range;
   visible.seen = tile.every();
   if (whole_range && !by_segment && !by_mask) return;
-  visible_by_range(tile, first, count, visible.bits);
+  if (whole_range) {
+    for (Index k = 0; k < count; ++k) visible.bits[k] = tile.every();
+  } else {
+    visible_by_range(tile, first, count, visible.bits);
+  }
   if (by_segment) visible_by_segment(p, tile, first, count, visible.bits);
   if (by_mask) visible_by_mask(p, tile, first, count, visible.bits);
   summarise(count, tile.every(), visible);
