@@ -53,6 +53,7 @@ def arrays(tmp_path):
     np.save(tmp_path / "bias.npy", rng.standard_normal((6, 13, 17)).astype(np.float32))
     np.save(tmp_path / "integers.npy", np.ones((13, 17), int))
     np.save(tmp_path / "long.npy", np.zeros((40, 2000, 1), np.float32))
+    np.save(tmp_path / "nothing.npy", np.zeros((2, 3, 0, 8), np.float32))
     np.save(tmp_path / "objects.npy", np.array([None]), allow_pickle=True)
     np.savez(tmp_path / "several.npz", a=1, b=2)
     (tmp_path / "empty.npy").write_bytes(b"")
@@ -197,6 +198,7 @@ def test_durations_have_three_digits(seconds, text):
         (["q.npy", "k.npy", "notes.txt"], "notes.txt must be an array of numbers"),
         (["q.npy", "k.npy", "objects.npy"], "objects.npy must be an array of numbers"),
         (["q.npy", "k.npy", "empty.npy"], "empty.npy must be an array of numbers"),
+        (["nothing.npy"] * 3, "nothing.npy must have elements to compare, got the shape (2, 3, 0, 8)"),
         (["q.npy", "k.npy", "plain.npy"], "value must have as many dimensions as query"),
         (["integers.npy"] * 3, "query must be"),
         (["long.npy"] * 3, "the scores of these arrays take 1.3 GB in float64 NumPy"),

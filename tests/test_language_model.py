@@ -598,7 +598,7 @@ def test_any_configuration_loads_or_is_refused(tmp_path, changes):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder: models are read"):
         models.LanguageModel.from_pretrained(tmp_path / "nowhere")
 
 

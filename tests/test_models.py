@@ -609,8 +609,9 @@ def test_missing_fields_of_the_configuration_are_named(tmp_path):
 
 
 def test_a_folder_without_its_files_is_a_file_not_found_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
-        BertModel.from_pretrained(tmp_path / "nowhere")
+    for kind in (BertModel, SentenceEncoder):
+        with pytest.raises(FileNotFoundError, match="nowhere is not a folder: models are read"):
+            kind.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"config.json does not exist"):
         BertModel.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))

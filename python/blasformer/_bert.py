@@ -17,7 +17,7 @@ from ._dtypes import float_dtype
 from ._model import MAX_LAYERS, read_parameters, save_folder
 from ._module import add_gradients
 from ._random import Rng, initial_seed, seed_or_none
-from .io import Checkpoint, PathLike, read_json, some_names
+from .io import Checkpoint, PathLike, existing_folder, read_json, some_names
 from .nn import Layer
 
 # What config.json calls an activation, and what it is called here.
@@ -252,9 +252,7 @@ class BertModel(Layer):
         Raises FileNotFoundError for a missing file; ValueError for a damaged one (see `io.Checkpoint`), for
         another kind of model, and for missing, unexpected or misshapen tensors, all of which it names.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is not a folder")
+        folder = existing_folder(folder)
         config = BertConfig.from_file(folder / "config.json")
         with Checkpoint(folder) as checkpoint:
             stored_names = _bert_names(checkpoint, config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from ._model import read_parameters, save_folder
 from ._module import add_gradients
 from ._random import Rng, initial_seed, seed_or_none
 from .functional import softmax
-from .io import Checkpoint, PathLike, read_json
+from .io import Checkpoint, PathLike, existing_folder, read_json
 from .nn import Layer
 
 POOLINGS = ("pooler", "mean")
@@ -167,9 +166,7 @@ class BertForSequenceClassification(Layer):
         Raises what BertModel.from_pretrained raises, and ValueError for a folder without a classifier if
         num_labels is None.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is not a folder")
+        folder = existing_folder(folder)
         config = BertConfig.from_file(folder / "config.json")
         noted = read_json(folder / "config.json", dict)
         chosen = str(noted.get("blasformer_pooling", "pooler")) if pooling is None else pooling

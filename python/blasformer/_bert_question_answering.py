@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +30,7 @@ from ._model import read_parameters, save_folder
 from ._module import add_gradients
 from ._random import Rng, initial_seed, seed_or_none
 from .functional import log_softmax
-from .io import Checkpoint, PathLike
+from .io import Checkpoint, PathLike, existing_folder
 from .nn import Layer
 
 HEAD = ("qa_outputs.weight", "qa_outputs.bias")
@@ -121,9 +120,7 @@ class BertForQuestionAnswering(Layer):
 
         Raises what BertModel.from_pretrained raises.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is not a folder")
+        folder = existing_folder(folder)
         config = BertConfig.from_file(folder / "config.json")
         with Checkpoint(folder) as checkpoint:
             encoder = _bert_names(checkpoint, config).items()

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ._attention import Array
 from ._dtypes import FLOATING, float_dtype
-from .io import Checkpoint, PathLike, read_json, save_tensors, some_names, write_file
+from .io import Checkpoint, PathLike, existing_folder, read_json, save_tensors, some_names, write_file
 from .nn import Layer
 
 MAX_LAYERS = 1000
@@ -93,9 +93,7 @@ class Model(Layer, ABC):
         Raises FileNotFoundError for a missing file; ValueError for a damaged one (see `io.Checkpoint`), for
         another kind of model, and for missing, unexpected or misshapen tensors, all of which it names.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is not a folder")
+        folder = existing_folder(folder)
         file = folder / "config.json"
         config = read_json(file, dict)
         kind = cls._kind_of(file, config.get("model_type"))

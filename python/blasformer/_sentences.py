@@ -15,7 +15,7 @@ from ._bert import BertModel, _packed
 from ._generation import padded
 from ._optional import require_package
 from ._progress import progress_bar
-from .io import PathLike, path_inside, read_json, require_regular_file
+from .io import PathLike, existing_folder, path_inside, read_json, require_regular_file
 
 POOLINGS = ("cls", "mean", "max")
 # The switches of older pooling configurations, and the modes they stand for.
@@ -86,6 +86,7 @@ class SentenceEncoder:
 
     @property
     def embedding_dim(self) -> int:
+        """The length of a vector."""
         return self.bert.config.hidden_size
 
     @classmethod
@@ -106,7 +107,7 @@ class SentenceEncoder:
         Raises FileNotFoundError for a missing file and ValueError for one that is damaged or describes what
         is not supported (other poolings, modules and models), naming the file.
         """
-        folder = Path(folder)
+        folder = existing_folder(folder)
         modules = _sentence_modules(folder)
         settings_file = modules["Transformer"] / "sentence_bert_config.json"
         settings = read_json(settings_file, dict) if settings_file.exists() else {}

@@ -269,6 +269,8 @@ def _own_cases(options: argparse.Namespace) -> dict[str, dict[str, Prepare]]:
         raise CommandError(f"takes three arrays, QUERY KEY VALUE, or none, got {len(options.arrays)}")
     inputs = [_load(file) for file in options.arrays]
     for file, array in zip(options.arrays, inputs, strict=True):
+        if array.size == 0:
+            raise CommandError(f"{file} must have elements to compare, got the shape {array.shape}")
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise CommandError(
                 f"{file} must be finite: NumPy's formula spreads its NaN or Inf over whole rows"

@@ -256,6 +256,16 @@ def read_json(path: Path, kind: type[Json]) -> Json:
     return value
 
 
+def existing_folder(folder: PathLike) -> Path:
+    """That of a model, which some know by a name that other packages would fetch it by."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"{path} is not a folder: models are read from where they lie, none is fetched"
+        )
+    return path
+
+
 def require_regular_file(path: Path) -> None:
     """A pipe would block, a device would never end."""
     if not path.exists():
