@@ -785,6 +785,15 @@ def test_without_rng_initial_values_are_new_every_time():
 @pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, copy.copy, lambda layer: pickle.loads(pickle.dumps(layer))]
 )
+def test_copies_and_pickles_keep_what_users_have_noted_on_a_layer(duplicate):
+    layer = nn.Linear(3, 4, rng=0)
+    layer.notes = {"trained": 3}
+    assert duplicate(layer).notes == {"trained": 3}
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, copy.copy, lambda layer: pickle.loads(pickle.dumps(layer))]
+)
 @pytest.mark.parametrize("name", LAYERS)
 def test_copies_and_pickles_are_layers_of_their_own(name, duplicate):
     case = LAYERS[name]

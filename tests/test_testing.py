@@ -316,6 +316,8 @@ def test_edits_of_a_sequential_happen_as_a_whole_or_not_at_all():
     with model.edit() as p:
         p["0.weight"] *= 2
         p["1.bias"] = np.zeros(3)
+    with pytest.raises(ValueError, match="read-only"):
+        p["0.weight"] *= 2
     np.testing.assert_array_equal(model[0].parameters()["weight"], 2 * before["0.weight"])
     assert (model[1].bias == 0).all()
 

@@ -96,8 +96,13 @@ class Composite(ABC):
         """Change weights: `with model.edit() as p: p["0.weight"] *= 0.5`.
 
         Yields copies of the parameters, to be written into or replaced, which become the weights at the end
-        of the block. A block that raises changes nothing.
+        of the block; writing to them afterwards is an error. A block that raises changes nothing.
         """
         arrays = self.state_dict()
-        yield arrays
+        copies = list(arrays.values())
+        try:
+            yield arrays
+        finally:
+            for array in copies:
+                array.flags.writeable = False
         self.load_state_dict(arrays)

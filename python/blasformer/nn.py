@@ -272,7 +272,9 @@ class Layer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         held = self._held.holds_bfloat16()
-        return _restore, (type(self), self._arguments, self.state_dict(), self.frozen, self._lora, held)
+        added = {name: x for name, x in vars(self).items() if name not in ("_held", "_arguments", "_lora")}
+        made = (type(self), self._arguments, self.state_dict(), self.frozen, self._lora, held)
+        return _restore, made, added
 
     def _stored_name(self, name: str) -> str:
         """What a parameter is called in files."""
