@@ -354,6 +354,20 @@ def test_what_is_no_layer_or_no_loss_is_refused():
         train.fit([], BATCHES, loss=cross_entropy, optimizer=optim.SGD(model))
     with pytest.raises(TypeError, match="loss must be a function, got str"):
         train.fit(model, BATCHES, loss="mse", optimizer=optim.SGD(model))
+    with pytest.raises(TypeError, match=r"loss must return \(mean loss, its gradient\), got float"):
+        train.fit(model, BATCHES, loss=lambda y, targets: 3.0, optimizer=optim.SGD(model))
+
+
+def test_an_optimiser_of_another_model_is_refused_and_one_of_the_same_weights_is_not():
+    model, other = make_model(), make_model()
+    with pytest.raises(
+        ValueError, match=r"optimizer must be made for this model, got one for others: SGD\(lr"
+    ):
+        train.fit(model, BATCHES, loss=cross_entropy, optimizer=optim.SGD(other))
+    assert_same_weights(model, other)
+    optimizer = optim.SGD(nn.Sequential(*model.layers), lr=0.1)
+    train.fit(model, BATCHES, loss=cross_entropy, optimizer=optimizer)
+    assert optimizer.steps == len(BATCHES)
 
 
 @pytest.mark.parametrize(

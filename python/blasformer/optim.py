@@ -171,8 +171,7 @@ class Optimizer(ABC):
         }
         tied: dict[Any, list[_Place]] = {}
         for place, array in arrays.items():
-            address = array.__array_interface__["data"][0]
-            memory = (address, array.shape, array.strides) if array.size else place
+            memory = (_address(array), array.shape, array.strides) if array.size else place
             tied.setdefault(memory, []).append(place)
         matches = [_matcher(group["match"]) for group in groups]
         used, parameters = set(), []
@@ -370,6 +369,13 @@ class Optimizer(ABC):
             )
         return norm
 
+    def _is_made_for(self, model: Any) -> bool:
+        """Whether it updates a parameter of this model, as far as that can be seen."""
+        if any(layer is model for layer in self._layers) or not hasattr(model, "parameters"):
+            return True
+        own = {_address(array) for _, _, leaf in self._leaves for array in leaf.parameters().values()}
+        return any(_address(array) in own for array in model.parameters().values())
+
     def state_dict(self) -> dict[str, Any]:
         """What the optimiser remembers: numbers ("step", "lr", "step.NAME" of each parameter) and copies of
         arrays ("exp_avg.NAME", ...).
@@ -436,6 +442,11 @@ class Optimizer(ABC):
         values = ", ".join(f"{name}={value}" for name, value in self._values[0].items())
         count = sum(math.prod(parameter.shape) for parameter in self._parameters)
         return f"{type(self).__name__}(lr={self._lr}, {values})  # {count:,} parameters, {self._steps} steps"
+
+
+def _address(array: Array) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def _parameters_of(layer: Any) -> dict[str, Array]:

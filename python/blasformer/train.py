@@ -202,7 +202,7 @@ class _LayerObjective(_Objective):
     ) -> tuple[float, dict[str, Array]]:
         inputs, arguments, targets = _taken_apart(batch)
         y, saved = self._layer.forward(*inputs, rng=rng, **arguments)
-        loss, d_y = self._loss(y, targets)
+        loss, d_y = self._loss_of(y, targets)
         if divisor is not None:
             share = self._count(targets) / divisor
             loss, d_y = loss * share, d_y * d_y.dtype.type(share)
@@ -211,7 +211,13 @@ class _LayerObjective(_Objective):
 
     def loss(self, batch: Batch) -> float:
         inputs, arguments, targets = _taken_apart(batch)
-        return float(self._loss(infer(self._layer, *inputs, **arguments), targets)[0])
+        return float(self._loss_of(infer(self._layer, *inputs, **arguments), targets)[0])
+
+    def _loss_of(self, y: Any, targets: Any) -> tuple[float, Any]:
+        result = self._loss(y, targets)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(f"loss must return (mean loss, its gradient), got {type(result).__name__}")
+        return result
 
 
 class _ModelObjective(_Objective):
@@ -388,6 +394,8 @@ def fit(
         )
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be one of blasformer.optim, got {type(optimizer).__name__}")
+    if not optimizer._is_made_for(model):
+        raise ValueError(f"optimizer must be made for this model, got one for others: {optimizer!r}")
     _require_batches("batches", batches)
     if evaluate is not None:
         _require_batches("evaluate", evaluate)
