@@ -6,6 +6,7 @@ import blasformer
 import ml_dtypes
 import numpy as np
 import pytest
+import reference
 from blasformer import _core, attention_backward, attention_forward, attention_plan
 from blasformer import scaled_dot_product_attention as attend
 
@@ -154,6 +155,37 @@ def test_bfloat16_numbers_are_multiplied_as_exactly_in_every_precision() -> None
         outputs = [attend(query, key, identity, precision=mode) for mode in ("highest", "medium", "ieee")]
     for output in outputs[:2]:
         np.testing.assert_allclose(output.astype("f4"), outputs[2].astype("f4"), rtol=2**-7, atol=1e-30)
+
+
+@pytest.mark.parametrize("queries", [1, 3, 33])
+@pytest.mark.parametrize("power", [-100, -40, 0, 40, 100])
+def test_scores_of_bfloat16_numbers_are_right_whatever_their_size(
+    power: int, queries: int, product_isa: str
+) -> None:
+    query, key, value, d_output = (x.astype(ml_dtypes.bfloat16) for x in operands("random", 2))
+    query, key = query * ml_dtypes.bfloat16(2.0**power), key * ml_dtypes.bfloat16(2.0**-power)
+    output = attend(query[:, :queries], key, value)
+    truth = exact(query, key, value, d_output)[0][:, :queries]
+    reference.assert_rounded_once(output, truth)
+
+
+@pytest.mark.parametrize("dim", [16, 39, 64])
+@pytest.mark.parametrize("queries", [2, 33])
+def test_bfloat16_numbers_that_are_not_finite_concern_only_who_sees_them(
+    queries: int, dim: int, product_isa: str
+) -> None:
+    random = np.random.default_rng(dim)
+    query, key, value = (
+        random.standard_normal((2, length, dim)).astype(ml_dtypes.bfloat16) for length in (queries, 50, 50)
+    )
+    mask = random.random((queries, 50)) < 0.7
+    mask[:, 20], mask[1, 30] = False, True
+    expected = attend(query, key, value, mask=mask)
+    query[:, 1, 3], key[:, 20, 5], value[:, 20, 6] = np.inf, np.nan, np.nan
+    output = attend(query, key, value, mask=mask)
+    assert np.isnan(output[:, 1].astype("f4")).all()
+    others = np.arange(queries) != 1
+    np.testing.assert_array_equal(output[:, others].view(np.uint16), expected[:, others].view(np.uint16))
 
 
 def test_a_layer_and_its_gradient_follow_the_precision() -> None:

@@ -7,6 +7,7 @@
 
 #include "core/array_view.h"
 #include "core/index.h"
+#include "kernels/pair_product.h"
 
 namespace blasformer {
 
@@ -55,6 +56,8 @@ struct AttentionProblem {
   bool ordered_scores = false, single_head_tiles = false;
   // What computes the products of float32 blocks instead of multiply-adds; null: nothing does.
   const SplitProductKernels* split = nullptr;
+  // What computes the scores of bfloat16 queries and keys instead of multiply-adds; null: nothing does.
+  PairProduct pairs = nullptr;
 
   // Whether scores are brought to the units of the logits before the softmax. If not, they stay query key^T
   // and the scale is applied to their distance from the maximum, where its rounding costs nothing even when

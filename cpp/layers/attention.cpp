@@ -110,6 +110,7 @@ void attention_forward(const AttentionArguments& arguments, const MutableArrayVi
   CheckedAttention checked(arguments);
   AttentionProblem p = checked.problem();
   p.split = attention_products(p);
+  p.pairs = attention_pairs(p);
   const MutableAttentionOperand target = checked.operand(output);
   if (statistics != nullptr) {
     statistics->maximum = Tensor<T>(checked.statistics_shape());
@@ -117,6 +118,7 @@ void attention_forward(const AttentionArguments& arguments, const MutableArrayVi
     statistics->unit = p.has_logits() ? 1 : p.scale;
     statistics->batch_invariant = p.ordered_scores;
     statistics->split = p.split;
+    statistics->pairs = p.pairs;
   }
   const AttentionKernels<T>& kernels = attention_kernels<T>();
   const QueryCut cut(p, kernels.query_tile);
@@ -138,6 +140,7 @@ void attention_weights(const AttentionArguments& arguments, const AttentionStati
   const CheckedAttention checked(computed_as(statistics, arguments));
   AttentionProblem p = checked.problem();
   p.split = statistics.split;
+  p.pairs = statistics.pairs;
   const AttentionKernels<T>& kernels = attention_kernels<T>();
   const Index heads = static_cast<Index>(selection.heads.size()),
               rows = static_cast<Index>(selection.rows.size());
@@ -197,6 +200,7 @@ AttentionPlan attention_plan(const AttentionArguments& arguments) {
   const CheckedAttention checked(arguments);
   AttentionProblem p = checked.problem();
   p.split = attention_products(p);
+  p.pairs = attention_pairs(p);
   const auto plan = [&](const auto& kernels) {
     const QueryCut cut(p, kernels.query_tile);
     const KeyCut keys(p, kernels.key_block);

@@ -16,6 +16,7 @@
 
 #include "core/array_view.h"
 #include "core/tensor.h"
+#include "kernels/pair_product.h"
 
 namespace blasformer {
 
@@ -56,6 +57,7 @@ struct AttentionStatistics {
   // How forward was computed. What reads the statistics must be computed likewise.
   bool batch_invariant = false;
   const SplitProductKernels* split = nullptr;
+  PairProduct pairs = nullptr;
 };
 
 // Throws std::invalid_argument or TypeMismatch unless the arguments fit together; returns the shape of the

@@ -351,6 +351,7 @@ void attention_backward(const AttentionArguments& arguments, const AttentionStat
   AttentionProblem p = checked.problem();
   p.single_head_tiles = p.ordered_scores;
   p.split = statistics.split;
+  p.pairs = statistics.pairs;
   const bool same_shape =
       d_output.rank == output.rank && std::equal(output.shape, output.shape + output.rank, d_output.shape);
   require(same_shape, "d_output must have the shape of the output, ", shape_text(output), ", got ",

@@ -37,6 +37,12 @@ const SplitProductKernels* attention_products(const AttentionProblem& p) {
   return split_product_kernels(precision_for(p.query.dtype));
 }
 
+PairProduct attention_pairs(const AttentionProblem& p) {
+  const bool whole_pairs = p.query.dtype == DType::bfloat16 && p.dim % 2 == 0;
+  if (!whole_pairs || p.ordered_scores || p.few_queries()) return nullptr;
+  return current_precision() == Precision::ieee ? nullptr : pair_product();
+}
+
 std::string attention_kernel_name(const AttentionProblem& p) {
   return p.split == nullptr ? isa_name(active_isa()) : active_isa_name();
 }

@@ -24,10 +24,12 @@ def precision(mode: Precision) -> AbstractContextManager[None]:
     A mode that this CPU cannot speed up runs as the next more accurate one. With AMX all but "ieee" take its
     tiles: a float32 number is the exact sum of three bfloat16 numbers, and "highest" adds up the six largest
     products of such parts, "high" three, "medium" one. With AVX512_BF16 alone "medium" takes its dot
-    products, in layers. Numbers that parts cannot represent (infinite, near the largest or the smallest there
-    are) are computed with float32 multiply-adds. It concerns the matrix products of layers and those within
-    attention, forward and backward (but for few queries, as in decoding, and batch_invariant()); the softmax,
-    sums and all else are float32 arithmetic in every mode. float64 work is always done in float64.
+    products, in layers, and attention between bfloat16 arrays takes them for its scores unless the mode is
+    "ieee": products of bfloat16 numbers are exact. Numbers that parts cannot represent (infinite, near the
+    largest or the smallest there are) are computed with float32 multiply-adds. It concerns the matrix
+    products of layers and those within attention, forward and backward (but for few queries, as in decoding,
+    and batch_invariant()); the softmax, sums and all else are float32 arithmetic in every mode. float64 work
+    is always done in float64.
 
     The mode belongs to the current context, as with decimal.localcontext: other threads and asyncio tasks
     have their own. Raises ValueError for another mode.

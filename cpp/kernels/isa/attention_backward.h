@@ -56,8 +56,8 @@ struct BackwardWorkspace {
     scores = carver.take<T>(kKeyBlock * queries);
     d_scores = carver.take<T>(kKeyBlock * queries);
     cap = carver.take<T>(p.softcap > 0 ? kKeyBlock * queries : 0);
-    keys = carver.take<T>(needs_copy<T>(p, p.key) ? kKeyBlock * p.dim : 0);
-    values = carver.take<T>(needs_copy<T>(p, p.value) ? kKeyBlock * p.value_dim : 0);
+    keys = carver.take<T>(copy_size<T>(p, p.key, p.dim));
+    values = carver.take<T>(copy_size<T>(p, p.value, p.value_dim));
     safe_keys = carver.take<T>(kKeyBlock * p.dim);
     key_rows = carver.take<unsigned char>(packed_rows_bytes(p, p.dim));
     key_columns = carver.take<unsigned char>(packed_columns_bytes(p, p.dim));

@@ -126,15 +126,6 @@ void few_values(Index count, Index value_dim, const KeyBlock<T>& values, const T
   });
 }
 
-// Keys or values to be read as they lie, if they can be, or as key_block gives them.
-template <class T>
-KeyBlock<T> few_block(const AttentionProblem& p, const AttentionOperand& x, const QueryTile<T>& tile,
-                      Index first, Index count, Index columns, T* buffer) {
-  const KeyBlock<T> block = halves_block<T>(p, x, tile.batch, tile.key_head, first, columns);
-  if (block.halves != nullptr) return block;
-  return key_block(p, x, tile.batch, tile.key_head, first, count, columns, buffer);
-}
-
 // online_softmax, with its bits, of a single query: its scores come together first, since lanes that repeat it
 // would all compute the same.
 template <class T>
@@ -179,7 +170,8 @@ void attend_few(const AttentionProblem& p, Index first, Index count, FewWorkspac
   if (p.bias.data != nullptr) load_bias(p, place, first, count, work.bias, visible);
   if (visible.seen == 0) return;
   tile.seen |= visible.seen;
-  const KeyBlock<T> keys = few_block(p, p.key, place, first, count, p.dim, work.keys);
+  const KeyBlock<T> keys =
+      stored_block(p, p.key, place.batch, place.key_head, first, count, p.dim, work.keys);
   score_product(p, place, count, keys, tile.query, work.scores);
   finish_scores(p, place, first, count, work.bias, work.scores);
   if (!visible.all) hide(place, count, visible, kMinusInfinity<T>, work.scores);
@@ -193,7 +185,7 @@ void attend_few(const AttentionProblem& p, Index first, Index count, FewWorkspac
   UnsafeRows unsafe;
   const KeyBlock<T> values =
       visible.all
-          ? few_block(p, p.value, place, first, count, p.value_dim, work.values)
+          ? stored_block(p, p.value, place.batch, place.key_head, first, count, p.value_dim, work.values)
           : key_block(p, p.value, place.batch, place.key_head, first, count, p.value_dim, work.values);
   const KeyBlock<T> safe =
       visible.all ? values : replace_unsafe_rows(values, count, p.value_dim, work.safe_values, unsafe);
@@ -235,11 +227,9 @@ void finish_few(const AttentionProblem& p, FewWorkspace<T>& work, const MutableA
   const QueryTile<T>& place = tile.queries;
   finish_statistics(p, tile, work.factor, maximum, reciprocal_sum);
   for (Index q = 0; q < place.count; ++q) {
-    const Index target = place.offset(output, q);
-    for (Index c = 0; c < p.value_dim; ++c) {
-      const T x = tile.started ? tile.output[q * p.value_dim + c] * work.factor[q] : T(0);
-      write_element<T>(output.data, output.dtype, target + c * output.column_stride, x);
-    }
+    T* const row = tile.output + q * p.value_dim;
+    for (Index c = 0; c < p.value_dim; ++c) row[c] = tile.started ? row[c] * work.factor[q] : T(0);
+    write_row(row, p.value_dim, output, place.offset(output, q));
   }
 }
 

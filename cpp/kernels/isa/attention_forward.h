@@ -50,8 +50,8 @@ struct ForwardWorkspace {
     constexpr Index queries = kTileQueries<T>;
     tile = carver.take<ForwardTile<T>>(tiles);
     scores = carver.take<T>(kKeyBlock * queries);
-    keys = carver.take<T>(needs_copy<T>(p, p.key) ? kKeyBlock * p.dim : 0);
-    values = carver.take<T>(needs_copy<T>(p, p.value) ? kKeyBlock * p.value_dim : 0);
+    keys = carver.take<T>(copy_size<T>(p, p.key, p.dim));
+    values = carver.take<T>(copy_size<T>(p, p.value, p.value_dim));
     safe_values = carver.take<T>(kKeyBlock * p.value_dim);
     key_rows = carver.take<unsigned char>(packed_rows_bytes(p, p.dim));
     value_columns = carver.take<unsigned char>(packed_columns_bytes(p, p.value_dim));
@@ -241,7 +241,7 @@ void forward_tiles(const AttentionProblem& p, const QueryRun& run, void* memory,
   for (Index first = lowest / kKeyBlock * kKeyBlock; first < highest; first += kKeyBlock) {
     const Index count = smaller(kKeyBlock, p.key_length - first);
     const KeyBlock<T> keys =
-        key_block(p, p.key, run.batch, run.key_head, first, count, p.dim, work.keys, work.key_rows);
+        stored_block(p, p.key, run.batch, run.key_head, first, count, p.dim, work.keys, work.key_rows);
     const KeyBlock<T> values =
         key_block(p, p.value, run.batch, run.key_head, first, count, p.value_dim, work.values);
     const PackedColumns columns =

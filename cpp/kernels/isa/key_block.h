@@ -43,7 +43,7 @@ struct KeyBlock {
   const unsigned char* strips = nullptr;  // the rows as left operand of split products, or null
   Index strip_lines = 1, strip_bytes = 0;
   RowOrder order = RowOrder::plain;
-  const std::uint16_t* halves = nullptr;  // the rows where they lie, for few queries, or null
+  const std::uint16_t* halves = nullptr;  // the rows as they are stored, where they are read so, or null
   Index halves_stride = 0;
 
   // If there are strips, the row is the first of one.
@@ -56,13 +56,13 @@ struct KeyBlock {
   }
 };
 
-// The rows from `first` on in place, if few queries can read them so.
+// The rows from `first` on in place, if they can be read so: by few queries, or by a product of pairs.
 template <class T>
 KeyBlock<T> halves_block(const AttentionProblem& p, const AttentionOperand& x, Index batch, Index key_head,
                          Index first, Index columns) {
   KeyBlock<T> block = {};
   block.order = row_order<T>(p, x, columns);
-  if (block.order == RowOrder::plain || x.column_stride != 1) return block;
+  if ((block.order == RowOrder::plain && p.pairs == nullptr) || x.column_stride != 1) return block;
   block.halves = static_cast<const std::uint16_t*>(x.data) + x.offset(batch, key_head) + first * x.row_stride;
   block.halves_stride = x.row_stride;
   return block;
@@ -87,6 +87,13 @@ bool needs_copy(const AttentionProblem& p, const AttentionOperand& x) {
   return x.dtype != dtype_of<T>() || ((p.few_queries() || p.split != nullptr) && x.column_stride != 1);
 }
 
+// Elements of T that the copy of a block takes.
+template <class T>
+Index copy_size(const AttentionProblem& p, const AttentionOperand& x, Index columns) {
+  if (!needs_copy<T>(p, x)) return 0;
+  return kKeyBlock * columns * (p.pairs != nullptr && x.column_stride != 1 ? 2 : 1);
+}
+
 template <class T>
 KeyBlock<T> key_block(const AttentionProblem& p, const AttentionOperand& x, Index batch, Index key_head,
                       Index first, Index count, Index columns, T* buffer, unsigned char* strips = nullptr) {
@@ -100,6 +107,12 @@ KeyBlock<T> key_block(const AttentionProblem& p, const AttentionOperand& x, Inde
     block.data = buffer;
     block.row_stride = columns;
     block.column_stride = 1;
+    if (p.pairs != nullptr && x.column_stride != 1) {
+      auto* halves = reinterpret_cast<std::uint16_t*>(buffer + kKeyBlock * columns);
+      copy_halves(x, start, count, columns, halves);
+      block.halves = halves;
+      block.halves_stride = columns;
+    }
   }
   if constexpr (sizeof(T) == sizeof(float)) {
     if (p.split != nullptr && strips != nullptr) {
@@ -110,6 +123,16 @@ KeyBlock<T> key_block(const AttentionProblem& p, const AttentionOperand& x, Inde
     }
   }
   return block;
+}
+
+// In place, if they can be read so, or as key_block gives them.
+template <class T>
+KeyBlock<T> stored_block(const AttentionProblem& p, const AttentionOperand& x, Index batch, Index key_head,
+                         Index first, Index count, Index columns, T* buffer,
+                         unsigned char* strips = nullptr) {
+  const KeyBlock<T> block = halves_block<T>(p, x, batch, key_head, first, columns);
+  if (block.halves != nullptr) return block;
+  return key_block(p, x, batch, key_head, first, count, columns, buffer, strips);
 }
 
 // The sum of x * 0 over a row: NaN in some lane, unless all of the row is finite.

@@ -36,5 +36,26 @@ void copy_rows(const AttentionOperand& x, Index start, Index rows, Index columns
   }
 }
 
+// A dense row, from element `start` of an operand on.
+template <class T>
+void write_row(const T* row, Index columns, const MutableAttentionOperand& out, Index start) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    auto* half = static_cast<std::uint16_t*>(out.data) + start;
+    if (out.column_stride == 1 && out.dtype == DType::float16) return narrow_float16(row, columns, half);
+    if (out.column_stride == 1 && out.dtype == DType::bfloat16) return narrow_bfloat16(row, columns, half);
+  }
+  for (Index c = 0; c < columns; ++c)
+    write_element<T>(out.data, out.dtype, start + c * out.column_stride, row[c]);
+}
+
+// Rows of halves, as they are, into dense rows.
+inline void copy_halves(const AttentionOperand& x, Index start, Index rows, Index columns,
+                        std::uint16_t* out) {
+  const auto* source = static_cast<const std::uint16_t*>(x.data) + start;
+  for (Index r = 0; r < rows; ++r) {
+    for (Index c = 0; c < columns; ++c) out[r * columns + c] = source[r * x.row_stride + c * x.column_stride];
+  }
+}
+
 }  // namespace
 }  // namespace blasformer::BLASFORMER_ISA

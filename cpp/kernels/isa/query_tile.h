@@ -151,11 +151,7 @@ void write_queries(const QueryTile<T>& tile, Index columns, const T* x, const T*
     row[l] = direct ? static_cast<T*>(out.data) + tile.offset(out, l) : dense + l * columns;
   }
   untranspose_rows(x, tile.width, columns, factor, tile.count, row);
-  for (Index l = 0; l < tile.count && !direct; ++l) {
-    const Index target = tile.offset(out, l);
-    for (Index c = 0; c < columns; ++c)
-      write_element<T>(out.data, out.dtype, target + c * out.column_stride, row[l][c]);
-  }
+  for (Index l = 0; l < tile.count && !direct; ++l) write_row(row[l], columns, out, tile.offset(out, l));
 }
 
 }  // namespace
