@@ -1,12 +1,13 @@
 #pragma once
 
-// x Phi(x) and its derivative in float32 for AVX-512, whose permutations look up one of 32 numbers per lane: a
-// polynomial of a = |x| for each quarter of 0 <= a <= 7.75, with neither an exponential nor a division.
+// x Phi(x) and its derivative in float32 for AVX-512, whose permutations look up one of 32 numbers per lane:
+// a polynomial of a = |x| for each quarter of 0 <= a <= 7.75, with neither an exponential nor a division.
 //
-// Piece k reaches up to a = k / 4 and is a polynomial of r = a - k / 4 <= 0: of Phi(-a) all terms are positive
-// then, and rounding costs next to nothing. The coefficients make the largest error relative to Phi(-a), or of
-// the slope to Phi(-a) + a phi(a), least (exchange algorithm of Remez 1934, in 40-digit arithmetic), and are
-// rounded to float32: right to 2.3e-11 where a <= 4, and to 8.9e-8 at 7.75. Piece 0 is the point a = 0.
+// Piece k reaches up to a = k / 4 and is a polynomial of r = a - k / 4 <= 0: of Phi(-a) all terms are
+// positive then, and rounding costs next to nothing. The coefficients make the largest error relative to
+// Phi(-a), or of the slope to Phi(-a) + a phi(a), least (exchange algorithm of Remez 1934, in 40-digit
+// arithmetic), and are rounded to float32: right to 2.3e-11 where a <= 4, and to 8.9e-8 at 7.75. Piece 0 is
+// the point a = 0.
 
 #include "kernels/isa/normal_distribution.h"
 
