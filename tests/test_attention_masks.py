@@ -437,3 +437,35 @@ def test_the_keys_of_a_single_query_are_work_for_many_threads(product_isa):
     assert plan.threads == 4
     assert plan.queries_per_task == 1
     assert plan.tasks == -(-32768 // plan.keys_per_task) >= 8
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64], ids=lambda dtype: dtype.__name__)
+def test_the_plan_counts_what_a_call_is_asked_to_return(dtype):
+    shape = (2, 4, 40, 8)
+    x = np.ones(shape, dtype)
+    alone = blasformer.attention_plan(shape, shape, shape, dtype).peak_bytes
+    for selection in (True, blasformer.WeightSelection(heads=[0, -1], rows=slice(3), mean=True)):
+        asked = {"return_weights": selection, "return_logsumexp": True}
+        plan = blasformer.attention_plan(shape, shape, shape, dtype, **asked)
+        _, weights, logsumexp = blasformer.scaled_dot_product_attention(x, x, x, **asked)
+        assert plan.peak_bytes == alone + weights.nbytes + logsumexp.nbytes
+
+
+def test_the_plan_is_that_of_the_mode_a_call_asks_for():
+    shapes = (1, 32, 1, 64), (1, 8, 32768, 64)
+    with blasformer.num_threads(2):
+        cut = blasformer.attention_plan(*shapes)
+        whole = blasformer.attention_plan(*shapes, batch_invariant=True)
+        with blasformer.batch_invariant():
+            assert blasformer.attention_plan(*shapes) == whole
+            assert blasformer.attention_plan(*shapes, batch_invariant=False) == cut
+    assert cut.keys_per_task < whole.keys_per_task == 32768
+    with blasformer.use_isa("amx_reference"):
+        kernels = [
+            blasformer.attention_plan((8, 512, 64), (8, 512, 64), precision=mode).kernel
+            for mode in ("highest", "ieee")
+        ]
+    assert kernels[0] == "amx_reference" != kernels[1]
+    for arguments, error in (({"precision": "low"}, ValueError), ({"batch_invariant": 1}, TypeError)):
+        with pytest.raises(error, match=f"{next(iter(arguments))} must be"):
+            blasformer.attention_plan(*shapes, **arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
+from ._batch_invariance import batch_invariant as in_any_batch
 from ._batch_invariance import checked_batch_invariance
 from ._core import AttentionSaved
 from ._dtypes import array_dtype
@@ -414,17 +416,21 @@ def attention_plan(
     dtype: Any = np.float32,
     *,
     bias: Array | None = None,
+    return_weights: bool | WeightSelection = False,
+    return_logsumexp: bool = False,
+    precision: Precision | None = None,
+    batch_invariant: bool | None = None,
 ) -> AttentionPlan:
-    """What scaled_dot_product_attention would run for such arrays, without running it.
+    """What scaled_dot_product_attention would run for such arrays and arguments, without running it.
 
-    There is one algorithm, tiles with an online softmax, and no slower one that some arguments fall into; the
-    plan tells
+    There is one algorithm, tiles with an online softmax, and no slower one that some arguments fall into.
+    Masks change nothing of the plan: tiles that they hide are skipped when they come up. It tells
 
-    kernel: the instruction set; "amx" where its tiles serve the precision of the context
+    kernel: the instruction set; "amx" where its tiles serve the precision
     query_tile, key_block: queries computed side by side, and keys per step of the online softmax
     queries_per_task, keys_per_task, tasks, threads: how the work is cut, and how many threads would share it
         now; keys are cut where there are few queries
-    peak_bytes: memory of the call: its output and all scratch memory; linear in the lengths
+    peak_bytes: memory of the call: its results and all scratch memory; linear in the lengths, but for weights
 
     >>> attention_plan((1, 8, 1024, 64), (1, 8, 1024, 64)).peak_bytes < 16e6
     True
@@ -433,8 +439,19 @@ def attention_plan(
     key = _shape(key_shape, "key_shape")
     value = key if value_shape is None else _shape(value_shape, "value_shape")
     element = array_dtype(dtype)
-    plan = _core.attention_plan(query, key, value, element, bias)
-    output_bytes = math.prod([*query[:-1], value[-1]]) * element.itemsize
+    invariant = checked_batch_invariance(batch_invariant)
+    invariance = nullcontext() if invariant is None else in_any_batch(invariant)
+    planned = _core.attention_plan if precision is None else at_precision(precision, _core.attention_plan)
+    with invariance:
+        plan = planned(query, key, value, element, bias)
+    rows = math.prod(query[:-1])
+    result_bytes = rows * value[-1] * element.itemsize
+    if return_logsumexp:
+        result_bytes += rows * max(element.itemsize, 4)
+    if chosen := choose_weights(return_weights, query[-3] if len(query) > 2 else 1, query[-2]):
+        heads, chosen_rows, mean = chosen
+        count = math.prod(query[:-3]) * (1 if mean else len(heads)) * len(chosen_rows)
+        result_bytes += count * key[-2] * element.itemsize
     return AttentionPlan(
         kernel=plan["kernel"],
         query_tile=plan["query_tile"],
@@ -443,5 +460,5 @@ def attention_plan(
         keys_per_task=plan["keys_per_task"],
         tasks=plan["tasks"],
         threads=plan["threads"],
-        peak_bytes=output_bytes + plan["shared_bytes"] + plan["threads"] * plan["workspace_bytes"],
+        peak_bytes=result_bytes + plan["shared_bytes"] + plan["threads"] * plan["workspace_bytes"],
     )
