@@ -336,19 +336,15 @@ PackedRight<T>::PackedRight(Index rows, Index columns, Index depth, MatrixView<T
 
 template <class T>
 bool PackedRight<T>::is_wanted(Index rows, Index columns, Index depth) {
-  // Small products do not take turns with large ones: where large ones are split, they do without a copy.
-  if (sizeof(T) == sizeof(float) && split_product_kernels(current_precision()) != nullptr)
-    return split_kernels<T>(rows, columns, depth) != nullptr;
   // Six encoder layers of width 384, AVX-512 (Zen 5), two threads: 0.57 ms for 2 rows, 0.93 for 8, 1.38 for
   // 16, where reading the weights as they lie takes 0.88, 1.57, 2.08; one row takes the same. Alike on AVX2.
-  return !blas_is_better();
+  return split_kernels<T>(rows, columns, depth) != nullptr || !blas_is_better();
 }
 
 template <class T>
 bool PackedRight<T>::fits(Index rows, Index columns) const {
   const SplitProductKernels* const split = split_kernels<T>(rows, columns, depth_);
-  if (split != nullptr || split_) return split_ && split_->kernels() == split;
-  return kernels_ == &product_kernels<T>();
+  return split != nullptr ? split_ && split_->kernels() == split : kernels_ == &product_kernels<T>();
 }
 
 template <class T>

@@ -36,6 +36,7 @@ class PackedRight {
   // Whether such a product is made by kernels that pack; by those of this copy.
   static bool is_wanted(Index rows, Index columns, Index depth);
   bool fits(Index rows, Index columns) const;
+  bool is_split() const { return split_.has_value(); }
   // Whether a product may begin at this column.
   bool can_begin_at(Index column) const;
   Index nbytes() const;

@@ -9,14 +9,16 @@ auto PackedWeight<T>::of(const T* weight, Index in_features, Index all_rows, Ind
   {
     const std::lock_guard lock(mutex_);
     if (!kept_) return nullptr;
-    if (packed_ != nullptr && packed_->fits(rows, out_features)) return packed_;
+    for (const auto& packed : packed_) {
+      if (packed != nullptr && packed->fits(rows, out_features)) return packed;
+    }
   }
   if (pass == Pass::training) return nullptr;
   // Without the lock: packing waits for other threads. Two that pack at once make the same.
   auto packed = std::make_shared<const PackedRight<T>>(rows, all_rows, in_features,
                                                        MatrixView<T>{weight, 1, in_features});
   const std::lock_guard lock(mutex_);
-  packed_ = packed;
+  packed_[packed->is_split()] = packed;
   return packed;
 }
 
@@ -29,13 +31,15 @@ void PackedWeight<T>::keep() const {
 template <class T>
 void PackedWeight<T>::forget() const {
   const std::lock_guard lock(mutex_);
-  packed_.reset();
+  for (auto& packed : packed_) packed.reset();
 }
 
 template <class T>
 Index PackedWeight<T>::nbytes() const {
   const std::lock_guard lock(mutex_);
-  return packed_ != nullptr ? packed_->nbytes() : 0;
+  Index bytes = 0;
+  for (const auto& packed : packed_) bytes += packed != nullptr ? packed->nbytes() : 0;
+  return bytes;
 }
 
 template class PackedWeight<float>;

@@ -15,8 +15,9 @@ namespace blasformer {
 // pass.
 enum class Pass { inference, training };
 
-// What a layer has of a weight beside its parameter. The packed copy: made by the first product of an
-// inference pass that reads it. It is kept only where somebody has promised, by keep(), to forget() it
+// What a layer has of a weight beside its parameter. The packed copies: one for each kind of product, made by
+// the first one of an inference pass that reads it (on bfloat16 tiles many rows read other copies than few).
+// They are kept only where somebody has promised, by keep(), to forget() it
 // whenever the weight changes; a copy of a layer begins without. And, if it holds the weight in half the
 // memory, the weight itself: then the parameter is a tensor without numbers, and nothing is packed.
 template <class T>
@@ -44,7 +45,7 @@ class PackedWeight {
 
  private:
   mutable std::mutex mutex_;
-  mutable std::shared_ptr<const PackedRight<T>> packed_;
+  mutable std::shared_ptr<const PackedRight<T>> packed_[2];  // the second is split
   mutable bool kept_ = false;
   mutable Tensor<std::uint16_t> bfloat16_;
 };
