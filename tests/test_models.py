@@ -17,7 +17,13 @@ import pytest
 import reference
 import tokenizers
 from blasformer import _progress
-from blasformer.models import BertConfig, BertModel, SentenceEncoder
+from blasformer.models import (
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertModel,
+    SentenceEncoder,
+)
 from checkpoint_files import save, save_sharded
 from hypothesis import given
 from hypothesis import strategies as st
@@ -1124,3 +1130,20 @@ def test_configurations_can_be_made_in_python():
     assert BertConfig(**SIZES).hidden_size == 24
     with pytest.raises(TypeError, match=r"vocab_size must be an integer, got 1.5"):
         BertConfig(**(SIZES | {"vocab_size": 1.5}))
+
+
+def test_what_models_are_made_of_is_checked():
+    config = BertConfig(**SIZES)
+    for kind in (
+        BertModel,
+        BertForQuestionAnswering,
+        lambda config: BertForSequenceClassification(config, 2),
+    ):
+        with pytest.raises(TypeError, match="config must be a BertConfig, got dict"):
+            kind(dict(SIZES))
+    with pytest.raises(TypeError, match="with_pooler must be a bool, got str"):
+        BertModel(config, with_pooler="no")
+    with pytest.raises(TypeError, match="bert must be a BertModel, got BertConfig"):
+        SentenceEncoder(config, tiny_tokenizer())
+    with pytest.raises(TypeError, match=r"tokenizer must be a tokenizers.Tokenizer, got NoneType"):
+        SentenceEncoder(BertModel(config), None)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from ._arguments import checked_flag
 from ._attention import Array, ChosenWeights, LayerWeights, choose_layers
 from ._dtypes import float_dtype
 from ._model import MAX_LAYERS, read_parameters, save_folder
@@ -209,7 +210,8 @@ class BertModel(Layer):
         rng: Rng | None = None,
     ) -> None:
         seed = initial_seed(rng)
-        self._allocate(config, float_dtype(dtype), with_pooler, seed)
+        flag = checked_flag("with_pooler", with_pooler)
+        self._allocate(checked_config(config), float_dtype(dtype), flag, seed)
 
     def _allocate(
         self, config: BertConfig, dtype: np.dtype[Any], with_pooler: bool, seed: int | None
@@ -440,6 +442,12 @@ def _max_length_text(config: BertConfig) -> str:
 def starts_of(lengths: Array) -> list[int]:
     """Where each sequence begins among the tokens of all, and where the last one ends."""
     return [0, *np.cumsum(lengths, dtype=np.int64).tolist()]
+
+
+def checked_config(config: BertConfig) -> BertConfig:
+    if not isinstance(config, BertConfig):
+        raise TypeError(f"config must be a BertConfig, got {type(config).__name__}")
+    return config
 
 
 def _sizes(config: BertConfig, with_pooler: bool) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ._bert import (
     _integers,
     _packed,
     _sizes,
+    checked_config,
     published_config,
 )
 from ._dtypes import float_dtype
@@ -110,7 +111,7 @@ class BertForSequenceClassification(Layer):
                 raise ValueError(f"labels must be {count} different names, got {labels!r}")
             names = None if names == _default_labels(count) else names
         self._arguments = {
-            "config": config,
+            "config": checked_config(config),
             "num_labels": count,
             "pooling": pooling,
             "classifier_dropout": checked_number_or_none("classifier_dropout", classifier_dropout),

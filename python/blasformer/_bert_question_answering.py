@@ -21,6 +21,7 @@ from ._bert import (
     _packed,
     _sizes,
     _weights_of_layers,
+    checked_config,
     published_config,
     starts_of,
 )
@@ -95,7 +96,7 @@ class BertForQuestionAnswering(Layer):
     def __init__(
         self, config: BertConfig, *, dtype: npt.DTypeLike = np.float32, rng: Rng | None = None
     ) -> None:
-        self._arguments = {"config": config, "dtype": float_dtype(dtype).name}
+        self._arguments = {"config": checked_config(config), "dtype": float_dtype(dtype).name}
         self._held = _core.bert_question_answering(
             float_dtype(dtype).name,
             _sizes(config, False),

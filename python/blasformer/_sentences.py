@@ -55,6 +55,10 @@ class SentenceEncoder:
         lower_case: bool = False,
         prompt: str = "",
     ) -> None:
+        if not isinstance(bert, BertModel):
+            raise TypeError(f"bert must be a BertModel, got {type(bert).__name__}")
+        if not hasattr(tokenizer, "encode_batch_fast"):
+            raise TypeError(f"tokenizer must be a tokenizers.Tokenizer, got {type(tokenizer).__name__}")
         if pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
         longest = bert.config.max_length
