@@ -117,7 +117,7 @@ void operand_gradients(const AttentionProblem& p, const BackwardInputs<T>& input
     kernels.backward(p, {batch, head, first, std::clamp<Index>(queries - first, 0, per_run)}, inputs,
                      thread_workspace(workspace),
                      {gradients.query, d_key.place(run, batch, head), d_key.stride(),
-                      d_value.place(run, batch, head), d_value.stride(), false, d_bias});
+                      d_value.place(run, batch, head), d_value.stride(), false, d_bias, false});
   });
   d_key.add_shares();
   d_value.add_shares();
@@ -165,7 +165,7 @@ void operand_gradients_sharing_bias(const AttentionProblem& p, const BackwardInp
         kernels.backward(p, {batch, head, member * p.query_length + first, rows}, inputs,
                          thread_workspace(workspace),
                          {gradients.query, d_key.place(run, batch, head), d_key.stride(),
-                          d_value.place(run, batch, head), d_value.stride(), member > 0, own_bias});
+                          d_value.place(run, batch, head), d_value.stride(), member > 0, own_bias, true});
       }
     }
   });
@@ -369,17 +369,19 @@ void attention_backward(const AttentionArguments& arguments, const AttentionStat
   std::optional<BiasGradient<T>> bias_gradient;
   MutableAttentionOperand d_bias;
   if (gradients.bias) {
-    clear(*gradients.bias);
     const AttentionOperand bias = checked.broadcast(readable(*gradients.bias), "bias");
     d_bias = {gradients.bias->data, bias.dtype,      bias.batch_offset,
               bias.head_stride,     bias.row_stride, bias.column_stride};
     if (p.key_length > 0 && p.query_length > 0) bias_gradient.emplace(p, inputs, d_bias);
   }
-  if (!bias_gradient || !bias_gradient->has_rows()) {
+  const bool by_rows = bias_gradient && bias_gradient->has_rows();
+  const bool own_rows = by_rows && bias_gradient->has_own_rows() && d_bias.dtype == dtype_of<T>();
+  if (gradients.bias && (!own_rows || p.batch == 0)) clear(*gradients.bias);
+  if (own_rows) {
+    operand_gradients(p, inputs, operands, d_bias);
+  } else if (!by_rows) {
     operand_gradients(p, inputs, operands, {});
     if (bias_gradient) bias_gradient->run();
-  } else if (bias_gradient->has_own_rows() && d_bias.dtype == dtype_of<T>()) {
-    operand_gradients(p, inputs, operands, d_bias);
   } else {
     operand_gradients_sharing_bias(p, inputs, operands, d_bias, element_count(*gradients.bias));
   }

@@ -254,16 +254,33 @@ void add_to_keys(const AttentionProblem& p, Index count, const T* weights, const
   }
 }
 
-// d_bias[query][key] += dS.
+// d_bias[query][key] (=, +=) dS.
 template <class T>
-void add_bias_gradient(const QueryTile<T>& tile, Index first, Index count, const BackwardWorkspace<T>& work,
-                       const MutableAttentionOperand& d_bias) {
+void write_bias_gradient(const QueryTile<T>& tile, Index first, Index count, const BackwardWorkspace<T>& work,
+                         const BackwardOutputs<T>& outputs) {
+  const MutableAttentionOperand& d_bias = outputs.d_bias;
+  const auto gradient = [&](Index l) {
+    return static_cast<T*>(d_bias.data) + tile.offset(d_bias, l) + first;
+  };
   T* row[kTileQueries<T>];
-  for (Index l = 0; l < tile.count; ++l) row[l] = work.bias.dense + l * count;
+  for (Index l = 0; l < tile.count; ++l)
+    row[l] = outputs.add_bias ? work.bias.dense + l * count : gradient(l);
   untranspose_rows(work.d_scores, tile.width, count, work.ones, tile.count, row);
-  for (Index l = 0; l < tile.count; ++l) {
-    T* sum = static_cast<T*>(d_bias.data) + tile.offset(d_bias, l) + first;
+  for (Index l = 0; l < tile.count && outputs.add_bias; ++l) {
+    T* const sum = gradient(l);
     for (Index k = 0; k < count; ++k) sum[k] += row[l][k];
+  }
+}
+
+// Where no query of a tile sees any of `count` keys.
+template <class T>
+void write_no_bias_gradient(const QueryTile<T>& tile, Index first, Index count,
+                            const BackwardOutputs<T>& outputs) {
+  const MutableAttentionOperand& d_bias = outputs.d_bias;
+  if (d_bias.data == nullptr || outputs.add_bias) return;
+  for (Index l = 0; l < tile.count; ++l) {
+    T* const row = static_cast<T*>(d_bias.data) + tile.offset(d_bias, l) + first;
+    for (Index k = 0; k < count; ++k) row[k] = T(0);
   }
 }
 
@@ -271,14 +288,14 @@ template <class T>
 void backward_block(const AttentionProblem& p, const BackwardInputs<T>& inputs, Index first, Index count,
                     const KeyBlock<T>& keys, FiniteRows<T>& finite_keys, const KeyBlock<T>& values,
                     const PackedColumns& key_columns, BackwardWorkspace<T>& work, BackwardTile<T>& tile,
-                    const MutableAttentionOperand& d_bias) {
+                    const BackwardOutputs<T>& outputs) {
   using S = Simd<T>;
   const Index width = tile.queries.width;
   VisibleQueries visible;
   find_visible_for_gradients(p, tile.queries, first, count, work.bias, visible);
-  if (visible.seen == 0) return;
+  if (visible.seen == 0) return write_no_bias_gradient(tile.queries, first, count, outputs);
   recompute(p, first, count, keys, values, visible, work, tile);
-  if (d_bias.data != nullptr) add_bias_gradient(tile.queries, first, count, work, d_bias);
+  if (outputs.d_bias.data != nullptr) write_bias_gradient(tile.queries, first, count, work, outputs);
   add_to_keys(p, count, work.scores, tile.d_output_rows, tile.packed_d_output_rows, p.value_dim,
               inputs.d_output, T(1), visible, tile.queries, tile.unsafe_d_output, work.split,
               work.d_value + first * whole_vectors<T>(p.value_dim));
@@ -343,6 +360,9 @@ void backward(const AttentionProblem& p, const QueryRun& run, const BackwardInpu
       BackwardTile<T>& tile = work.tile[tiles];
       done += place_run(p, run, done, tile.queries);
       start_backward_tile(p, inputs, work, tile);
+      write_no_bias_gradient(tile.queries, 0, tile.queries.lowest_first, outputs);
+      write_no_bias_gradient(tile.queries, tile.queries.highest_last,
+                             p.key_length - tile.queries.highest_last, outputs);
       lowest = smaller(lowest, tile.queries.lowest_first);
       highest = larger(highest, tile.queries.highest_last);
     }
@@ -361,7 +381,7 @@ void backward(const AttentionProblem& p, const QueryRun& run, const BackwardInpu
         if (begin >= end) continue;
         backward_block(p, inputs, begin, end - begin, keys.from(begin - first), finite_keys,
                        values.from(begin - first), key_columns.from(begin - first), work, work.tile[t],
-                       outputs.d_bias);
+                       outputs);
       }
     }
     for (Index t = 0; t < tiles; ++t) {
