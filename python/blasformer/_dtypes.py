@@ -37,7 +37,7 @@ def array_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     if name not in FLOATING:
         raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {name}")
     if name == "bfloat16":
-        return bfloat16("arrays in bfloat16")
+        return bfloat16("making arrays in bfloat16")
     return np.dtype(name)
 
 

@@ -116,7 +116,7 @@ class Layer:
         """What linear layers hold their weights in: the layer's dtype, or bfloat16 after hold_weights."""
         if not self._held.holds_bfloat16():
             return self.dtype
-        return bfloat16("weights in bfloat16")
+        return bfloat16("holding weights in bfloat16")
 
     def hold_weights(self, dtype: DTypeLike) -> None:
         """Hold the weights of linear layers in bfloat16, for inference with half the memory, or as before.
@@ -148,7 +148,7 @@ class Layer:
                 f"dtype must be bfloat16 or {self.dtype}, in which the layer computes, got {name}"
             )
         if name == "bfloat16":
-            bfloat16("weights in bfloat16")
+            bfloat16("holding weights in bfloat16")
         self._held.hold_bfloat16(name == "bfloat16")
 
     def state_dict(self) -> dict[str, Array]:
