@@ -391,6 +391,31 @@ def test_the_bias_behind_a_mask_has_no_influence_and_no_gradient(product_isa):
     assert all(same_bits(part, other) for part, other in zip(grads, clean, strict=True))
 
 
+@pytest.mark.parametrize(
+    "masks",
+    [
+        {"causal": True},
+        {"window": (20, 30)},
+        {"key_lengths": np.array([7, 200])},
+        {"query_lengths": np.array([0, 129])},
+        {"mask": np.kron(np.eye(3, dtype=bool), np.ones((100, 100), bool))},
+    ],
+    ids=lambda masks: next(iter(masks)),
+)
+def test_the_gradient_of_a_bias_is_zero_wherever_nobody_attends_whatever_memory_held(masks, product_isa):
+    inputs, _ = case(
+        "none", Sizes(heads=2, query_length=300, key_length=300, dim=16, value_dim=16), np.float32
+    )
+    bias = normal(np.random.default_rng(4), (2, 2, 300, 300), np.float32)
+    allowed = np.broadcast_to(blasformer.explain_mask(inputs[0].shape, inputs[1].shape, **masks), bias.shape)
+    _, saved = blasformer.attention_forward(*inputs[:3], bias=bias, **masks)
+    for _ in range(3):
+        np.full((3, bias.size), np.nan, np.float32)  # given back at once, for the next array to take
+        gradient = blasformer.attention_backward(saved, inputs[3]).bias
+        assert (gradient[~allowed] == 0).all()
+        assert np.isfinite(gradient).all()
+
+
 def test_everything_dropped_has_zero_gradients(product_isa):
     inputs, _ = case("none", Sizes(), np.float32)
     for gradient in gradients(*inputs, dropout_p=1.0, rng=3)[:3]:
