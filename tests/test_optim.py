@@ -341,6 +341,7 @@ def test_a_step_is_seen_in_views_and_ends_the_use_of_what_was_saved_before():
         ),
         ({"lr": 1.0}, ValueError, "a group must have the key 'match'"),
         ("weight", TypeError, "a group must map names to values, got str"),
+        ({"match": "*", "frozen": "no"}, TypeError, "frozen of a group must be a bool, got str"),
         ({"match": "*", "dampening": 1.0}, ValueError, "a group may have the keys match, .* got dampening"),
         ({"match": "*", "lr": -1.0}, ValueError, "lr of a group must be >= 0 and finite, got -1.0"),
         (
@@ -360,6 +361,7 @@ def test_a_group_that_makes_no_sense_is_refused(group, kind, text):
     [
         (optim.SGD, {"lr": -1.0}, ValueError, "lr must be >= 0 and finite, got -1.0"),
         (optim.SGD, {"lr": "fast"}, TypeError, "lr must be a number, got str"),
+        (optim.SGD, {"nesterov": 0.9}, TypeError, "nesterov must be a bool, got float"),
         (optim.SGD, {"nesterov": True}, ValueError, "nesterov must have a momentum > 0, got 0"),
         (optim.Adam, {"betas": (0.9, 1.0)}, ValueError, "betas must be >= 0 and < 1, got 1.0"),
         (optim.Adam, {"betas": 0.9}, TypeError, "betas must be a pair of numbers, got 0.9"),
@@ -496,6 +498,10 @@ def test_a_state_of_another_optimiser_is_refused_and_changes_nothing():
         optimizer.load_state_dict({name: value for name, value in state.items() if name != "step"})
     with pytest.raises(ValueError, match="step must be >= 0"):
         optimizer.load_state_dict(state | {"step": -1, "lr": 5.0})
+    with pytest.raises(TypeError, match=r"state\['lr'\] must be a number, got str"):
+        optimizer.load_state_dict(state | {"lr": "fast"})
+    with pytest.raises(TypeError, match="state must map names to numbers and arrays, got list"):
+        optimizer.load_state_dict([state])
     assert (optimizer.steps, optimizer.lr) == (0, 1e-3)
 
 

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from . import _core
-from ._arguments import checked_integer, checked_number
+from ._arguments import checked_flag, checked_integer, checked_number
 from ._attention import Array
 from ._interrupts import DeferredInterrupt
 from ._module import leaves
@@ -161,7 +161,7 @@ class Optimizer(ABC):
             ratio = lr / self._lr
         self._values.append(values)
         self._lr_ratios.append(ratio)
-        self._frozen.append(bool(group.get("frozen", False)))
+        self._frozen.append(checked_flag("frozen of a group", group.get("frozen", False)))
 
     def _find_parameters(self, groups: Sequence[Mapping[str, Any]]) -> list[_Parameter]:
         arrays = {
@@ -417,7 +417,7 @@ class Optimizer(ABC):
             target.update({f"step.{parameter.name}": number} | wanted)
         known = needed | optional
         given = {
-            name: np.asarray(value, np.float64) if known.get(name) is number else value
+            name: _number_of(name, value) if known.get(name) is number else value
             for name, value in state.items()
         }
         require_fitting(kind, given, needed, optional)
@@ -442,6 +442,14 @@ class Optimizer(ABC):
         values = ", ".join(f"{name}={value}" for name, value in self._values[0].items())
         count = sum(math.prod(parameter.shape) for parameter in self._parameters)
         return f"{type(self).__name__}(lr={self._lr}, {values})  # {count:,} parameters, {self._steps} steps"
+
+
+def _number_of(name: str, value: Any) -> Array:
+    """A number of a state dict, also as an array, which files hold."""
+    try:
+        return np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"state[{name!r}] must be a number, got {type(value).__name__}") from None
 
 
 def _address(array: Array) -> int:
@@ -589,7 +597,7 @@ class SGD(Optimizer):
     def _check(self, values: dict[str, Any]) -> None:
         momentum = _number("momentum", values["momentum"])
         _number("weight_decay", values["weight_decay"])
-        if values["nesterov"] and momentum == 0:
+        if checked_flag("nesterov", values["nesterov"]) and momentum == 0:
             raise ValueError("nesterov must have a momentum > 0, got 0")
 
     def _rule(self, lr: float, values: dict[str, Any], step: int) -> tuple[Any, ...]:
