@@ -28,8 +28,8 @@ struct BackwardInputs {
 };
 
 // Where the gradients of a run go: d_query for its rows alone; key_length rows of d_key and d_value, with
-// dense columns, written or added to. d_bias has a row for every query, with dense columns of type T, written or
-// added to; its data is null if the bias is of another form, or there is none.
+// dense columns, written or added to. d_bias has a row for every query, with dense columns of type T, written
+// or added to; its data is null if the bias is of another form, or there is none.
 template <class T>
 struct BackwardOutputs {
   MutableAttentionOperand d_query;

@@ -126,8 +126,8 @@ void few_values(Index count, Index value_dim, const KeyBlock<T>& values, const T
   });
 }
 
-// online_softmax, with its bits, of a single query: its scores come together first, since lanes that repeat it
-// would all compute the same.
+// online_softmax, with its bits, of a single query: its scores come together first, since lanes that repeat
+// it would all compute the same.
 template <class T>
 void online_softmax_of_one(const AttentionProblem& p, Index count, T* scores, ForwardTile<T>& tile,
                            T* factor) {

@@ -102,8 +102,8 @@ void start_statistics(const AttentionProblem& p, ForwardTile<T>& tile) {
   }
 }
 
-// Some vectors of a tile's queries: their scores, `width` from one key to the next, become weights relative to
-// the running maximum; factor receives what earlier results are to be multiplied by.
+// Some vectors of a tile's queries: their scores, `width` from one key to the next, become weights relative
+// to the running maximum; factor receives what earlier results are to be multiplied by.
 template <class T, int vectors>
 void online_softmax(Index count, typename Simd<T>::Vector unit, T* scores, Index width, T* maximum, T* sum,
                     T* factor) {

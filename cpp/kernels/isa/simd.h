@@ -122,7 +122,8 @@ struct Simd<float> {
     return _mm256_or_ps(abs(magnitude), _mm256_and_ps(_mm256_set1_ps(-0.0f), sign));
   }
   static Vector round(Vector a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  // Added to |a| < 2^22, leaves in the low bits the integer next to a, plus 127; taken off again, the integer.
+  // Added to |a| < 2^22, leaves in the low bits the integer next to a, plus 127; taken off again, that
+  // integer.
   static constexpr float integer_shift = 12582912.0f + 127.0f;
   // 2^n for integers n in [-126, 127]: n + 127 is moved from the low bits of the sum into the exponent.
   static Vector power_of_shifted(Vector sum) {

@@ -68,9 +68,9 @@ struct ExpConstants<double> {
                           exponent_min = -1022.0, tanh_is_one = 20.0;
 };
 
-// x becomes 2^(x factor), for x <= 0 or NaN and factor > 0; results below the smallest normal number are zero.
-// Within 2 ulp in both types. Several vectors go side by side, step by step: one alone would wait for each of
-// its multiply-adds.
+// x becomes 2^(x factor), for x <= 0 or NaN and factor > 0; results below the smallest normal number are
+// zero. Within 2 ulp in both types. Several vectors go side by side, step by step: one alone would wait for
+// each of its multiply-adds.
 template <class T, int count>
 inline void exp2_nonpositive(typename Simd<T>::Vector (&x)[count], typename Simd<T>::Vector factor) {
   using S = Simd<T>;
