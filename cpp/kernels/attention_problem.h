@@ -56,7 +56,7 @@ struct AttentionProblem {
   bool ordered_scores = false, single_head_tiles = false;
   // What computes the products of float32 blocks instead of multiply-adds; null: nothing does.
   const SplitProductKernels* split = nullptr;
-  // What computes the scores of bfloat16 queries and keys instead of multiply-adds; null: nothing does.
+  // What computes the products of bfloat16 rows and queries instead of multiply-adds; null: nothing does.
   PairProduct pairs = nullptr;
 
   // Whether scores are brought to the units of the logits before the softmax. If not, they stay query key^T

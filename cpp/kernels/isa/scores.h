@@ -106,25 +106,11 @@ void pack_few_queries(const AttentionProblem& p, const QueryTile<T>& tile, T* ou
   }
 }
 
-// Queries of bfloat16 numbers as out[pair][lane]; a pair is moved as a float, whose bits it is not.
-inline void pack_pairs(const AttentionProblem& p, const QueryTile<float>& tile, float* dense, float* out) {
-  const float* row[kTileQueries<float>];
-  for (Index l = 0; l < tile.width; ++l) {
-    float* pairs = dense + l * p.dim / 2;
-    copy_halves(p.query, tile.offset(p.query, l), 1, p.dim, reinterpret_cast<std::uint16_t*>(pairs));
-    row[l] = pairs;
-  }
-  transpose_rows(row, tile.width, p.dim / 2, out);
-}
-
 // What score_product reads: the queries transposed, or packed, or for few of them their rows.
 template <class T>
 void pack_scores_operand(const AttentionProblem& p, const QueryTile<T>& tile, T* dense,
                          const SplitScratch<T>& scratch, T* out) {
   if (p.few_queries()) return pack_few_queries(p, tile, out);
-  if constexpr (sizeof(T) == sizeof(float)) {
-    if (p.pairs != nullptr) return pack_pairs(p, tile, dense, out);
-  }
   pack_query_operand(p, p.query, tile, p.dim, dense, scratch, out);
 }
 
@@ -133,12 +119,6 @@ void pack_scores_operand(const AttentionProblem& p, const QueryTile<T>& tile, T*
 template <class T>
 void score_product(const AttentionProblem& p, const QueryTile<T>& tile, Index count, const KeyBlock<T>& keys,
                    const T* query, T* scores) {
-  if constexpr (sizeof(T) == sizeof(float)) {
-    if (p.pairs != nullptr) {
-      return p.pairs(count, tile.vectors, p.dim / 2, keys.halves, keys.halves_stride, query, tile.width,
-                     scores, tile.width);
-    }
-  }
   if (!p.few_queries()) return rows_product(p, tile, count, p.dim, keys, query, scores);
   if (p.ordered_scores) {
     using Scores = void (*)(Index, Index, const KeyBlock<T>&, const T*, Index, T*);

@@ -66,6 +66,23 @@ struct SplitScratch {
   }
 };
 
+// Whether a product of rows and queries is one of pairs of bfloat16 numbers.
+inline bool is_of_pairs(const AttentionProblem& p, Index columns) {
+  return p.pairs != nullptr && columns % 2 == 0;
+}
+
+// Queries of bfloat16 numbers as out[pair][lane]; a pair is moved as the float that its bits would be.
+inline void pack_pairs(const AttentionOperand& x, const QueryTile<float>& tile, Index columns, float* dense,
+                       float* out) {
+  const float* row[kTileQueries<float>];
+  for (Index l = 0; l < tile.width; ++l) {
+    float* pairs = dense + l * (columns / 2);
+    copy_halves(x, tile.offset(x, l), 1, columns, reinterpret_cast<std::uint16_t*>(pairs));
+    row[l] = pairs;
+  }
+  transpose_rows(row, tile.width, columns / 2, out);
+}
+
 // The queries of a tile as the other operand of a product with rows; `dense` as for pack_queries.
 template <class T>
 void pack_query_operand(const AttentionProblem& p, const AttentionOperand& x, const QueryTile<T>& tile,
@@ -76,6 +93,7 @@ void pack_query_operand(const AttentionProblem& p, const AttentionOperand& x, co
       p.split->pack_right({scratch.turned, tile.width, 1}, columns, tile.width, out);
       return;
     }
+    if (is_of_pairs(p, columns)) return pack_pairs(x, tile, columns, dense, out);
   }
   pack_queries(x, tile, columns, dense, out);
 }
@@ -88,6 +106,11 @@ void rows_product(const AttentionProblem& p, const QueryTile<T>& tile, Index cou
     if (p.split != nullptr) {
       p.split->multiply_within(rows.strips, count, columns, 0, queries, 0, columns, tile.width, nullptr, 0,
                                out, tile.width);
+      return;
+    }
+    if (is_of_pairs(p, columns)) {
+      p.pairs(count, tile.vectors, columns / 2, rows.halves, rows.halves_stride, queries, tile.width, out,
+              tile.width);
       return;
     }
   }
