@@ -610,7 +610,7 @@ def test_a_dtype_that_layers_do_not_have_is_a_type_error_that_says_so(dtype):
         lambda: nn.Linear(3, 4, dtype=dtype),
         lambda: nn.TransformerEncoderLayer(8, 2, dtype=dtype),
         lambda: models.LanguageModel(5, 8, 16, 2, 1, dtype=dtype),
-        lambda: models.BertModel(None, dtype=dtype),
+        lambda: models.BertModel(models.BertConfig(5, 8, 1, 2, 16), dtype=dtype),
     ]
     for call in calls:
         with pytest.raises(TypeError, match="dtype must be float32 or float64, got "):
