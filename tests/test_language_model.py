@@ -567,7 +567,7 @@ def test_names_of_older_checkpoints_are_understood(tmp_path):
         ),
         ({"scale_attn_weights": False}, "scale_attn_weights must be True, got False"),
         ({"add_cross_attention": True}, "add_cross_attention must be False, got True"),
-        ({"n_layer": 10**9}, "num_layers must be at most 1000, got 1000000000"),
+        ({"n_layer": 10**9}, "n_layer must be at most 1000, got 1000000000"),
     ],
 )
 def test_a_folder_of_something_else_is_refused(tmp_path, change, text):

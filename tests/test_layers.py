@@ -1096,3 +1096,24 @@ def test_an_encoder_of_pytorch_computes_the_same(activation, norm_first):
     padding = torch.from_numpy(np.arange(17) >= lengths[:, None])
     expected = theirs(torch.from_numpy(x), src_key_padding_mask=padding).detach().numpy()
     assert reference.error(ours(x, key_lengths=lengths), expected) < 1e-14
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("num_layers", lambda n: nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, rng=0), n)),
+        ("num_layers", lambda n: nn.TransformerDecoder(nn.TransformerDecoderLayer(8, 2, 16, rng=0), n)),
+        ("num_encoder_layers", lambda n: nn.Transformer(8, 2, num_encoder_layers=n)),
+        ("num_decoder_layers", lambda n: nn.Transformer(8, 2, num_decoder_layers=n)),
+        ("num_layers", lambda n: models.Classifier(2, 6, vocab_size=9, d_model=8, nhead=2, num_layers=n)),
+        ("num_layers", lambda n: models.LanguageModel(5, 8, d_model=8, nhead=2, num_layers=n)),
+        ("num_layers", lambda n: models.Llama(5, 8, d_model=8, nhead=2, num_layers=n)),
+        (
+            "num_encoder_layers",
+            lambda n: models.Seq2Seq(9, 9, bos_id=0, eos_id=1, d_model=8, nhead=2, num_encoder_layers=n),
+        ),
+    ],
+)
+def test_so_many_layers_that_memory_would_end_are_refused_at_once(name, make):
+    with pytest.raises(ValueError, match=f"{name} must be at most 1000, got 1000000000"):
+        make(10**9)

@@ -316,7 +316,7 @@ def test_the_base_is_where_newer_files_have_it(tmp_path):
         ({"hidden_size": None}, "hidden_size must be an integer, got NoneType"),
         ({"num_attention_heads": 5}, "d_model must be a multiple of nhead = 5, got 24"),
         ({"num_key_value_heads": 3}, "num_kv_heads must divide num_heads = 4, got 3"),
-        ({"num_hidden_layers": 10**9}, "num_layers must be at most 1000, got 1000000000"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be at most 1000, got 1000000000"),
         ({"num_hidden_layers": 3}, "missing: layers.2.input_layernorm.weight"),
         ({"vocab_size": 7}, r"misshapen: embed_tokens.weight \(29, 24\) instead of \(7, 24\)"),
         ({"hidden_act": "mish"}, "hidden_act must be one of silu, gelu"),

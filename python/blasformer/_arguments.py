@@ -29,6 +29,17 @@ def checked_integer(name: str, value: SupportsIndex, *, least: int | None = None
     return integer
 
 
+MAX_LAYERS = 1000
+"""Of a model: more would take memory, layer by layer, until none is left."""
+
+
+def checked_layers(name: str, value: SupportsIndex) -> int:
+    layers = checked_integer(name, value)
+    if layers > MAX_LAYERS:
+        raise ValueError(f"{name} must be at most {MAX_LAYERS}, got {layers}")
+    return layers
+
+
 def checked_integer_or_none(name: str, value: SupportsIndex | None) -> int | None:
     return None if value is None else checked_integer(name, value)
 

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
-from ._arguments import checked_flag
+from ._arguments import checked_flag, checked_layers
 from ._attention import Array, ChosenWeights, LayerWeights, choose_layers
 from ._dtypes import float_dtype
-from ._model import MAX_LAYERS, read_parameters, save_folder
+from ._model import read_parameters, save_folder
 from ._module import add_gradients
 from ._random import Rng, initial_seed, seed_or_none
 from .io import Checkpoint, PathLike, existing_folder, read_json, some_names
@@ -89,8 +89,7 @@ class BertConfig:
                     raise TypeError(f"{field.name} must be an integer, got {value!r}")
                 if not 0 < value < 2**31:
                     raise ValueError(f"{field.name} must be between 1 and {2**31 - 1}, got {value}")
-        if self.num_hidden_layers > MAX_LAYERS:
-            raise ValueError(f"num_hidden_layers must be at most {MAX_LAYERS}, got {self.num_hidden_layers}")
+        checked_layers("num_hidden_layers", self.num_hidden_layers)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size must be a multiple of num_attention_heads = {self.num_attention_heads}, "

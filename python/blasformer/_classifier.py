@@ -14,6 +14,7 @@ from ._arguments import (
     checked_flag,
     checked_integer,
     checked_integer_or_none,
+    checked_layers,
     checked_name,
     checked_number,
 )
@@ -142,7 +143,7 @@ class Classifier(Model):
             "in_features": checked_integer_or_none("in_features", config.get("in_features")),
             "d_model": checked_integer("d_model", config["d_model"]),
             "nhead": checked_integer("nhead", config["nhead"]),
-            "num_layers": checked_integer("num_layers", config["num_layers"]),
+            "num_layers": checked_layers("num_layers", config["num_layers"]),
             "dim_feedforward": checked_integer_or_none("dim_feedforward", config["dim_feedforward"]),
             "dropout": checked_number("dropout", config["dropout"]),
             "activation": checked_name("activation", config["activation"]),

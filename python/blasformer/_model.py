@@ -16,8 +16,6 @@ from ._dtypes import FLOATING, float_dtype
 from .io import Checkpoint, PathLike, existing_folder, read_json, save_tensors, some_names, write_file
 from .nn import Layer
 
-MAX_LAYERS = 1000
-
 Self = TypeVar("Self", bound="Model")
 
 
@@ -103,7 +101,6 @@ class Model(Layer, ABC):
             model = kind.__new__(kind)
             try:
                 arguments = kind._arguments_of(config)
-                _require_sane(arguments)
                 model._allocate({**arguments, "dtype": float_dtype(dtype).name}, None)
             except MemoryError:
                 raise MemoryError(f"{folder}: not enough memory for the sizes in config.json") from None
@@ -124,13 +121,6 @@ class Model(Layer, ABC):
             names = f"one of {', '.join(sorted(kinds))}" if len(kinds) > 1 else repr(next(iter(kinds)))
             raise ValueError(f"{file}: model_type must be {names} for {cls.__name__}, got {model_type!r}")
         return kinds[model_type]
-
-
-def _require_sane(arguments: Mapping[str, Any]) -> None:
-    """Layers are made one by one: so many that memory ends would take everything with them."""
-    for name, value in arguments.items():
-        if name.endswith("layers") and value > MAX_LAYERS:
-            raise ValueError(f"{name} must be at most {MAX_LAYERS}, got {value}")
 
 
 def save_folder(model: Layer, folder: PathLike, config: Mapping[str, Any]) -> None:

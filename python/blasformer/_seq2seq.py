@@ -14,6 +14,7 @@ from ._arguments import (
     checked_flag,
     checked_integer,
     checked_integer_or_none,
+    checked_layers,
     checked_name,
     checked_number,
 )
@@ -166,15 +167,15 @@ class Seq2Seq(Model):
             "eos_id",
             "d_model",
             "nhead",
-            "num_encoder_layers",
-            "num_decoder_layers",
             "dim_feedforward",
             "max_length",
         )
+        layers = ("num_encoder_layers", "num_decoder_layers")
         source = {name: config.get(name) for name in ("source_vocab_size", "source_features")}
         return {
             **{name: checked_integer_or_none(name, size) for name, size in source.items()},
             **{name: checked_integer(name, config[name]) for name in integers},
+            **{name: checked_layers(name, config[name]) for name in layers},
             "dropout": checked_number("dropout", config["dropout"]),
             "layer_norm_eps": checked_epsilon("layer_norm_eps", config["layer_norm_eps"]),
             **{name: checked_name(name, config[name]) for name in ("activation", "positions")},

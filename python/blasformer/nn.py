@@ -31,6 +31,7 @@ from ._arguments import (
     checked_flag,
     checked_integer,
     checked_integer_or_none,
+    checked_layers,
     checked_name,
     checked_number,
 )
@@ -1233,7 +1234,7 @@ class TransformerEncoder(_SelfAttendingLayer):
             )
         self._arguments = {
             "encoder_layer": encoder_layer,
-            "num_layers": checked_integer("num_layers", num_layers),
+            "num_layers": checked_layers("num_layers", num_layers),
             "norm": norm,
         }
         _require_float_weights("encoder_layer", encoder_layer)
@@ -1562,7 +1563,7 @@ class TransformerDecoder(_DecodingLayer):
             )
         self._arguments = {
             "decoder_layer": decoder_layer,
-            "num_layers": checked_integer("num_layers", num_layers),
+            "num_layers": checked_layers("num_layers", num_layers),
             "norm": norm,
         }
         _require_float_weights("decoder_layer", decoder_layer)
@@ -1717,8 +1718,8 @@ class Transformer(Layer):
         rng: Rng | None = None,
     ) -> None:
         self._arguments = {
-            "num_encoder_layers": checked_integer("num_encoder_layers", num_encoder_layers),
-            "num_decoder_layers": checked_integer("num_decoder_layers", num_decoder_layers),
+            "num_encoder_layers": checked_layers("num_encoder_layers", num_encoder_layers),
+            "num_decoder_layers": checked_layers("num_decoder_layers", num_decoder_layers),
         } | _layer_arguments(
             d_model=d_model,
             nhead=nhead,
