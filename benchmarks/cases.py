@@ -99,6 +99,8 @@ class Attention:
         keys = self.key_shape[2]
         if self.window:
             pairs = np.minimum(self.window[0] + 1 + (0 if self.causal else self.window[1]), keys)
+        elif self.mask == "key lengths":
+            pairs = self.key_lengths().mean()
         else:
             pairs = keys / 2 if self.causal else keys
         products = 7 if self.backward else 2
