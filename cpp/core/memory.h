@@ -5,9 +5,9 @@
 namespace blasformer {
 
 // Memory for arrays, aligned to a cache line. Blocks are kept when they are released, within bounds, and
-// handed out again: memory fresh from the system must be cleared by it page by page, which took a fifth of the
-// time of attention's gradients and a sixth of that of training a tiny model; and aligned memory takes the C
-// library longer to find than small tensors take to fill.
+// handed out again: memory fresh from the system must be cleared by it page by page, which took a fifth of
+// the time of attention's gradients and a sixth of that of training a tiny model; and aligned memory takes
+// the C library longer to find than small tensors take to fill.
 void* allocate_memory(std::size_t bytes);  // throws std::bad_alloc
 void release_memory(void* memory) noexcept;
 void give_back_memory(void* memory) noexcept;  // the same, but it is not kept

@@ -65,10 +65,11 @@ void multiply(Index rows, Index vectors, Index pairs, const std::uint16_t* left,
   for (Index part = 0, row = 0; part < parts; ++part) {
     const Index height = ceil_div(rows - row, parts - part);
     for (Index v = 0; v < vectors;) {
-      const bool two = v + 2 <= vectors;
-      (two ? kTiles<2> : kTiles<1>)[height - 1](pairs, left + row* left_stride, left_stride, right + 16 * v,
-                                                right_stride, c + row* c_stride + 16 * v, c_stride);
-      v += two ? 2 : 1;
+      const int width = v + 2 <= vectors ? 2 : 1;
+      const Tile tile = width == 2 ? kTiles<2>[height - 1] : kTiles<1>[height - 1];
+      tile(pairs, left + row * left_stride, left_stride, right + 16 * v, right_stride,
+           c + row * c_stride + 16 * v, c_stride);
+      v += width;
     }
     row += height;
   }
