@@ -21,6 +21,10 @@ constexpr std::uint32_t kPhiloxMultiplier[2] = {0xd2511f53u, 0xcd9e8d57u};
 constexpr std::uint32_t kPhiloxKeyStep[2] = {0x9e3779b9u,
                                              0xbb67ae85u};  // golden ratio and sqrt(3) - 1, times 2^32
 
+static inline PhiloxKey next_round(PhiloxKey key) {
+  return {{key.word[0] + kPhiloxKeyStep[0], key.word[1] + kPhiloxKeyStep[1]}};
+}
+
 static inline PhiloxBlock philox(PhiloxBlock counter, PhiloxKey key) {
   for (int round = 0; round < kPhiloxRounds; ++round) {
     const std::uint64_t product0 = std::uint64_t{kPhiloxMultiplier[0]} * counter.word[0];
@@ -29,8 +33,7 @@ static inline PhiloxBlock philox(PhiloxBlock counter, PhiloxKey key) {
                 static_cast<std::uint32_t>(product1),
                 static_cast<std::uint32_t>(product0 >> 32) ^ counter.word[3] ^ key.word[1],
                 static_cast<std::uint32_t>(product0)}};
-    key.word[0] += kPhiloxKeyStep[0];
-    key.word[1] += kPhiloxKeyStep[1];
+    key = next_round(key);
   }
   return counter;
 }

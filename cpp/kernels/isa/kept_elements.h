@@ -25,6 +25,8 @@ struct Words {
   static constexpr Index lanes = 8;
   static Vector broadcast(std::uint64_t x) { return _mm512_set1_epi64(static_cast<long long>(x)); }
   static Vector lane_order() { return _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7); }
+  static Vector load(const Index* p) { return _mm512_loadu_si512(reinterpret_cast<const Vector*>(p)); }
+  static Vector exclusive_or(Vector a, Vector b) { return _mm512_xor_si512(a, b); }
   static Vector add(Vector a, Vector b) { return _mm512_add_epi64(a, b); }
   static Vector product(Vector a, Vector b) { return _mm512_mul_epu32(a, b); }
   // Runs beside multiplications, where a shift would wait for them.
@@ -47,6 +49,8 @@ struct Words {
   static constexpr Index lanes = 4;
   static Vector broadcast(std::uint64_t x) { return _mm256_set1_epi64x(static_cast<long long>(x)); }
   static Vector lane_order() { return _mm256_setr_epi64x(0, 2, 1, 3); }
+  static Vector load(const Index* p) { return _mm256_loadu_si256(reinterpret_cast<const Vector*>(p)); }
+  static Vector exclusive_or(Vector a, Vector b) { return _mm256_xor_si256(a, b); }
   static Vector add(Vector a, Vector b) { return _mm256_add_epi64(a, b); }
   static Vector product(Vector a, Vector b) { return _mm256_mul_epu32(a, b); }
   static Vector high(Vector a) { return _mm256_srli_epi64(a, 32); }
@@ -68,6 +72,8 @@ struct Words {
   static constexpr Index lanes = 2;
   static Vector broadcast(std::uint64_t x) { return _mm_set1_epi64x(static_cast<long long>(x)); }
   static Vector lane_order() { return _mm_set_epi64x(1, 0); }
+  static Vector load(const Index* p) { return _mm_loadu_si128(reinterpret_cast<const Vector*>(p)); }
+  static Vector exclusive_or(Vector a, Vector b) { return _mm_xor_si128(a, b); }
   static Vector add(Vector a, Vector b) { return _mm_add_epi64(a, b); }
   static Vector product(Vector a, Vector b) { return _mm_mul_epu32(a, b); }
   static Vector high(Vector a) { return _mm_srli_epi64(a, 32); }
@@ -88,6 +94,17 @@ struct Words {
 
 constexpr Index kDrawnAtOnce = 4 * Words::lanes;
 
+// A round of Philox: words 0 to 3 of several counters.
+inline void philox_round(Words::Vector (&word)[4], Words::Vector key0, Words::Vector key1) {
+  using W = Words;
+  const W::Vector product0 = W::product(word[0], W::broadcast(kPhiloxMultiplier[0]));
+  const W::Vector product1 = W::product(word[2], W::broadcast(kPhiloxMultiplier[1]));
+  word[0] = W::exclusive_or(word[1], key0, W::high(product1));
+  word[1] = product1;
+  word[2] = W::exclusive_or(word[3], key1, W::high(product0));
+  word[3] = product0;
+}
+
 // Bit i: whether element i of kDrawnAtOnce is kept, which it is if word i % 4 of counter first + i / 4 is no
 // less than the threshold. (The upper 64 bits of counters are zero.)
 inline std::uint32_t kept_elements(std::uint64_t first, PhiloxKey key, std::uint32_t threshold) {
@@ -95,14 +112,8 @@ inline std::uint32_t kept_elements(std::uint64_t first, PhiloxKey key, std::uint
   const W::Vector counter = W::add(W::broadcast(first), W::lane_order());
   W::Vector word[4] = {counter, W::high(counter), W::broadcast(0), W::broadcast(0)};
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    const W::Vector product0 = W::product(word[0], W::broadcast(kPhiloxMultiplier[0]));
-    const W::Vector product1 = W::product(word[2], W::broadcast(kPhiloxMultiplier[1]));
-    word[0] = W::exclusive_or(W::high(product1), word[1], W::broadcast(key.word[0]));
-    word[1] = product1;
-    word[2] = W::exclusive_or(W::high(product0), word[3], W::broadcast(key.word[1]));
-    word[3] = product0;
-    key.word[0] += kPhiloxKeyStep[0];
-    key.word[1] += kPhiloxKeyStep[1];
+    philox_round(word, W::broadcast(key.word[0]), W::broadcast(key.word[1]));
+    key = next_round(key);
   }
   const W::Vector words01 = W::pair(word[0], word[1]), words23 = W::pair(word[2], word[3]);
   return W::at_least(W::first_half(words01, words23), threshold) |
