@@ -105,10 +105,8 @@ def test_as_many_threads_work_as_were_asked_for() -> None:
         ({"OMP_NUM_THREADS": "1,8"}, 1),
         ({"BLASFORMER_NUM_THREADS": str(CORES), "OMP_NUM_THREADS": "1"}, CORES),
         ({"BLASFORMER_NUM_THREADS": "10000"}, CORES),
-        ({"BLASFORMER_NUM_THREADS": "0"}, CORES),
-        ({"BLASFORMER_NUM_THREADS": "-3"}, CORES),
-        ({"BLASFORMER_NUM_THREADS": "many", "OMP_NUM_THREADS": "1"}, 1),
-        ({"BLASFORMER_NUM_THREADS": "", "OMP_NUM_THREADS": "1 2"}, CORES),
+        ({"BLASFORMER_NUM_THREADS": "", "OMP_NUM_THREADS": "1"}, 1),
+        ({"BLASFORMER_NUM_THREADS": "1", "OMP_NUM_THREADS": "many"}, 1),
     ],
     ids=str,
 )
@@ -116,6 +114,51 @@ def test_environment_variables_set_the_default_within_the_cores(
     variables: dict[str, str], threads: int
 ) -> None:
     assert run_python("print(blasformer.get_num_threads())", **variables) == str(threads)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("BLASFORMER_NUM_THREADS", "many"),
+        ("BLASFORMER_NUM_THREADS", "0"),
+        ("BLASFORMER_NUM_THREADS", "-3"),
+        ("BLASFORMER_NUM_THREADS", "2.5"),
+        ("OMP_NUM_THREADS", "1 2"),
+        ("OMP_NUM_THREADS", ","),
+    ],
+)
+@pytest.mark.parametrize("use", ["blasformer.get_num_threads()", "layer.forward(x)"])
+def test_an_environment_variable_that_is_no_number_is_ignored_with_one_warning(
+    variable: str, value: str, use: str
+) -> None:
+    """At the first use, not by the import, which nothing breaks: not even warnings that are errors."""
+    program = f"""
+import warnings
+import numpy as np
+x = np.ones((2, 64, 32), np.float32)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    layer = blasformer.nn.TransformerEncoderLayer(32, 4, 64, rng=0)
+    for _ in range(3):
+        {use}
+print(blasformer.get_num_threads(), *[warning.message for warning in caught], sep="\\n")"""
+    assert run_python(program, **{variable: value}) == (
+        f"{CORES}\nthe environment variable {variable} is ignored: "
+        f"it must begin with a positive number of threads, such as 4 or 4,2, got {value}"
+    )
+
+
+def test_a_warning_about_an_environment_variable_can_be_made_an_error() -> None:
+    program = """
+try:
+    blasformer.get_num_threads()
+except RuntimeWarning as warning:
+    print(warning)
+blasformer.set_num_threads(1)
+print(blasformer.get_num_threads())"""
+    error, threads = run_python(program, BLASFORMER_NUM_THREADS="all").splitlines()
+    assert error.startswith("the environment variable BLASFORMER_NUM_THREADS is ignored")
+    assert threads == "1"
 
 
 def test_the_default_respects_the_cpu_affinity() -> None:

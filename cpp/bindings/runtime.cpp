@@ -14,6 +14,7 @@
 #include "core/interrupt.h"
 #include "core/precision.h"
 #include "core/thread_pool.h"
+#include "core/warning.h"
 
 namespace py = pybind11;
 
@@ -32,6 +33,11 @@ void check_signals() {
   if (::gettid() != ::getpid()) return;
   const py::gil_scoped_acquire gil;
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+void show_warning(const std::string& text) {
+  const py::gil_scoped_acquire gil;
+  if (PyErr_WarnFormat(PyExc_RuntimeWarning, 1, "%s", text.c_str()) != 0) throw py::error_already_set();
 }
 
 // Python's context variable with the name of a precision.
@@ -88,6 +94,7 @@ void bind_runtime(py::module_& module) {
   batch_invariance_variable =
       new_variable(module, "batch_invariance_variable", "blasformer batch invariance", py::bool_(false));
   set_interrupt_check(&check_signals);
+  set_warning_handler(&show_warning);
 
   module.def("available_cores", &available_cores);
   module.def("num_threads", &num_threads);

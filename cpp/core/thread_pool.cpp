@@ -12,6 +12,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -23,6 +24,7 @@
 #include "core/interrupt.h"
 #include "core/precision.h"
 #include "core/require.h"
+#include "core/warning.h"
 
 namespace blasformer {
 
@@ -300,20 +302,24 @@ void run_serially(Index tasks, double work, TaskFunction function) {
   }
 }
 
-// The first number of a list such as "4" or "4,2"; 0 if there is none.
-int positive_number(const char* text) {
-  if (text == nullptr) return 0;
+// The first number of a list such as "4" or "4,2" in an environment variable; 0 if that is not set or empty,
+// and, with a warning, if it holds something else.
+int positive_number(const char* variable) {
+  const char* const text = std::getenv(variable);
+  if (text == nullptr || *text == '\0') return 0;
   char* end = nullptr;
   const long number = std::strtol(text, &end, 10);
-  return end != text && (*end == '\0' || *end == ',') && number > 0
-             ? static_cast<int>(std::min(number, long{kMaxThreads}))
-             : 0;
+  if (end != text && (*end == '\0' || *end == ',') && number > 0)
+    return static_cast<int>(std::min(number, long{kMaxThreads}));
+  warn(std::string("the environment variable ") + variable +
+       " is ignored: it must begin with a positive number of threads, such as 4 or 4,2, got " + text);
+  return 0;
 }
 
 int default_num_threads() {
   const int cores = std::min(available_cores(), kMaxThreads);
   for (const char* variable : {"BLASFORMER_NUM_THREADS", "OMP_NUM_THREADS"}) {
-    if (const int number = positive_number(std::getenv(variable))) return std::min(number, cores);
+    if (const int number = positive_number(variable)) return std::min(number, cores);
   }
   return cores;
 }

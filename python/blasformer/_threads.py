@@ -15,7 +15,8 @@ def get_num_threads() -> int:
     its CPU affinity, or the CPU quota of its control groups if that is less. The cores also limit the two
     variables, whose values are often meant for another machine.
 
-    Results have the same bits for any number of threads.
+    Results have the same bits for any number of threads. A variable that does not begin with a positive
+    number is ignored, with one RuntimeWarning.
 
     >>> get_num_threads() >= 1
     True
