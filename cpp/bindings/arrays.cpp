@@ -117,7 +117,41 @@ ArrayView bool_view(py::object& argument, const char* name) {
   return view_of(argument, array, DType::boolean, name);
 }
 
-ArrayView int64_view(py::object& argument, const char* name) {
+namespace {
+
+// Which of the integers int64 cannot hold, if any, and where.
+struct Beyond {
+  std::string value;
+  Index position;
+};
+
+// Python's integers that NumPy has no dtype for. Raises TypeError if there are others among them.
+std::optional<Beyond> beyond_int64_in_objects(const py::array& array, const char* name) {
+  std::optional<Beyond> first;
+  Index position = 0;
+  for (const py::handle value : py::array(array).attr("ravel")()) {
+    if (!PyLong_Check(value.ptr())) fail<TypeMismatch>(name, " must be integers, got ", type_name(value));
+    int overflow = 0;
+    PyLong_AsLongLongAndOverflow(value.ptr(), &overflow);
+    if (overflow != 0 && !first) first = {std::string(py::str(value)), position};
+    ++position;
+  }
+  return first;
+}
+
+std::optional<Beyond> beyond_int64(const py::array& array, const char* name) {
+  if (array.dtype().kind() == 'O') return beyond_int64_in_objects(array, name);
+  if (array.dtype().kind() != 'u' || array.itemsize() < 8) return std::nullopt;
+  const py::array_t<std::uint64_t, py::array::c_style | py::array::forcecast> values(array);
+  const std::uint64_t *const first = values.data(), *const last = first + values.size();
+  const auto* const found = std::find_if(first, last, [](std::uint64_t value) { return value > INT64_MAX; });
+  if (found == last) return std::nullopt;
+  return Beyond{std::to_string(*found), found - first};
+}
+
+// As int64. Numbers that it cannot hold are an Error, which says that they must be what `bounds` says.
+template <class Error>
+ArrayView checked_int64_view(py::object& argument, const char* name, const char* bounds) {
   py::array array;
   if (py::isinstance<py::array>(argument)) {
     array = py::reinterpret_borrow<py::array>(argument);
@@ -131,22 +165,24 @@ ArrayView int64_view(py::object& argument, const char* name) {
       array =
           py::array_t<std::int64_t>(std::vector<py::ssize_t>(array.shape(), array.shape() + array.ndim()));
   }
-  const char kind = array.dtype().kind();
-  if (kind == 'O')
-    fail<TypeMismatch>(name, " must be integers that fit into 64 bits, got ",
-                       std::string(py::repr(argument)));
-  if (kind != 'i' && kind != 'u') fail<TypeMismatch>(name, " must be integers, got ", dtype_name(array));
-  if (kind == 'u' && array.itemsize() == 8 && array.size() > 0) {
-    const py::array_t<std::uint64_t, py::array::c_style | py::array::forcecast> values(array);
-    for (py::ssize_t i = 0; i < values.size(); ++i) {
-      if (values.data()[i] > static_cast<std::uint64_t>(INT64_MAX)) {
-        fail(name, " must fit into 64-bit signed integers, got ", values.data()[i]);
-      }
-    }
+  if (const std::optional<Beyond> wrong = beyond_int64(array, name)) {
+    fail<Error>(name, " must ", bounds, ", got ", wrong->value, " at position ", wrong->position);
   }
+  const char kind = array.dtype().kind();
+  if (kind != 'i' && kind != 'u') fail<TypeMismatch>(name, " must be integers, got ", dtype_name(array));
   const py::array_t<std::int64_t, py::array::c_style | py::array::forcecast> converted(array);
   argument = converted;
   return view_of(argument, converted, DType::int64, name);
+}
+
+}  // namespace
+
+ArrayView int64_view(py::object& argument, const char* name) {
+  return checked_int64_view<std::invalid_argument>(argument, name, "fit into 64-bit signed integers");
+}
+
+ArrayView id_view(py::object& argument, const char* name) {
+  return checked_int64_view<std::out_of_range>(argument, name, "be in [0, 2**63)");
 }
 
 namespace {

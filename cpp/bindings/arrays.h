@@ -28,8 +28,10 @@ std::optional<DType> dtype_of_array(const py::array& array);
 // replaced by a copy.
 ArrayView float_view(py::object& argument, const char* name);
 ArrayView bool_view(py::object& argument, const char* name);
-// Lengths, offsets, ids: any integer type, copied to int64.
+// Lengths, offsets, segments: any integer type, copied to int64. Numbers that do not fit are a ValueError.
 ArrayView int64_view(py::object& argument, const char* name);
+// Ids, positions, classes: likewise, but they are out of range, an IndexError.
+ArrayView id_view(py::object& argument, const char* name);
 
 // A new NumPy array of that dtype (bfloat16 through ml_dtypes, which the caller's input has already
 // imported).

@@ -148,7 +148,7 @@ class ClassifierOf : public Holding<ClassifierLayer, L> {
 
   static void read_lengths(py::object lengths, Index batch, Index length, Given& given) {
     if (lengths.is_none()) return;
-    const Tensor<std::int64_t> of_each = id_input(lengths, "lengths", true);
+    const Tensor<std::int64_t> of_each = integer_input(lengths, "lengths");
     const Shape expected = given.batched ? Shape{batch} : Shape{};
     require(of_each.shape() == expected, "lengths must have the shape ", shape_text(expected), ", got ",
             shape_text(of_each.shape()));

@@ -178,7 +178,7 @@ py::array linear_array(py::object x_argument, py::object weight_argument, py::ob
 // ---- Embedding and positions
 
 py::array embedding_array(py::object ids_argument, py::object weight_argument, const py::object& out) {
-  const ArrayView ids = int64_view(ids_argument, "ids");
+  const ArrayView ids = id_view(ids_argument, "ids");
   const ArrayView weight = float_view(weight_argument, "weight");
   require(weight.rank == 2, "weight must have the shape (num_embeddings, embedding_dim), got ",
           shape_text(weight));

@@ -184,7 +184,7 @@ py::tuple linear_backward_arrays(py::object x_argument, py::object d_y_argument,
 py::array embedding_backward_array(py::object ids_argument, py::object d_y_argument,
                                    const py::object& num_embeddings_argument,
                                    const py::object& padding_idx_argument, const py::object& out) {
-  const ArrayView ids = int64_view(ids_argument, "ids");
+  const ArrayView ids = id_view(ids_argument, "ids");
   const ArrayView d_y = float_view(d_y_argument, "d_output");
   const bool fits = d_y.rank == ids.rank + 1 && std::equal(ids.shape, ids.shape + ids.rank, d_y.shape);
   require(fits, "d_output must have the shape (*ids.shape, embedding_dim) to fit ids ", shape_text(ids),
@@ -252,7 +252,7 @@ py::tuple cross_entropy_arrays(py::object logits_argument, py::object targets_ar
   require(logits.rank >= 1 && logits.shape[logits.rank - 1] > 0,
           "logits must have the shape (..., classes) with at least one class, got ", shape_text(logits));
   const Index classes = logits.shape[logits.rank - 1], rows = product(logits, 0, logits.rank - 1);
-  const ArrayView targets = int64_view(targets_argument, "targets");
+  const ArrayView targets = id_view(targets_argument, "targets");
   const bool fits = targets.rank == logits.rank - 1 &&
                     std::equal(targets.shape, targets.shape + targets.rank, logits.shape);
   require(fits, "targets must have the shape of logits without its last axis, ",

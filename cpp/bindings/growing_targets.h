@@ -35,7 +35,7 @@ class GrowingTargets {
 // (batch,) lengths in [0, longest]; None: empty.
 inline Tensor<std::int64_t> lengths_of(py::object& argument, const char* name, Index batch, Index longest) {
   if (argument.is_none()) return {};
-  Tensor<std::int64_t> lengths = id_input(argument, name, true);
+  Tensor<std::int64_t> lengths = integer_input(argument, name);
   require(lengths.shape() == Shape{batch}, name, " must have the shape (", batch, ",), got ",
           shape_text(lengths.shape()));
   for (Index b = 0; b < batch; ++b) {

@@ -123,7 +123,7 @@ class LanguageModelOf<L>::Tokens : public TokenCache {
       : computing_(model), model_(model.layer()), cache_(model_->new_cache(batch, capacity)) {}
 
   py::array add(py::object ids, py::object added) override {
-    const Tensor<std::int64_t> given = id_input(ids, "ids", true), counts = id_input(added, "added", true);
+    const Tensor<std::int64_t> given = id_input(ids, "ids", true), counts = integer_input(added, "added");
     require(given.rank() == 2 && counts.shape() == cache_.seen.shape() && given.extent(0) == counts.extent(0),
             "ids must be (batch, length) and added (batch,)");
     Tensor<T> logits;

@@ -147,13 +147,22 @@ Tensor<T> input(const py::object& argument, const char* name, bool copied) {
   return tensor;
 }
 
+inline Tensor<std::int64_t> tensor_of(const ArrayView& view, bool copied) {
+  auto* const data = static_cast<std::int64_t*>(const_cast<void*>(view.data));  // only ever read
+  const Tensor<std::int64_t> integers(
+      std::shared_ptr<std::int64_t[]>(std::shared_ptr<std::int64_t[]>(), data),
+      Shape(view.shape, view.shape + view.rank));
+  return copied ? integers.copy() : integers;
+}
+
 // Ids of any integer type; `argument` becomes the array that the result may look into.
 inline Tensor<std::int64_t> id_input(py::object& argument, const char* name, bool copied) {
-  const ArrayView view = int64_view(argument, name);
-  auto* const data = static_cast<std::int64_t*>(const_cast<void*>(view.data));  // only ever read
-  const Tensor<std::int64_t> ids(std::shared_ptr<std::int64_t[]>(std::shared_ptr<std::int64_t[]>(), data),
-                                 Shape(view.shape, view.shape + view.rank));
-  return copied ? ids.copy() : ids;
+  return tensor_of(id_view(argument, name), copied);
+}
+
+// Likewise, of lengths and other integers that select nothing.
+inline Tensor<std::int64_t> integer_input(py::object& argument, const char* name) {
+  return tensor_of(int64_view(argument, name), true);
 }
 
 // Numbers of bfloat16, from an array of them and as a view that is not written to.

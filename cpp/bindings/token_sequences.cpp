@@ -79,7 +79,7 @@ SequenceInput token_sequences(py::object ids, py::object lengths, py::object seg
   sequences.ids = with_batch_axis(given, input.batched);
   const Index batch = sequences.ids.extent(0), length = sequences.ids.extent(1);
   if (!lengths.is_none()) {
-    const Ids of_each = id_input(lengths, lengths_name, true);
+    const Ids of_each = integer_input(lengths, lengths_name);
     const Shape expected = input.batched ? Shape{batch} : Shape{};
     require(of_each.shape() == expected, lengths_name, " must have the shape ", shape_text(expected),
             " to fit ", ids_name, ' ', shape_text(given.shape()), ", got ", shape_text(of_each.shape()));
@@ -92,7 +92,7 @@ SequenceInput token_sequences(py::object ids, py::object lengths, py::object seg
     each_beyond(sequences, length, [&](Index i) { sequences.ids.data()[i] = 0; });
   }
   if (!segments.is_none()) {
-    const Ids of_each = id_input(segments, "segments", true);
+    const Ids of_each = integer_input(segments, "segments");
     require(of_each.shape() == given.shape(), "segments must have the shape of ", ids_name, ' ',
             shape_text(given.shape()), ", got ", shape_text(of_each.shape()));
     sequences.segments = with_batch_axis(of_each, input.batched);
