@@ -566,6 +566,8 @@ def test_names_of_older_checkpoints_are_understood(tmp_path):
             "scale_attn_by_inverse_layer_idx must be False, got True",
         ),
         ({"scale_attn_weights": False}, "scale_attn_weights must be True, got False"),
+        ({"scale_attn_weights": 1}, "scale_attn_weights must be True, got 1"),
+        ({"tie_word_embeddings": "no"}, "config.json: tie_word_embeddings must be a bool, got str"),
         ({"add_cross_attention": True}, "add_cross_attention must be False, got True"),
         ({"n_layer": 10**9}, "n_layer must be at most 1000, got 1000000000"),
     ],

@@ -347,6 +347,30 @@ def test_a_folder_of_something_else_is_refused(tmp_path, change, text):
         models.LanguageModel.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings must be a bool, got str"),
+        ({"tie_word_embeddings": 0}, "tie_word_embeddings must be a bool, got int"),
+        ({"attention_bias": 0}, "attention_bias must be False, got 0"),
+        ({"mlp_bias": ""}, "mlp_bias must be False, got ''"),
+        ({"use_sliding_window": "false"}, "use_sliding_window must be a bool, got str"),
+        ({"layer_types": 0}, "layer_types must all be 'full_attention', got 0"),
+        ({"rope_parameters": []}, r"rope_parameters must be an object or null, got \[\]"),
+        ({"rope_scaling": False}, "rope_scaling must be an object or null, got False"),
+        (
+            {"rope_parameters": {"partial_rotary_factor": "1"}},
+            "partial_rotary_factor must be a number, got str",
+        ),
+        ({"rope_parameters": {"rope_theta": "1e4"}}, "rope_theta must be a number, got str"),
+    ],
+)
+def test_a_value_of_another_type_in_a_configuration_is_named(tmp_path, change, text):
+    publish(tmp_path, **change)
+    with pytest.raises(ValueError, match=f"config.json: {text}"):
+        models.LanguageModel.from_pretrained(tmp_path)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(), values, max_size=3),

@@ -551,9 +551,10 @@ def test_integer_weights_are_an_error(tmp_path):
         ({"model_type": "roberta", "pad_token_id": "1"}, "pad_token_id must be an integer, got '1'"),
         (
             {"position_embedding_type": "relative_key"},
-            "position_embedding_type must be 'absolute' for BertModel",
+            "position_embedding_type must be 'absolute', got",
         ),
-        ({"is_decoder": True}, "is_decoder must be False for BertModel, got True"),
+        ({"is_decoder": True}, "is_decoder must be False, got True"),
+        ({"is_decoder": "no"}, "is_decoder must be False, got 'no'"),
         (
             {"hidden_act": "swish2"},
             "hidden_act must be one of gelu, gelu_new, gelu_pytorch_tanh, relu, silu, got 'swish2'",
@@ -1034,6 +1035,23 @@ def test_an_encoder_can_be_made_of_its_parts(tiny):
             "the pooling must be one of cls, mean, max, got ['max', 'mean']",
         ),
         ({"pooling": {"pooling_mode": 3}}, "the pooling must be one of cls, mean, max, got 3"),
+        (
+            {"pooling": {"pooling_mode_cls_token": "false"}},
+            "config.json: pooling_mode_cls_token must be a bool, got str",
+        ),
+        (
+            {"pooling": {"embedding_dimension": 24.0}},
+            "hidden_size 24, got 24.0",
+        ),
+        ({"pooling": {"include_prompt": "yes"}}, "config.json: include_prompt must be a bool, got str"),
+        (
+            {"files": [("sentence_bert_config.json", {"do_lower_case": "no"})]},
+            "sentence_bert_config.json: do_lower_case must be a bool, got str",
+        ),
+        (
+            {"files": [("config_sentence_transformers.json", {"default_prompt_name": ["q"], "prompts": {}})]},
+            "default_prompt_name must be one of its prompts, got ['q']",
+        ),
         (
             {"pooling": {"word_embedding_dimension": 25}},
             "the dimension must be the model's hidden_size 24, got 25",

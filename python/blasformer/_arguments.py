@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import SupportsIndex
+from collections.abc import Mapping
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -27,6 +28,20 @@ def checked_integer(name: str, value: SupportsIndex, *, least: int | None = None
     if least is not None and integer < least:
         raise ValueError(f"{name} must be >= {least}, got {integer}")
     return integer
+
+
+def configured_flag(config: Mapping[str, Any], name: str, default: bool) -> bool:
+    """What a configuration file says; the default where it says nothing or null."""
+    value = config.get(name)
+    return default if value is None else checked_flag(name, value)
+
+
+def require_supported(config: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
+    """That a configuration file asks for nothing but what is supported, in what it says of these."""
+    for name, value in supported.items():
+        found = config.get(name)
+        if found is not None and (type(found) is not type(value) or found != value):
+            raise ValueError(f"{name} must be {value!r}, got {found!r}")
 
 
 MAX_LAYERS = 1000

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
-from ._arguments import checked_flag, checked_layers
+from ._arguments import checked_flag, checked_layers, require_supported
 from ._attention import Array, ChosenWeights, LayerWeights, choose_layers
 from ._dtypes import float_dtype
 from ._model import read_parameters, save_folder
@@ -21,6 +21,8 @@ from ._random import Rng, initial_seed, seed_or_none
 from .io import Checkpoint, PathLike, existing_folder, read_json, some_names
 from .nn import Layer
 
+# What config.json may ask for besides, and what it says if it does not.
+BERT_SUPPORTED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
 # What config.json calls an activation, and what it is called here.
 BERT_ACTIVATIONS = {
     "gelu": "gelu",
@@ -136,13 +138,6 @@ class BertConfig:
         """Reads config.json. Raises a ValueError that names what is missing, wrong or not supported."""
         path = Path(path)
         values = read_json(path, dict)
-        for name, supported in {
-            "position_embedding_type": "absolute",
-            "is_decoder": False,
-            "add_cross_attention": False,
-        }.items():
-            if values.get(name, supported) != supported:
-                raise ValueError(f"{path}: {name} must be {supported!r} for BertModel, got {values[name]!r}")
         known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
         required = {
             "vocab_size",
@@ -154,6 +149,7 @@ class BertConfig:
         if missing := required - known.keys():
             raise ValueError(f"{path} lacks {some_names(missing)}")
         try:
+            require_supported(values, BERT_SUPPORTED)
             return cls(**known)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error

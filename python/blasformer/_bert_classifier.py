@@ -189,8 +189,8 @@ class BertForSequenceClassification(Layer):
                 dtypes = {checkpoint.dtypes[stored] for stored in stored_names.values()}
                 dtype = np.float64 if "float64" in dtypes else np.float32
             dropout = noted.get("classifier_dropout")
-            labels = None if new else _labels_in(noted, num_labels)
             try:
+                labels = None if new else _labels_in(noted, num_labels)
                 model = cls(config, num_labels, chosen, dropout, labels=labels, dtype=dtype, rng=rng)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{folder}: {error}") from error
@@ -336,9 +336,12 @@ def _default_labels(count: int) -> tuple[str, ...]:
 def _labels_in(config: Mapping[str, Any], count: int) -> list[str] | None:
     """The names of so many classes in config.json, if there are as many."""
     names = config.get("id2label")
-    found = [names.get(str(i)) for i in range(count)] if isinstance(names, dict) else []
-    usable = [name for name in found if isinstance(name, str)]
-    return usable if len(set(usable)) == count else None
+    if names is None:
+        return None
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise TypeError(f"id2label must be an object of names, or null, got {names!r}")
+    found = [names[str(i)] for i in range(count) if str(i) in names]
+    return found if len(set(found)) == count else None
 
 
 def _labels(labels: npt.ArrayLike) -> Array:

@@ -18,6 +18,8 @@ from ._arguments import (
     checked_name,
     checked_number,
     checked_number_or_none,
+    configured_flag,
+    require_supported,
 )
 from ._attention import Array, LayerWeights, choose_layers
 from ._dtypes import float_dtype
@@ -27,6 +29,12 @@ from ._progress import progress_bar
 from ._random import Rng, initial_seed, seed_or_none
 from .io import Checkpoint
 
+# What config.json may ask for besides, and what it says if it does not.
+GPT2_SUPPORTED = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+}
 # What config.json calls an activation, and what it is called here.
 GPT2_ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
@@ -406,13 +414,7 @@ class LanguageModel(Model):
 
     @classmethod
     def _arguments_of(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        for name, supported in {
-            "scale_attn_weights": True,
-            "scale_attn_by_inverse_layer_idx": False,
-            "add_cross_attention": False,
-        }.items():
-            if config.get(name, supported) != supported:
-                raise ValueError(f"{name} must be {supported}, got {config[name]!r}")
+        require_supported(config, GPT2_SUPPORTED)
         activation = config.get("activation_function", "gelu_new")
         if not isinstance(activation, str) or activation not in GPT2_ACTIVATIONS:
             raise ValueError(
@@ -434,7 +436,7 @@ class LanguageModel(Model):
             "attention_dropout": None if attention == dropout else attention,
             "activation": GPT2_ACTIVATIONS[activation],
             "layer_norm_eps": checked_epsilon("layer_norm_epsilon", config.get("layer_norm_epsilon", 1e-5)),
-            "tied": bool(config.get("tie_word_embeddings", True)),
+            "tied": configured_flag(config, "tie_word_embeddings", True),
             "recompute": False,
         }
 

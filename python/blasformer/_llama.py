@@ -17,6 +17,8 @@ from ._arguments import (
     checked_layers,
     checked_name,
     checked_number,
+    configured_flag,
+    require_supported,
 )
 from ._dtypes import float_dtype
 from ._language_model import LanguageModel
@@ -179,9 +181,7 @@ class Llama(LanguageModel):
         activation = config.get("hidden_act", "silu")
         if not isinstance(activation, str) or activation not in LLAMA_ACTIVATIONS:
             raise ValueError(f"hidden_act must be one of {', '.join(LLAMA_ACTIVATIONS)}, got {activation!r}")
-        for name in ("attention_bias", "mlp_bias"):
-            if config.get(name):
-                raise ValueError(f"{name} must be False, got {config[name]!r}")
+        require_supported(config, {"attention_bias": False, "mlp_bias": False})
         max_length = checked_integer("max_position_embeddings", config["max_position_embeddings"])
         d_model, nhead = (
             checked_integer(name, config[name]) for name in ("hidden_size", "num_attention_heads")
@@ -206,7 +206,7 @@ class Llama(LanguageModel):
             "rms_norm_eps": checked_epsilon("rms_norm_eps", config.get("rms_norm_eps", 1e-6)),
             "rotary_base": _rotary_base(config),
             "projection_bias": config["model_type"] == "qwen2",
-            "tied": bool(config.get("tie_word_embeddings", False)),
+            "tied": configured_flag(config, "tie_word_embeddings", False),
             "recompute": False,
         }
 
@@ -216,28 +216,36 @@ class Llama(LanguageModel):
 
 def _require_no_window(config: Mapping[str, Any], max_length: int) -> None:
     """That each token sees all earlier ones."""
-    kinds = config.get("layer_types") or []
+    kinds = config.get("layer_types")
+    if kinds is None:
+        kinds = []
     if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
         raise ValueError(f"layer_types must all be 'full_attention', got {kinds!r}")
     window = config.get("sliding_window")
-    used = config["model_type"] == "mistral" or bool(config.get("use_sliding_window"))
+    used = config["model_type"] == "mistral" or configured_flag(config, "use_sliding_window", False)
     if used and window is not None and checked_integer("sliding_window", window) < max_length:
         raise ValueError(f"sliding_window must be null, or max_position_embeddings or more, got {window}")
 
 
 def _rotary_base(config: Mapping[str, Any]) -> float:
     """rope_theta, where newer or older files have it; positions that are scaled are refused."""
-    parameters = config.get("rope_parameters") or {}
-    scaling = config.get("rope_scaling") or {}
+    parameters, scaling = _object(config, "rope_parameters"), _object(config, "rope_scaling")
     for name, values in {"rope_parameters": parameters, "rope_scaling": scaling}.items():
-        if not isinstance(values, dict):
-            raise TypeError(f"{name} must be an object or null, got {values!r}")
         kind = values.get("rope_type", values.get("type", "default"))
         if kind != "default":
             raise ValueError(f"{name} must be those of rope_type 'default', got {kind!r}")
-        if values.get("partial_rotary_factor", 1) != 1:
+        if checked_number("partial_rotary_factor", values.get("partial_rotary_factor", 1)) != 1:
             raise ValueError(f"partial_rotary_factor must be 1, got {values['partial_rotary_factor']!r}")
     base = checked_number("rope_theta", parameters.get("rope_theta", config.get("rope_theta", 10000.0)))
     if not (0 < base < math.inf):
         raise ValueError(f"rope_theta must be a finite number above 0, got {base}")
     return base
+
+
+def _object(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    values = config.get(name)
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise TypeError(f"{name} must be an object or null, got {values!r}")
+    return values

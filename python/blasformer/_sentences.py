@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ._arguments import checked_integer
+from ._arguments import checked_integer, configured_flag
 from ._attention import Array
 from ._bert import BertModel, _packed
 from ._generation import padded
@@ -37,6 +37,8 @@ class SentenceEncoder:
 
     `bert` is the BertModel, `tokenizer` the tokenizers.Tokenizer, `embedding_dim` the length of a vector,
     `max_seq_length` how many tokens of a sentence are read. Needs `pip install "blasformer[text]"`.
+
+    Raises TypeError or ValueError for parts that do not fit each other.
 
     >>> encoder = SentenceEncoder.from_pretrained("all-MiniLM-L6-v2")  # the path of a folder
     >>> vectors = encoder.encode(["The economy grew.", "A feline rests.", "GDP is rising."])
@@ -130,7 +132,7 @@ class SentenceEncoder:
             pooling=_pooling(modules["Pooling"] / "config.json", bert.config.hidden_size, prompt),
             normalize="Normalize" in modules,
             max_seq_length=max_seq_length,
-            lower_case=bool(settings.get("do_lower_case", False)),
+            lower_case=_flag(settings_file, settings, "do_lower_case", False),
             prompt=prompt,
         )
 
@@ -254,14 +256,15 @@ def _pooling(file: Path, hidden_size: int, prompt: str) -> str:
     config = read_json(file, dict)
     modes = config.get("pooling_mode")
     if modes is None:
-        modes = [mode for switch, mode in POOLING_SWITCHES.items() if config.get(switch)] or ["mean"]
+        switched_on = [switch for switch in POOLING_SWITCHES if _flag(file, config, switch, False)]
+        modes = [POOLING_SWITCHES[switch] for switch in switched_on] or ["mean"]
     modes = [modes] if isinstance(modes, str) else modes
     if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in POOLINGS:
         raise ValueError(f"{file}: the pooling must be one of {', '.join(POOLINGS)}, got {modes!r}")
     size = config.get("embedding_dimension", config.get("word_embedding_dimension", hidden_size))
-    if size != hidden_size:
+    if type(size) is not int or size != hidden_size:
         raise ValueError(f"{file}: the dimension must be the model's hidden_size {hidden_size}, got {size!r}")
-    if prompt and not config.get("include_prompt", True):
+    if not _flag(file, config, "include_prompt", True) and prompt:
         raise ValueError(f"{file}: include_prompt must be true for a model with a default prompt, got false")
     return str(modes[0])
 
@@ -272,9 +275,16 @@ def _default_prompt(file: Path) -> str:
     name, prompts = config.get("default_prompt_name"), config.get("prompts")
     if name is None:
         return ""
-    if not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
+    if not isinstance(name, str) or not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
         raise ValueError(f"{file}: default_prompt_name must be one of its prompts, got {name!r}")
     return str(prompts[name])
+
+
+def _flag(file: Path, config: Mapping[str, Any], name: str, default: bool) -> bool:
+    try:
+        return configured_flag(config, name, default)
+    except TypeError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def _load_tokenizer(file: Path) -> Any:

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from ._arguments import checked_integer, checked_number
+from ._arguments import checked_integer, checked_number, configured_flag, require_supported
 from ._attention import Array
 from ._dtypes import FLOATING
 from ._random import Rng, draw_seed
@@ -300,26 +300,30 @@ def _checked(rank: int, alpha: float, dropout: float) -> tuple[int, float, float
 
 def _settings(config: Mapping[str, Any]) -> tuple[int, float, float]:
     """rank, alpha and dropout, of adapters that can be read."""
-    for name, supported in SUPPORTED.items():
-        if (config.get(name) or supported) != supported:
-            raise ValueError(f"{name} must be {supported!r}, got {config[name]!r}")
-    if config.get("init_lora_weights", True) not in INITIALISATIONS:
+    require_supported(config, SUPPORTED)
+    initialisation = config.get("init_lora_weights", True)
+    if not isinstance(initialisation, (bool, str)) or initialisation not in INITIALISATIONS:
         raise ValueError(
-            f"init_lora_weights must be one that leaves the model's weights as they are, "
-            f"got {config['init_lora_weights']!r}"
+            "init_lora_weights must be one that leaves the model's weights as they are, "
+            f"got {initialisation!r}"
         )
     if missing := {"r", "lora_alpha", "target_modules"} - config.keys():
         raise ValueError(f"lacks {some_names(missing)}")
-    rank, alpha, dropout = _checked(config["r"], config["lora_alpha"], config.get("lora_dropout") or 0.0)
-    return rank, alpha * math.sqrt(rank) if config.get("use_rslora") else alpha, dropout
+    dropout = config.get("lora_dropout")
+    rank, alpha, dropout = _checked(
+        checked_integer("r", config["r"]),
+        checked_number("lora_alpha", config["lora_alpha"]),
+        checked_number("lora_dropout", 0.0 if dropout is None else dropout),
+    )
+    return rank, alpha * math.sqrt(rank) if configured_flag(config, "use_rslora", False) else alpha, dropout
 
 
 def _strings(config: Mapping[str, Any], name: str) -> list[str] | None:
-    """The names in a list; None for what is no list, as for patterns, which only PEFT can match."""
+    """The names in a list; None for a pattern, which only PEFT can match."""
     values = config.get(name)
-    if not isinstance(values, list):
+    if values is None or isinstance(values, str):
         return None
-    if not all(isinstance(value, str) for value in values):
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise ValueError(f"{name} must hold names, got {values!r}")
     return values
 
