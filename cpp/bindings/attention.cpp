@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -16,6 +17,7 @@
 #include "bindings/attention_call.h"
 #include "bindings/gil.h"
 #include "bindings/output.h"
+#include "core/describe.h"
 #include "core/tensor_view.h"
 #include "layers/row_blocks.h"
 
@@ -116,6 +118,13 @@ struct SavedAttention {
       return (output.size() + statistics.maximum.size() + statistics.reciprocal_sum.size()) * size;
     };
     return bytes(single, single_output, 4) + bytes(doubled, doubled_output, 8);
+  }
+  std::string text() const {
+    std::ostringstream text;
+    text << "AttentionSaved(query=" << describe(call.arguments.query)
+         << ", key=" << describe(call.arguments.key) << ", value=" << describe(call.arguments.value)
+         << ", nbytes=" << nbytes() << ')';
+    return text.str();
   }
 };
 
@@ -311,7 +320,8 @@ void bind_attention(py::module_& module) {
              py::arg("return_logsumexp"), py::arg("batch_invariant"), py::arg("out"), py::arg("save"));
   py::class_<SavedAttention>(module, "AttentionSaved", "What attention_forward keeps for attention_backward.")
       .def_property_readonly("nbytes", &SavedAttention::nbytes,
-                             "Bytes held besides the arguments, which are referred to.");
+                             "Bytes held besides the arguments, which are referred to.")
+      .def("__repr__", &SavedAttention::text);
   module.def("attention_backward", backward, py::arg("saved"), py::arg("d_output"));
   module.def("explain_mask", explain, py::arg("query_shape"), py::arg("key_shape"), py::arg("mask"),
              py::arg("causal"), py::arg("query_offset"), py::arg("window"), py::arg("query_lengths"),

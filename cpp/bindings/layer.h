@@ -12,6 +12,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -20,6 +21,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/gil.h"
+#include "core/describe.h"
 #include "core/thread_pool.h"
 #include "kernels/half_kernels.h"
 #include "layers/initialiser.h"
@@ -37,6 +39,7 @@ class Saved {
  public:
   virtual ~Saved() = default;
   virtual Index nbytes() const = 0;
+  virtual std::string text() const = 0;
 };
 
 // The bytes of the tensors of a saved value; memory that several share counts once.
@@ -56,6 +59,13 @@ class SavedOf : public Saved {
  public:
   SavedOf(const void* owner_, std::uint64_t version_) : owner(owner_), version(version_) {}
   Index nbytes() const override { return values ? saved_bytes(*values) : 0; }
+  std::string text() const override {
+    std::ostringstream text;
+    text << "Saved(output=" << dtype_text(dtype_of<typename L::Scalar>()) << ' ' << shape_text(output_shape);
+    if (values) text << ", nbytes=" << nbytes();
+    text << (values ? ")" : ", used)");
+    return text.str();
+  }
 
   const void* const owner;                                 // the layer as Python holds it
   const std::uint64_t version;                             // of the weights of that pass

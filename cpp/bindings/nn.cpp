@@ -254,7 +254,8 @@ std::unique_ptr<SelfAttendingLayer> encoder_layer(const std::string& dtype, Inde
 
 void bind_nn(py::module_& module) {
   py::class_<Saved>(module, "Saved", "What `forward` keeps for `backward`, which uses it up.")
-      .def_property_readonly("nbytes", &Saved::nbytes, "Bytes held.");
+      .def_property_readonly("nbytes", &Saved::nbytes, "Bytes held.")
+      .def("__repr__", &Saved::text);
   py::class_<Layer>(module, "Layer")
       .def("parameters", &Layer::parameters)
       .def("load", &Layer::load, py::arg("arrays"), py::arg("expected_version"))

@@ -396,6 +396,9 @@ class BertSaved(NamedTuple):
         """Bytes held."""
         return self.values.nbytes + self.is_token.nbytes
 
+    def __repr__(self) -> str:
+        return f"BertSaved({self.values!r}, of tokens {self.is_token.shape})"
+
 
 class _Packed(NamedTuple):
     """Tokens without the padding between them."""

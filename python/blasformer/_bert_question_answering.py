@@ -338,6 +338,9 @@ class QuestionAnsweringSaved(NamedTuple):
         """Bytes held."""
         return self.values.nbytes + self.is_token.nbytes + self.allowed.nbytes
 
+    def __repr__(self) -> str:
+        return f"QuestionAnsweringSaved({self.values!r}, of tokens {self.is_token.shape})"
+
 
 def _allowed(tokens: _Packed, candidates: npt.ArrayLike | None) -> npt.NDArray[np.bool_]:
     """The tokens that an answer may begin and end with."""

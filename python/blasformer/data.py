@@ -264,6 +264,10 @@ class Batches:
     def __len__(self) -> int:
         return len(self._cuts) - 1
 
+    def __repr__(self) -> str:
+        order = "in their order" if self._seed is None else "in a new order in every epoch"
+        return f"Batches({len(self)} of {len(self._columns[0])} examples, {order})"
+
     def __iter__(self) -> Iterator[Any]:
         """The batches of epoch 0."""
         return self.epoch(0)
@@ -318,6 +322,9 @@ class ByteTokenizer:
 
     pad_id, bos_id, eos_id = 256, 257, 258
     vocab_size = 259
+
+    def __repr__(self) -> str:
+        return f"ByteTokenizer(vocab_size={self.vocab_size})"
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> Array:
         """(length,) int64: the bytes, between bos_id and eos_id if these are asked for."""

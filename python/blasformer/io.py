@@ -107,6 +107,9 @@ class Checkpoint:
             if unlisted := found - names_of[shard]:
                 raise ValueError(f"{path}: holds {some_names(unlisted)}, which {index.name} does not say")
 
+    def __repr__(self) -> str:
+        return f"Checkpoint({str(self.path)!r}, {len(self.shapes)} tensors)"
+
     def read(self, name: str, dtype: FloatDType | None = None) -> npt.NDArray[Any]:
         """The tensor of that name, in memory of its own.
 
@@ -150,7 +153,7 @@ class Checkpoint:
 def load_tensors(path: PathLike, *, dtype: FloatDType | None = None) -> dict[str, npt.NDArray[Any]]:
     """All tensors of a checkpoint, by name: what `load_state_dict` of a layer takes.
 
-    path, dtype and errors are those of `Checkpoint` and `Checkpoint.read`.
+    path and dtype are those of `Checkpoint` and `Checkpoint.read`. Raises what these raise.
 
     >>> from safetensors.numpy import save_file
     >>> save_file({"weight": np.ones((2, 3), np.float16)}, "model.safetensors")

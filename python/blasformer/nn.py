@@ -1332,6 +1332,10 @@ class DecoderCache:
         """Bytes of the keys and values, those of positions to come included."""
         return self._held.nbytes()
 
+    def __repr__(self) -> str:
+        lengths = np.array2string(self.lengths, separator=", ", threshold=20)
+        return f"DecoderCache(lengths={lengths}, nbytes={self.nbytes})"
+
 
 class _DecodingLayer(Layer):
     """Attends to its own input and to a memory."""
@@ -1844,6 +1848,9 @@ class _SavedHalves(NamedTuple):
     def nbytes(self) -> int:
         """Bytes held, as far as the halves say."""
         return sum(getattr(saved, "nbytes", 0) for saved in self)
+
+    def __repr__(self) -> str:
+        return f"Saved(encoder={self.encoder!r}, decoder={self.decoder!r})"
 
 
 class ComposedTransformer(Composite, Transformer):
