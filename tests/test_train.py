@@ -332,7 +332,16 @@ def test_without_a_loss_or_a_count_there_is_a_clear_error():
         ({"batches": 3}, TypeError, "batches must be batches, or a function, got int"),
         ({"evaluate": 3}, TypeError, "evaluate must be batches, or a function, got int"),
         ({"batches": []}, ValueError, "batches must have a batch in every epoch, got none in epoch 0"),
-        ({"batches": [X]}, TypeError, r"a batch must be \(inputs..., targets\) or a dict"),
+        (
+            {"batches": [X]},
+            TypeError,
+            r"\(inputs..., targets\) or a dict with 'targets', got an array .*Batches",
+        ),
+        (
+            {"batches": [(X,)]},
+            TypeError,
+            r"\(inputs..., targets\) or a dict with 'targets', got a tuple of 1",
+        ),
         ({"batches": [{"x": X}]}, ValueError, "a batch must have the key 'targets', got x"),
         ({"evaluate": []}, ValueError, "evaluate must have a batch in every evaluation, got none"),
         ({"evaluate": lambda model: 3}, TypeError, "evaluate must return {name: number}, got int"),
@@ -346,6 +355,21 @@ def test_without_a_loss_or_a_count_there_is_a_clear_error():
 def test_arguments_that_make_no_sense_are_refused(arguments, kind, text):
     with pytest.raises(kind, match=text):
         fit(make_model(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("batch", "text"),
+    [
+        (X, r"missing a required argument: 'targets', got an array .*; data.Batches\(x, y, batch_size=...\)"),
+        ({"x": X, "labels": [1]}, "missing a required argument: 'targets', got a dict of 2"),
+        ({"x": X, "targets": [1], "y": 3}, "got an unexpected keyword argument 'y', got a dict of 3"),
+    ],
+)
+def test_a_batch_that_is_not_what_the_model_takes_is_named(batch, text):
+    model = models.Classifier(2, in_features=8, max_length=9, d_model=8, nhead=2, num_layers=1, rng=0)
+    message = rf"a batch must hold the arguments of Classifier.loss_and_gradients\(\): {text}"
+    with pytest.raises(TypeError, match=message):
+        train.fit(model, [batch], optimizer=optim.SGD(model, lr=0.1))
 
 
 def test_what_is_no_layer_or_no_loss_is_refused():

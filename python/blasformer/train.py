@@ -19,12 +19,13 @@ added to. Those of blasformer.models do.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import sys
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -59,6 +60,11 @@ class EarlyStopping:
     larger_is_better: True for an accuracy, False for a loss
     min_delta: by how much a new best must be better
     restore_best: end with the weights of the best evaluation, not with the last ones
+
+    Raises TypeError or ValueError for values that these cannot be.
+
+    >>> EarlyStopping(patience=5, metric="accuracy", larger_is_better=True).min_delta
+    0.0
     """
 
     patience: int = 3
@@ -96,6 +102,13 @@ class History:
     """What happened in training, as arrays.
 
     stopped: why training ended: "finished", "interrupted", "early stopping" or "callback"
+
+    >>> from blasformer import data, models, optim
+    >>> model = models.LanguageModel(4, max_length=8, d_model=8, nhead=2, num_layers=1, rng=0)
+    >>> batches = data.Batches(np.zeros((6, 5), int), batch_size=2)
+    >>> history = fit(model, batches, optimizer=optim.AdamW(model, lr=1e-3), epochs=2)
+    >>> len(history), history.loss.shape, history.stopped
+    (6, (6,), 'finished')
     """
 
     def __init__(self) -> None:
@@ -234,7 +247,7 @@ class _ModelObjective(_Objective):
                 f"count must be given, as {type(self._model).__name__} has no target_count() to weight "
                 "batches by"
             )
-        return float(_called(self._model.target_count, batch))
+        return float(_called(self._model, "target_count", batch))
 
     def gradients(
         self,
@@ -244,20 +257,35 @@ class _ModelObjective(_Objective):
         total: dict[str, Array] | None,
     ) -> tuple[float, dict[str, Array]]:
         loss, grads = _called(
-            self._model.loss_and_gradients, batch, rng=rng, divisor=divisor, accumulate=total
+            self._model, "loss_and_gradients", batch, rng=rng, divisor=divisor, accumulate=total
         )
         return float(loss), dict(grads)
 
     def loss(self, batch: Batch) -> float:
-        return float(_called(self._model.loss, batch))
+        return float(_called(self._model, "loss", batch))
 
 
-def _called(function: Callable[..., Any], batch: Batch, **keywords: Any) -> Any:
-    if isinstance(batch, Mapping):
-        return function(**batch, **keywords)
-    if isinstance(batch, (tuple, list)):
-        return function(*batch, **keywords)
-    return function(batch, **keywords)
+def _called(model: Any, method: str, batch: Batch, **keywords: Any) -> Any:
+    function = getattr(model, method)
+    named = batch if isinstance(batch, Mapping) else {}
+    positional = () if batch is named else batch if isinstance(batch, (tuple, list)) else (batch,)
+    try:
+        return function(*positional, **named, **keywords)
+    except TypeError:
+        try:
+            inspect.signature(function).bind(*positional, **named, **keywords)
+        except TypeError as error:
+            raise TypeError(
+                f"a batch must hold the arguments of {type(model).__name__}.{method}(): {error}, "
+                f"got {_kind_of(batch)}"
+            ) from None
+        raise
+
+
+def _kind_of(batch: Any) -> str:
+    if isinstance(batch, np.ndarray):
+        return f"an array {batch.shape}; data.Batches(x, y, batch_size=...) makes batches of arrays"
+    return f"a {type(batch).__name__} of {len(batch)}" if isinstance(batch, Sized) else type(batch).__name__
 
 
 def _taken_apart(batch: Batch) -> tuple[list[Any], dict[str, Any], Any]:
@@ -268,7 +296,7 @@ def _taken_apart(batch: Batch) -> tuple[list[Any], dict[str, Any], Any]:
         return [], {name: value for name, value in batch.items() if name != "targets"}, batch["targets"]
     if not isinstance(batch, (tuple, list)) or len(batch) < 2:
         raise TypeError(
-            f"a batch must be (inputs..., targets) or a dict with 'targets', got {type(batch).__name__}"
+            f"a batch must be (inputs..., targets) or a dict with 'targets', got {_kind_of(batch)}"
         )
     return list(batch[:-1]), {}, batch[-1]
 
