@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from blasformer import lora, models, nn, optim
 from layer_cases import normal, same_bits
-from test_packed_weights import LAYERS, inputs_of
+from test_packed_weights import LAYERS, inputs_of, packs
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -35,18 +35,77 @@ def test_outputs_are_those_of_rounded_weights_bit_for_bit(name, product_isa, pre
         for threads in (1, 3):
             with blasformer.num_threads(threads):
                 assert same_bits(layer(*inputs), expected)
-    assert layer.packed_nbytes == 0
 
 
 @pytest.mark.parametrize("in_features", [1, 15, 33, 129, 517])
-@pytest.mark.parametrize("bias", [False, True])
-def test_any_number_of_rows_gives_the_bits_of_rounded_weights(in_features, bias, product_isa):
-    layer = nn.Linear(in_features, 97, bias, rng=0)
+@pytest.mark.parametrize("out_features", [1, 31, 97, 192])
+def test_any_number_of_rows_gives_the_bits_of_rounded_weights(in_features, out_features, product_isa):
+    layer = nn.Linear(in_features, out_features, out_features != 31, rng=0)
+    wide = rounded(layer)
     layer.hold_weights("bfloat16")
-    weight = layer.parameters()["weight"].astype(np.float32)
-    for rows in (1, 2, 3, 4, 5, 7, 31, 40, 203):
+    for rows in (1, 2, 3, 4, 5, 7, 31, 40, 203, 600):
         x = normal((rows, in_features), np.float32, rows)
-        assert same_bits(layer(x), blasformer.linear(x, weight, layer.parameters().get("bias")))
+        assert same_bits(layer(x), wide(x))
+        layer.release_packed()
+        assert same_bits(layer(x), wide(x))
+
+
+@pytest.mark.parametrize("in_features", [67, 517, 1029])
+def test_a_row_has_the_same_bits_in_any_batch_where_that_is_asked_for(in_features, product_isa):
+    layer = nn.Linear(in_features, 75, rng=0)
+    wide = rounded(layer)
+    layer.hold_weights("bfloat16")
+    x = normal((600, in_features), np.float32, 1)
+    with blasformer.batch_invariant():
+        y = layer(x)
+        assert same_bits(y, wide(x))
+        for rows in (1, 2, 5, 24, 203):
+            assert same_bits(layer(x[:rows]), y[:rows])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_packed_copies_take_half_the_memory_of_float32_and_are_given_back(name, isa):
+    layer, shapes = LAYERS[name](np.float32)
+    inputs = inputs_of(shapes, np.float32)
+    with blasformer.precision("ieee"):
+        expected = rounded(layer)(*inputs)
+        layer(*inputs)
+        of_float32 = layer.packed_nbytes
+        layer.hold_weights("bfloat16")
+        assert layer.packed_nbytes == 0
+        for _ in range(2):
+            assert same_bits(layer(*inputs), expected)
+            assert 2 * layer.packed_nbytes == of_float32
+        layer.release_packed()
+        assert layer.packed_nbytes == 0
+        assert same_bits(layer(*inputs), expected)
+        layer.hold_weights("float32")
+        assert layer.packed_nbytes == 0
+        assert same_bits(layer(*inputs), expected)
+        assert layer.packed_nbytes == of_float32
+
+
+def test_products_of_very_many_rows_keep_no_copy_but_use_one(isa):
+    layer = nn.Linear(67, 45, rng=0)
+    layer.hold_weights("bfloat16")
+    x = normal((700, 67), np.float32, 1)
+    with blasformer.precision("ieee"):
+        y = layer(x)
+        assert layer.packed_nbytes == 0
+        layer(x[:40])
+        assert (layer.packed_nbytes > 0) == packs()
+        assert same_bits(layer(x), y)
+
+
+def test_another_instruction_set_packs_anew():
+    layer, shapes = LAYERS["encoder layer"](np.float32)
+    (x,) = inputs_of(shapes, np.float32)
+    wide = rounded(layer)
+    layer.hold_weights("bfloat16")
+    for _ in range(2):
+        for name in blasformer.show_config("dicts")["instruction sets"]["detected"]:
+            with blasformer.use_isa(name):
+                assert same_bits(layer(x), wide(x))
 
 
 def test_rounding_is_to_nearest_with_ties_to_even():
@@ -64,7 +123,7 @@ def test_infinities_and_nans_stay_what_they_are(product_isa):
     with layer.edit() as p:
         p["weight"][3, 5], p["weight"][4, 6], p["weight"][9, 1] = np.inf, np.nan, 1e-39
     layer.hold_weights("bfloat16")
-    for rows in (1, 40):
+    for rows in (1, 40, 600):
         y = layer(np.abs(normal((rows, 67), np.float32, 1)))
         assert (y[:, 3] == np.inf).all()
         assert np.isnan(y[:, 4]).all()
@@ -95,10 +154,13 @@ def test_weights_change_as_arrays_of_bfloat16(isa):
     layer, shapes = LAYERS["encoder layer"](np.float32)
     inputs = inputs_of(shapes, np.float32)
     layer.hold_weights("bfloat16")
+    before = layer(*inputs)
     view = layer.parameters()["linear1.weight"]
     with layer.edit() as p:
         p["linear1.weight"] *= BFLOAT16.type(2)
         p["norm1.bias"] += np.float32(1)
+    assert layer.packed_nbytes == 0, "no copy is stale"
+    assert not same_bits(layer(*inputs), before)
     assert same_bits(view.view(np.uint16), layer.parameters()["linear1.weight"].view(np.uint16)), "live"
     other, _ = LAYERS["encoder layer"](np.float32)
     other.hold_weights("bfloat16")
@@ -115,9 +177,12 @@ def test_layers_are_copied_and_pickled_as_they_hold_their_weights():
     layer, shapes = LAYERS["stack"](np.float32)
     inputs = inputs_of(shapes, np.float32)
     layer.hold_weights("bfloat16")
+    y = layer(*inputs)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert other.weights_dtype == BFLOAT16
-        assert same_bits(other(*inputs), layer(*inputs))
+        assert other.packed_nbytes == 0
+        assert same_bits(other(*inputs), y)
+        assert other.packed_nbytes == layer.packed_nbytes
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -279,20 +344,21 @@ def test_bert_gives_the_vectors_of_rounded_weights(tmp_path):
     )
 
 
-def test_a_process_that_holds_weights_so_is_smaller():
+def test_a_process_that_infers_with_weights_held_so_is_smaller():
     program = """
 import numpy as np, resource
 from blasformer import nn
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
-def parts():
-    return nn.TransformerEncoder(nn.TransformerEncoderLayer(512, 8, 2048, rng=0), 6, rng=0)
-small = nn.Linear(4, 4, rng=0)
+x = np.ones((1, 3, 512), np.float32)
+small = nn.Linear(512, 4, rng=0)
 small.hold_weights("bfloat16")  # with what that imports
+small(x)
 before = resident()
-model = parts()
+model = nn.TransformerEncoder(nn.TransformerEncoderLayer(512, 8, 2048, rng=0), 6, rng=0)
+model(x)
 wide = resident() - before
 model.hold_weights("bfloat16")
-model(np.ones((1, 3, 512), np.float32))
+model(x)
 print((resident() - before) / wide)"""
     assert 0.45 < float(fresh_python.run(program)) < 0.6

@@ -19,21 +19,24 @@ struct MatrixView {
 // packed in the order in which the product reads them: left in strips of rows, right in panels of `panel`
 // columns. An element of c is one sum over the depth in rising order, by fused multiply-adds where the CPU
 // has them: it does not depend on what else is in the product.
-template <class T>
+//
+// The right side may be Stored in bfloat16, dense along the depth: it stays so when it is packed, and the
+// sums are those of one that was widened before.
+template <class T, class Stored = T>
 struct ProductKernels {
   Index panel;
 
-  void (*pack_left)(MatrixView<T> left, Index rows, Index depth, T* packed);       // rows * depth elements
-  void (*pack_right)(MatrixView<T> right, Index depth, Index columns, T* packed);  // whole panels
+  void (*pack_left)(MatrixView<T> left, Index rows, Index depth, T* packed);  // rows * depth elements
+  void (*pack_right)(MatrixView<Stored> right, Index depth, Index columns, Stored* packed);  // whole panels
   // c's rows are c_stride apart; right_stride: from one packed panel to the next. The sums are added to
   // `start`, whose rows are start_stride apart (0: one row, a bias, for all; it may be c itself), unless it
   // is null.
-  void (*multiply)(const T* left, Index rows, Index depth, const T* right, Index right_stride, Index columns,
-                   const T* start, Index start_stride, T* c, Index c_stride);
+  void (*multiply)(const T* left, Index rows, Index depth, const Stored* right, Index right_stride,
+                   Index columns, const T* start, Index start_stride, T* c, Index c_stride);
 };
 
 // Those of active_isa().
-template <class T>
-const ProductKernels<T>& product_kernels();
+template <class T, class Stored = T>
+const ProductKernels<T, Stored>& product_kernels();
 
 }  // namespace blasformer

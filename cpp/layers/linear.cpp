@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <utility>
 
 #include "core/batch_invariance.h"
@@ -11,6 +12,7 @@
 #include "kernels/row_kernels.h"
 #include "layers/destination.h"
 #include "layers/matrix_product.h"
+#include "layers/split_matrix_product.h"
 
 namespace blasformer {
 
@@ -74,7 +76,8 @@ template void linear(const double*, Index, Index, WeightView<double>, const doub
 void linear(const float* x, Index rows, Index in_features, const std::uint16_t* weight, const float* bias,
             Index out_features, float* y) {
   if (rows == 0 || out_features == 0) return;
-  if (has_few_rows<float>(rows, in_features, false)) {
+  if (has_few_rows<float>(rows, in_features, false) &&
+      split_kernels_for(rows, out_features, in_features) == nullptr) {
     each_few_rows_task<float>(rows, in_features, out_features, [&](Index first, Index count) {
       half_kernels().few_rows_linear_bfloat16(x, rows, in_features, weight + first * in_features, in_features,
                                               bias ? bias + first : nullptr, count, y + first, out_features);
@@ -88,16 +91,16 @@ void linear(const float* x, Index rows, Index in_features, const std::uint16_t* 
 template <class T>
 void linear(const T* x, Index rows, Index in_features, const LayerWeight<T>& weight, const T* bias,
             Index out_features, T* y) {
-  if constexpr (sizeof(T) == sizeof(float)) {
+  const auto packed =
+      weight.packed.of(weight.data, in_features, weight.all_rows, rows, out_features, weight.pass);
+  if (packed != nullptr && packed->can_begin_at(weight.first_row))
+    return packed->product(rows, out_features, {x, in_features, 1}, weight.first_row, bias, y, out_features);
+  if constexpr (std::is_same_v<T, float>) {
     const Tensor<std::uint16_t>& held = weight.packed.bfloat16();
     if (!held.empty())
       return linear(x, rows, in_features, held.data() + weight.first_row * in_features, bias, out_features,
                     y);
   }
-  const auto packed =
-      weight.packed.of(weight.data, in_features, weight.all_rows, rows, out_features, weight.pass);
-  if (packed != nullptr && packed->can_begin_at(weight.first_row))
-    return packed->product(rows, out_features, {x, in_features, 1}, weight.first_row, bias, y, out_features);
   linear(x, rows, in_features, weight.data + weight.first_row * in_features, bias, out_features, y);
 }
 

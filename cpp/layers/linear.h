@@ -34,7 +34,7 @@ void linear(const T* x, Index rows, Index in_features, const T* weight, const T*
   linear(x, rows, in_features, WeightView<T>{weight, in_features}, bias, out_features, y);
 }
 
-// The same for a dense weight in bfloat16: the bits are those of one that was widened before.
+// The same for a dense weight in bfloat16: the bits are those of a layer whose weight was widened before.
 void linear(const float* x, Index rows, Index in_features, const std::uint16_t* weight, const float* bias,
             Index out_features, float* y);
 

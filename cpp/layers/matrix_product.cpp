@@ -7,12 +7,12 @@
 #include "core/blas.h"
 #include "core/cpu.h"
 #include "core/precision.h"
+#include "core/tensor.h"
 #include "core/thread_pool.h"
 #include "core/workspace.h"
 #include "kernels/half_kernels.h"
 #include "kernels/row_kernels.h"
 #include "kernels/split_product.h"
-#include "layers/pack_right.h"
 #include "layers/split_matrix_product.h"
 
 namespace blasformer {
@@ -60,9 +60,9 @@ ProductCut product_cut(Index rows, Index columns, Index depth, Index depth_at_on
 
 // The same where the right side is so small that every core keeps all of it in its L2 cache: then tasks are
 // rows alone, which the core that multiplies them packs, and which it often has written just before.
-template <class T>
+template <class T, class Stored>
 ProductCut small_right_cut(Index rows, Index columns, Index depth, Index depth_at_once, Index panel) {
-  constexpr Index enough_tasks = 8, least_rows = 24, right_bytes = 256 << 10, item = sizeof(T);
+  constexpr Index enough_tasks = 8, least_rows = 24, right_bytes = 256 << 10, item = sizeof(Stored);
   ProductCut cut = product_cut<T>(rows, columns, depth, depth_at_once, panel);
   const Index row_blocks = std::min(enough_tasks, rows / least_rows / 2 * 2);
   if (row_blocks == 0 || round_up(columns, panel) * depth_at_once * item > right_bytes) return cut;
@@ -120,28 +120,28 @@ double product_work(Index rows, Index columns, Index depth) {
 }
 
 // Packed columns: blocks of the depth, each [panel][depth][column].
-template <class T>
+template <class Stored>
 struct Panels {
-  const T* data;
+  const Stored* data;
   Index width;  // whole panels
 };
 
 template <class T, class Stored>
-void pack_panels(const ProductKernels<T>& kernels, Index block, Index depth, Index columns,
-                 MatrixView<Stored> right, T* packed) {
+void pack_panels(const ProductKernels<T, Stored>& kernels, Index block, Index depth, Index columns,
+                 MatrixView<Stored> right, Stored* packed) {
   const Index panel = kernels.panel, width = round_up(columns, panel);
   const Index panels_of_task = std::max<Index>(1, 16384 / (panel * block));
   const Index parts = ceil_div(width / panel, panels_of_task), blocks = ceil_div(depth, block);
   parallel_for(parts * blocks, 0.4 * static_cast<double>(width * depth), [&](Index task, int) {
     const Index first = task % parts * panels_of_task * panel, k = task / parts * block;
     const Index count = std::min(panels_of_task * panel, columns - first), deep = std::min(block, depth - k);
-    pack_right(kernels, right.from(k, first), deep, count, packed + k * width + first * deep);
+    kernels.pack_right(right.from(k, first), deep, count, packed + k * width + first * deep);
   });
 }
 
 // Rows of the left side: [block of rows][block of the depth][strip].
-template <class T>
-void pack_strips(const ProductKernels<T>& kernels, const ProductCut& cut, Index rows, Index depth,
+template <class T, class Stored>
+void pack_strips(const ProductKernels<T, Stored>& kernels, const ProductCut& cut, Index rows, Index depth,
                  MatrixView<T> left, T* strips) {
   const Index row_blocks = ceil_div(rows, cut.rows), blocks = ceil_div(depth, cut.depth);
   parallel_for(row_blocks * blocks, 0.2 * static_cast<double>(rows * depth), [&](Index task, int) {
@@ -165,10 +165,10 @@ Start<T> start_of(Write write, const T* bias, Index column, const T* target, Ind
 }
 
 // c = left times columns [first_column, ..) of what is packed. `strips`: room for cut.rows_at_once rows.
-template <class T>
-void multiply_panels(const ProductKernels<T>& kernels, const ProductCut& cut, Index rows, Index columns,
-                     Index depth, MatrixView<T> left, Panels<T> right, Index first_column, const T* bias,
-                     Write write, T* strips, T* c, Index c_stride) {
+template <class T, class Stored>
+void multiply_panels(const ProductKernels<T, Stored>& kernels, const ProductCut& cut, Index rows,
+                     Index columns, Index depth, MatrixView<T> left, Panels<Stored> right, Index first_column,
+                     const T* bias, Write write, T* strips, T* c, Index c_stride) {
   const Index groups = ceil_div(columns, cut.columns);
   for (Index top = 0; top < rows; top += cut.rows_at_once) {
     const Index height = std::min(cut.rows_at_once, rows - top);
@@ -197,20 +197,21 @@ void multiply_panels(const ProductKernels<T>& kernels, const ProductCut& cut, In
 // The same where all rows are one block: each panel is read by one task alone, which packs it into its cache
 // and multiplies by it at once.
 template <class T, class Stored>
-void multiply_while_packing(const ProductKernels<T>& kernels, const ProductCut& cut, Index rows,
+void multiply_while_packing(const ProductKernels<T, Stored>& kernels, const ProductCut& cut, Index rows,
                             Index columns, Index depth, MatrixView<T> left, MatrixView<Stored> right,
                             const T* bias, Write write, T* c, Index c_stride) {
   const SharedWorkspace workspace(rows * depth * Index{sizeof(T)});
   T* const strips = static_cast<T*>(workspace.data());
   pack_strips(kernels, cut, rows, depth, left, strips);
   parallel_for(ceil_div(columns, cut.columns), product_work<T>(rows, columns, depth), [&](Index task, int) {
-    T* const panel = static_cast<T*>(thread_workspace(kernels.panel * cut.depth * Index{sizeof(T)}));
+    Stored* const panel =
+        static_cast<Stored*>(thread_workspace(kernels.panel * cut.depth * Index{sizeof(Stored)}));
     const Index begin = task * cut.columns, end = std::min(columns, begin + cut.columns);
     for (Index k = 0; k == 0 || k < depth; k += cut.depth) {
       const Index deep = std::min(cut.depth, depth - k);
       for (Index column = begin; column < end; column += kernels.panel) {
         const Index n = std::min(kernels.panel, end - column);
-        pack_right(kernels, right.from(k, column), deep, n, panel);
+        kernels.pack_right(right.from(k, column), deep, n, panel);
         T* const target = c + column;
         const Start<T> start =
             k > 0 ? Start<T>{target, c_stride} : start_of(write, bias, column, target, c_stride);
@@ -265,28 +266,29 @@ void product(Index rows, Index columns, Index depth, MatrixView<T> left, MatrixV
         right.row_stride == 1)
       return ordered_product(rows, columns, depth, left, right, bias, c, c_stride);
   }
-  const ProductKernels<T>& kernels = product_kernels<T>();
-  const Index at_once = columns_at_once<T>(columns, depth, kernels.panel);
+  const ProductKernels<T, Stored>& kernels = product_kernels<T, Stored>();
+  const Index at_once = columns_at_once<Stored>(columns, depth, kernels.panel);
   // What is packed at a time stays in the caches until it is read.
   const Index block = depth_of_blocks<T>(depth);
   const Index deep = std::min(std::max<Index>(depth, 1), block * std::max<Index>(1, 512 / block));
-  const ProductCut cut = small_right_cut<T>(rows, std::min(columns, at_once), depth, deep, kernels.panel);
+  const ProductCut cut =
+      small_right_cut<T, Stored>(rows, std::min(columns, at_once), depth, deep, kernels.panel);
   if (rows == cut.rows && columns <= at_once)
     return multiply_while_packing(kernels, cut, rows, columns, depth, left, right, bias, write, c, c_stride);
   // Every panel begins at a cache line.
   const Index left_size = round_up(std::min(rows, cut.rows_at_once) * deep, 64 / Index{sizeof(T)});
   const Index right_size = std::min(at_once, round_up(columns, kernels.panel)) * deep;
-  const SharedWorkspace workspace((left_size + right_size) * Index{sizeof(T)});
+  const SharedWorkspace workspace(left_size * Index{sizeof(T)} + right_size * Index{sizeof(Stored)});
   T* const strips = static_cast<T*>(workspace.data());
-  T* const packed = strips + left_size;
+  Stored* const packed = reinterpret_cast<Stored*>(strips + left_size);
   for (Index begin = 0; begin < columns; begin += at_once) {
     const Index width = std::min(at_once, columns - begin);
     for (Index k = 0; k == 0 || k < depth; k += deep) {
       const Index part = std::min(deep, depth - k);
       pack_panels(kernels, cut.depth, part, width, right.from(k, begin), packed);
       multiply_panels(kernels, cut, rows, width, part, left.from(0, k),
-                      Panels<T>{packed, round_up(width, kernels.panel)}, 0, bias ? bias + begin : nullptr,
-                      k > 0 ? Write::add : write, strips, c + begin, c_stride);
+                      Panels<Stored>{packed, round_up(width, kernels.panel)}, 0,
+                      bias ? bias + begin : nullptr, k > 0 ? Write::add : write, strips, c + begin, c_stride);
     }
   }
 }
@@ -319,60 +321,93 @@ const SplitProductKernels* split_kernels([[maybe_unused]] Index rows, [[maybe_un
   return nullptr;
 }
 
+template <class T, class Stored>
+class PackedPanels final : public PackedRight<T> {
+ public:
+  PackedPanels(Index columns, Index depth, MatrixView<Stored> right)
+      : kernels_(product_kernels<T, Stored>()),
+        depth_(depth),
+        width_(round_up(columns, kernels_.panel)),
+        memory_({width_ * depth}) {
+    pack_panels(kernels_, depth_of_blocks<T>(depth), depth, columns, right, memory_.data());
+  }
+
+  bool fits(Index rows, Index columns) const override {
+    return split_kernels<T>(rows, columns, depth_) == nullptr && !blas_is_better() &&
+           &kernels_ == &product_kernels<T, Stored>();
+  }
+  bool is_split() const override { return false; }
+  bool can_begin_at(Index column) const override { return column % kernels_.panel == 0; }
+  Index nbytes() const override { return memory_.size() * Index{sizeof(Stored)}; }
+
+  void product(Index rows, Index columns, MatrixView<T> left, Index first_column, const T* bias, T* c,
+               Index c_stride) const override {
+    if (rows == 0 || columns == 0) return;
+    const ProductCut cut = small_right_cut<T, Stored>(rows, columns, depth_, depth_, kernels_.panel);
+    const SharedWorkspace workspace(std::min(rows, cut.rows_at_once) * depth_ * Index{sizeof(T)});
+    T* const strips = static_cast<T*>(workspace.data());
+    multiply_panels(kernels_, cut, rows, columns, depth_, left, Panels<Stored>{memory_.data(), width_},
+                    first_column, bias, Write::replace, strips, c, c_stride);
+  }
+
+ private:
+  const ProductKernels<T, Stored>& kernels_;
+  Index depth_, width_;
+  Tensor<Stored> memory_;
+};
+
+class PackedParts final : public PackedRight<float> {
+ public:
+  PackedParts(const SplitProductKernels& kernels, Index columns, Index depth, MatrixView<float> right)
+      : depth_(depth), split_(kernels, depth, columns, right) {}
+
+  bool fits(Index rows, Index columns) const override {
+    return split_kernels_for(rows, columns, depth_) == split_.kernels();
+  }
+  bool is_split() const override { return true; }
+  bool can_begin_at(Index column) const override { return split_.can_begin_at(column); }
+  Index nbytes() const override { return split_.nbytes(); }
+
+  void product(Index rows, Index columns, MatrixView<float> left, Index first_column, const float* bias,
+               float* c, Index c_stride) const override {
+    if (rows == 0 || columns == 0) return;
+    split_.product(rows, columns, left, first_column, bias, c, c_stride);
+  }
+
+ private:
+  Index depth_;
+  PackedSplitRight split_;
+};
+
 }  // namespace
 
+// Six encoder layers of width 384, AVX-512 (Zen 5), two threads: 0.57 ms for 2 rows, 0.93 for 8, 1.38 for
+// 16, where reading the weights as they lie takes 0.88, 1.57, 2.08; one row takes the same. Alike on AVX2.
 template <class T>
-PackedRight<T>::PackedRight(Index rows, Index columns, Index depth, MatrixView<T> right) : depth_(depth) {
+std::shared_ptr<const PackedRight<T>> packed_right(Index rows, Index columns, Index depth,
+                                                   MatrixView<T> right) {
   if constexpr (sizeof(T) == sizeof(float)) {
-    if (const auto* const kernels = split_kernels<T>(rows, columns, depth)) {
-      split_.emplace(*kernels, depth, columns, right);
-      return;
-    }
+    if (const auto* const kernels = split_kernels_for(rows, columns, depth))
+      return std::make_shared<PackedParts>(*kernels, columns, depth, right);
   }
-  kernels_ = &product_kernels<T>();
-  memory_ = Tensor<T>({round_up(columns, kernels_->panel) * depth});
-  pack_panels(*kernels_, depth_of_blocks<T>(depth), depth, columns, right, memory_.data());
+  if (blas_is_better()) return nullptr;
+  return std::make_shared<PackedPanels<T, T>>(columns, depth, right);
 }
 
-template <class T>
-bool PackedRight<T>::is_wanted(Index rows, Index columns, Index depth) {
-  // Six encoder layers of width 384, AVX-512 (Zen 5), two threads: 0.57 ms for 2 rows, 0.93 for 8, 1.38 for
-  // 16, where reading the weights as they lie takes 0.88, 1.57, 2.08; one row takes the same. Alike on AVX2.
-  return split_kernels<T>(rows, columns, depth) != nullptr || !blas_is_better();
+// Speed of bfloat16 relative to float32, both packed once (768 x 768, 768 x 3072 and 3072 x 768, Zen 5, two
+// threads), with AVX-512: 2.0 to 2.3 for 1 row, 1.4 to 1.9 for 2, 1.03 for 8, 1.01 to 1.03 from 24 rows on.
+// With AVX2: 1.1 to 1.35, 1.07 to 1.2, 0.91 (the tile of 4 rows waits for its own sums, a little longer now),
+// 1.01 to 1.03. Packed anew by each product, with AVX-512: 0.7 to 0.9 for 8 to 48 rows, 0.92 to 0.95 for 64,
+// 0.96 to 0.98 for 128, 0.98 to 1.0 for 256, 0.99 to 1.01 for 1024: so many need no copy.
+std::shared_ptr<const PackedRight<float>> packed_right(Index rows, Index columns, Index depth,
+                                                       MatrixView<std::uint16_t> right) {
+  constexpr Index many_rows = 512;
+  if (rows >= many_rows || blas_is_better() || split_kernels_for(rows, columns, depth) != nullptr)
+    return nullptr;
+  return std::make_shared<PackedPanels<float, std::uint16_t>>(columns, depth, right);
 }
 
-template <class T>
-bool PackedRight<T>::fits(Index rows, Index columns) const {
-  const SplitProductKernels* const split = split_kernels<T>(rows, columns, depth_);
-  return split != nullptr ? split_ && split_->kernels() == split : kernels_ == &product_kernels<T>();
-}
-
-template <class T>
-bool PackedRight<T>::can_begin_at(Index column) const {
-  return split_ ? split_->can_begin_at(column) : column % kernels_->panel == 0;
-}
-
-template <class T>
-Index PackedRight<T>::nbytes() const {
-  return split_ ? split_->nbytes() : memory_.size() * Index{sizeof(T)};
-}
-
-template <class T>
-void PackedRight<T>::product(Index rows, Index columns, MatrixView<T> left, Index first_column, const T* bias,
-                             T* c, Index c_stride) const {
-  if (rows == 0 || columns == 0) return;
-  if constexpr (sizeof(T) == sizeof(float)) {
-    if (split_) return split_->product(rows, columns, left, first_column, bias, c, c_stride);
-  }
-  const ProductCut cut = small_right_cut<T>(rows, columns, depth_, depth_, kernels_->panel);
-  const SharedWorkspace workspace(std::min(rows, cut.rows_at_once) * depth_ * Index{sizeof(T)});
-  T* const strips = static_cast<T*>(workspace.data());
-  multiply_panels(*kernels_, cut, rows, columns, depth_, left,
-                  Panels<T>{memory_.data(), depth_ == 0 ? 0 : memory_.size() / depth_}, first_column, bias,
-                  Write::replace, strips, c, c_stride);
-}
-
-template class PackedRight<float>;
-template class PackedRight<double>;
+template std::shared_ptr<const PackedRight<float>> packed_right(Index, Index, Index, MatrixView<float>);
+template std::shared_ptr<const PackedRight<double>> packed_right(Index, Index, Index, MatrixView<double>);
 
 }  // namespace blasformer

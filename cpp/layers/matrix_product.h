@@ -3,10 +3,9 @@
 // c = left right, the product that layers consist of, on all cores.
 
 #include <cstdint>
-#include <optional>
+#include <memory>
 
 #include "core/index.h"
-#include "core/tensor.h"
 #include "kernels/product_kernels.h"
 #include "layers/split_matrix_product.h"
 #include "layers/write.h"
@@ -30,26 +29,27 @@ void matrix_product(Index rows, Index columns, Index depth, MatrixView<float> le
 template <class T>
 class PackedRight {
  public:
-  // For the kernels that make such a product now.
-  PackedRight(Index rows, Index columns, Index depth, MatrixView<T> right);
+  virtual ~PackedRight() = default;
 
-  // Whether such a product is made by kernels that pack; by those of this copy.
-  static bool is_wanted(Index rows, Index columns, Index depth);
-  bool fits(Index rows, Index columns) const;
-  bool is_split() const { return split_.has_value(); }
+  // Whether such a product is made by the kernels of this copy.
+  virtual bool fits(Index rows, Index columns) const = 0;
+  virtual bool is_split() const = 0;
   // Whether a product may begin at this column.
-  bool can_begin_at(Index column) const;
-  Index nbytes() const;
+  virtual bool can_begin_at(Index column) const = 0;
+  virtual Index nbytes() const = 0;
 
   // matrix_product with columns [first_column, first_column + columns) of it.
-  void product(Index rows, Index columns, MatrixView<T> left, Index first_column, const T* bias, T* c,
-               Index c_stride) const;
-
- private:
-  std::optional<PackedSplitRight> split_;  // or else:
-  const ProductKernels<T>* kernels_ = nullptr;
-  Index depth_;
-  Tensor<T> memory_;
+  virtual void product(Index rows, Index columns, MatrixView<T> left, Index first_column, const T* bias, T* c,
+                       Index c_stride) const = 0;
 };
+
+// Packed for the kernels that make such a product now; null where those of OpenBLAS do, which pack nothing.
+template <class T>
+std::shared_ptr<const PackedRight<T>> packed_right(Index rows, Index columns, Index depth,
+                                                   MatrixView<T> right);
+
+// The same for a right side in bfloat16, which stays so: half the memory.
+std::shared_ptr<const PackedRight<float>> packed_right(Index rows, Index columns, Index depth,
+                                                       MatrixView<std::uint16_t> right);
 
 }  // namespace blasformer

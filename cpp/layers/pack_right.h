@@ -1,25 +1,24 @@
 #pragma once
 
-// Packing the right side of a product, by ProductKernels or SplitProductKernels.
+// Packing the right side of a product by SplitProductKernels.
 
 #include <cstdint>
 
 #include "core/index.h"
 #include "core/workspace.h"
 #include "kernels/half_kernels.h"
-#include "kernels/product_kernels.h"
+#include "kernels/split_product.h"
 
 namespace blasformer {
 
-template <class Kernels, class T, class Packed>
-void pack_right(const Kernels& kernels, MatrixView<T> right, Index depth, Index columns, Packed* packed) {
+inline void pack_right(const SplitProductKernels& kernels, MatrixView<float> right, Index depth,
+                       Index columns, void* packed) {
   kernels.pack_right(right, depth, columns, packed);
 }
 
 // Columns in bfloat16, dense along the depth, are widened first: few at a time, which stay in the caches.
-template <class Kernels, class Packed>
-void pack_right(const Kernels& kernels, MatrixView<std::uint16_t> right, Index depth, Index columns,
-                Packed* packed) {
+inline void pack_right(const SplitProductKernels& kernels, MatrixView<std::uint16_t> right, Index depth,
+                       Index columns, void* packed) {
   struct OfWidened;
   const Index stride = depth + 16;  // no power of two: columns do not share sets of the cache
   float* const widened =

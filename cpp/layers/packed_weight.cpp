@@ -1,11 +1,12 @@
 #include "layers/packed_weight.h"
 
+#include <type_traits>
+
 namespace blasformer {
 
 template <class T>
 auto PackedWeight<T>::of(const T* weight, Index in_features, Index all_rows, Index rows, Index out_features,
                          Pass pass) const -> std::shared_ptr<const PackedRight<T>> {
-  if (!PackedRight<T>::is_wanted(rows, out_features, in_features)) return nullptr;
   {
     const std::lock_guard lock(mutex_);
     if (!kept_) return nullptr;
@@ -15,8 +16,15 @@ auto PackedWeight<T>::of(const T* weight, Index in_features, Index all_rows, Ind
   }
   if (pass == Pass::training) return nullptr;
   // Without the lock: packing waits for other threads. Two that pack at once make the same.
-  auto packed = std::make_shared<const PackedRight<T>>(rows, all_rows, in_features,
-                                                       MatrixView<T>{weight, 1, in_features});
+  std::shared_ptr<const PackedRight<T>> packed;
+  if constexpr (std::is_same_v<T, float>) {
+    if (!bfloat16_.empty())
+      packed = packed_right(rows, all_rows, in_features,
+                            MatrixView<std::uint16_t>{bfloat16_.data(), 1, in_features});
+  }
+  if (bfloat16_.empty())
+    packed = packed_right(rows, all_rows, in_features, MatrixView<T>{weight, 1, in_features});
+  if (packed == nullptr) return nullptr;
   const std::lock_guard lock(mutex_);
   packed_[packed->is_split()] = packed;
   return packed;

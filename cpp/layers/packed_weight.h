@@ -19,7 +19,7 @@ enum class Pass { inference, training };
 // the first one of an inference pass that reads it (on bfloat16 tiles many rows read other copies than few).
 // They are kept only where somebody has promised, by keep(), to forget() it
 // whenever the weight changes; a copy of a layer begins without. And, if it holds the weight in half the
-// memory, the weight itself: then the parameter is a tensor without numbers, and nothing is packed.
+// memory, the weight itself: then the parameter is a tensor without numbers, and what is packed is bfloat16.
 template <class T>
 class PackedWeight {
  public:

@@ -94,7 +94,7 @@ class Layer:
         """Bytes of the copies of weights that inference keeps, in the order in which the kernels read them.
 
         The first inference pass after weights change makes them, as large as the weights it multiplies by;
-        passes of one to four rows, and training, do without.
+        training does without.
 
         >>> layer = Linear(256, 64, rng=0)
         >>> layer.packed_nbytes
@@ -128,9 +128,10 @@ class Layer:
         Concerned are the matrices that linear layers, attention and feed-forward multiply by, in all parts of
         a layer or model. Biases, norms, embeddings (with an output that shares theirs) and low-rank adapters
         stay as they are, as do activations: y = x bfloat16(weight)^T + bias, added up in float32, is what
-        `blasformer.linear` gives for rounded weights, bit for bit. A product of a few rows, as when a model
-        writes text, reads half the memory. Larger ones widen the weights while they pack them, and keep no
-        copy: packed_nbytes stays 0.
+        the layer gives for rounded weights in float32, bit for bit. Products are as fast, and those of
+        one row or two, as when a model writes text, up to twice as fast: they read half the memory. Packed
+        copies (packed_nbytes) take half the memory too; products of 512 rows and more, and those on bfloat16
+        tiles, make none.
 
         parameters() and state_dict() have such weights as arrays of ml_dtypes.bfloat16, load_state_dict and
         edit want them so, and files are written with them. Training raises RuntimeError, as does merging

@@ -5,6 +5,11 @@
 // panels go by, each panel in L1 while the strips go by (Goto and van de Geijn 2008, "Anatomy of
 // high-performance matrix multiplication"). Fewer than four rows take several panels at once: packed weights
 // are then read as fast as memory is.
+//
+// Columns in bfloat16 are packed as such, and widened in the registers of the tile, whenever they are read: a
+// panel takes half the memory, of the caches too, and the two more instructions are done while the
+// multiply-add units are busy. The two vectors of a panel alternate number by number: of 32 bits the lower
+// half, shifted up, is a number of the first, and the upper half, where it is, one of the second.
 
 #include "kernels/product_kernels.h"
 
@@ -153,6 +158,53 @@ void pack_right(MatrixView<T> right, Index depth, Index columns, T* packed) {
   }
 }
 
+// 32 bits of each lane of a vector.
+typedef std::uint32_t Words __attribute__((vector_size(sizeof(Simd<float>::Vector))));
+
+inline Words load_words(const std::uint16_t* x) {
+  Words words;
+  std::memcpy(&words, x, sizeof words);
+  return words;
+}
+
+// Two numbers, which follow one another in their column, are transposed as one; then those of the two vectors
+// change places.
+void pack_right_bfloat16(MatrixView<std::uint16_t> right, Index depth, Index columns, std::uint16_t* packed) {
+  constexpr Index panel = kPanel<float>, lanes = Simd<float>::lanes;
+  for (Index first = 0; first < columns; first += panel, packed += depth * panel) {
+    const std::uint16_t* column[panel];
+    const float* pairs[panel];           // nothing but vectors of them is loaded
+    for (Index c = 0; c < panel; ++c) {  // columns that are not there repeat the last one
+      column[c] = right.data + smaller(first + c, columns - 1) * right.column_stride;
+      pairs[c] = reinterpret_cast<const float*>(column[c]);
+    }
+    const Index paired = 2 * transpose_squares(pairs, panel, depth / 2, reinterpret_cast<float*>(packed));
+    for (Index k = 0; k < paired; k += 2) {
+      std::uint16_t* const line = packed + k * panel;
+      const Words a = load_words(line), b = load_words(line + panel);
+      const Words even = (a & 0xffffu) | b << 16, odd = a >> 16 | (b & 0xffff0000u);
+      std::memcpy(line, &even, sizeof even);
+      std::memcpy(line + panel, &odd, sizeof odd);
+    }
+    for (Index k = paired; k < depth; ++k) {
+      for (Index c = 0; c < panel; ++c) packed[k * panel + 2 * (c % lanes) + c / lanes] = column[c][k];
+    }
+  }
+}
+
+// The two vectors of a line of a panel,
+template <class T>
+inline void load_line(const T* line, typename Simd<T>::Vector* x) {
+  x[0] = Simd<T>::load(line);
+  x[1] = Simd<T>::load(line + Simd<T>::lanes);
+}
+// and of one in bfloat16.
+inline void load_line(const std::uint16_t* line, Simd<float>::Vector* x) {
+  const Words words = load_words(line);
+  x[0] = reinterpret_cast<Simd<float>::Vector>(words << 16);
+  x[1] = reinterpret_cast<Simd<float>::Vector>(words & 0xffff0000u);
+}
+
 // The panels that a tile of so few rows takes at once, or its sums would wait for one another.
 #if defined(BLASFORMER_ISA_avx512)
 constexpr int panels_at_once(int rows) { return rows == 1 ? 4 : 2; }
@@ -163,8 +215,8 @@ constexpr int kFewestRows = 2;
 #endif
 
 // Panels are right_stride apart.
-template <class T, int rows, int panels>
-[[gnu::noinline]] void panel_tile(Index depth, const T* left, const T* right, Index right_stride,
+template <class T, class Stored, int rows, int panels>
+[[gnu::noinline]] void panel_tile(Index depth, const T* left, const Stored* right, Index right_stride,
                                   const T* start, Index start_stride, T* c, Index c_stride) {
   using S = Simd<T>;
   typename S::Vector sum[rows][2 * panels];
@@ -177,8 +229,8 @@ template <class T, int rows, int panels>
   }
   for (Index k = 0; k < depth; ++k) {
     typename S::Vector x[2 * panels];
-#pragma GCC unroll 8
-    for (int v = 0; v < 2 * panels; ++v) x[v] = S::load(right + v / 2 * right_stride + v % 2 * S::lanes);
+#pragma GCC unroll 4
+    for (int p = 0; p < panels; ++p) load_line(right + p * right_stride, x + 2 * p);
     right += kPanel<T>;
 #pragma GCC unroll 12
     for (int r = 0; r < rows; ++r) {
@@ -199,52 +251,60 @@ template <class T, int rows, int panels>
   }
 }
 
-template <class T>
-using PanelTile = void (*)(Index depth, const T* left, const T* right, Index right_stride, const T* start,
-                           Index start_stride, T* c, Index c_stride);
+template <class T, class Stored>
+using PanelTile = void (*)(Index depth, const T* left, const Stored* right, Index right_stride,
+                           const T* start, Index start_stride, T* c, Index c_stride);
 
-template <class T>
-constexpr PanelTile<T> kPanelTiles[] = {
-    panel_tile<T, 1, 1>,  panel_tile<T, 2, 1>,  panel_tile<T, 3, 1>,
-    panel_tile<T, 4, 1>,  panel_tile<T, 5, 1>,  panel_tile<T, 6, 1>,
+template <class T, class Stored>
+constexpr PanelTile<T, Stored> kPanelTiles[] = {
+    panel_tile<T, Stored, 1, 1>,  panel_tile<T, Stored, 2, 1>,  panel_tile<T, Stored, 3, 1>,
+    panel_tile<T, Stored, 4, 1>,  panel_tile<T, Stored, 5, 1>,  panel_tile<T, Stored, 6, 1>,
 #if defined(BLASFORMER_ISA_avx512)
-    panel_tile<T, 7, 1>,  panel_tile<T, 8, 1>,  panel_tile<T, 9, 1>,
-    panel_tile<T, 10, 1>, panel_tile<T, 11, 1>, panel_tile<T, 12, 1>,
+    panel_tile<T, Stored, 7, 1>,  panel_tile<T, Stored, 8, 1>,  panel_tile<T, Stored, 9, 1>,
+    panel_tile<T, Stored, 10, 1>, panel_tile<T, Stored, 11, 1>, panel_tile<T, Stored, 12, 1>,
 #endif
 };
 
-template <class T>
-constexpr PanelTile<T> kFewRowsTiles[kFewestRows] = {
-    panel_tile<T, 1, panels_at_once(1)>,
-    panel_tile<T, 2, panels_at_once(2)>,
+// Of two panels and more.
+template <class T, class Stored>
+constexpr PanelTile<T, Stored> kFewRowsTiles[kFewestRows][panels_at_once(1) - 1] = {
 #if defined(BLASFORMER_ISA_avx512)
-    panel_tile<T, 3, panels_at_once(3)>,
+    {panel_tile<T, Stored, 1, 2>, panel_tile<T, Stored, 1, 3>, panel_tile<T, Stored, 1, 4>},
+    {panel_tile<T, Stored, 2, 2>},
+    {panel_tile<T, Stored, 3, 2>},
+#else
+    {panel_tile<T, Stored, 1, 2>},
+    {panel_tile<T, Stored, 2, 2>},
 #endif
 };
 
 // Where a panel has fewer columns than it could have.
-template <class T>
-void narrow_tile(Index rows, Index depth, const T* left, const T* right, Index columns, const T* start,
+template <class T, class Stored>
+void narrow_tile(Index rows, Index depth, const T* left, const Stored* right, Index columns, const T* start,
                  Index start_stride, T* c, Index c_stride) {
   T tile[kMaxRows * kPanel<T>] = {};
   for (Index r = 0; r < rows && start != nullptr; ++r) {
     for (Index i = 0; i < columns; ++i) tile[r * kPanel<T> + i] = start[r * start_stride + i];
   }
-  kPanelTiles<T>[rows - 1](depth, left, right, 0, tile, kPanel<T>, tile, kPanel<T>);
+  kPanelTiles<T, Stored>[rows - 1](depth, left, right, 0, tile, kPanel<T>, tile, kPanel<T>);
   for (Index r = 0; r < rows; ++r) {
     for (Index i = 0; i < columns; ++i) c[r * c_stride + i] = tile[r * kPanel<T> + i];
   }
 }
 
-template <class T>
-void multiply(const T* left, Index rows, Index depth, const T* right, Index right_stride, Index columns,
+template <class T, class Stored>
+void multiply(const T* left, Index rows, Index depth, const Stored* right, Index right_stride, Index columns,
               const T* start, Index start_stride, T* c, Index c_stride) {
   Index first = 0;
   if (rows <= kFewestRows) {
-    const Index panels = panels_at_once(static_cast<int>(rows)), width = panels * kPanel<T>;
-    for (; first + width <= columns; first += width, right += panels * right_stride) {
-      kFewRowsTiles<T>[rows - 1](depth, left, right, right_stride, start != nullptr ? start + first : nullptr,
-                                 start_stride, c + first, c_stride);
+    const Index most = panels_at_once(static_cast<int>(rows));
+    while (columns - first >= 2 * kPanel<T>) {
+      const Index panels = smaller(most, (columns - first) / kPanel<T>);
+      kFewRowsTiles<T, Stored>[rows - 1][panels - 2](depth, left, right, right_stride,
+                                                     start != nullptr ? start + first : nullptr, start_stride,
+                                                     c + first, c_stride);
+      first += panels * kPanel<T>;
+      right += panels * right_stride;
     }
   }
   for (; first < columns; first += kPanel<T>, right += right_stride) {
@@ -254,7 +314,7 @@ void multiply(const T* left, Index rows, Index depth, const T* right, Index righ
       const T* const begin = start != nullptr ? start + row * start_stride + first : nullptr;
       T* const target = c + row * c_stride + first;
       if (count == kPanel<T>) {
-        kPanelTiles<T>[height - 1](depth, strip, right, 0, begin, start_stride, target, c_stride);
+        kPanelTiles<T, Stored>[height - 1](depth, strip, right, 0, begin, start_stride, target, c_stride);
       } else {
         narrow_tile(height, depth, strip, right, count, begin, start_stride, target, c_stride);
       }
@@ -268,13 +328,19 @@ constexpr ProductKernels<T> kProductKernels = {
     .panel = kPanel<T>,
     .pack_left = pack_left<T>,
     .pack_right = pack_right<T>,
-    .multiply = multiply<T>,
+    .multiply = multiply<T, T>,
+};
+constexpr ProductKernels<float, std::uint16_t> kBfloat16ProductKernels = {
+    .panel = kPanel<float>,
+    .pack_left = pack_left<float>,
+    .pack_right = pack_right_bfloat16,
+    .multiply = multiply<float, std::uint16_t>,
 };
 
 }  // namespace
 
-template <class T>
-const ProductKernels<T>& product_kernels();
+template <class T, class Stored>
+const ProductKernels<T, Stored>& product_kernels();
 
 template <>
 const ProductKernels<float>& product_kernels() {
@@ -283,6 +349,10 @@ const ProductKernels<float>& product_kernels() {
 template <>
 const ProductKernels<double>& product_kernels() {
   return kProductKernels<double>;
+}
+template <>
+const ProductKernels<float, std::uint16_t>& product_kernels() {
+  return kBfloat16ProductKernels;
 }
 
 }  // namespace blasformer::BLASFORMER_ISA
