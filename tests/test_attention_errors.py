@@ -108,7 +108,8 @@ MASKS = [
     (
         {"mask": zeros(33, 97)},
         TypeError,
-        "mask must be a NumPy array of bool (True = may attend), got float32",
+        "mask must be a NumPy array of bool (True = may attend), got float32; "
+        "numbers to be added to scores are a bias",
     ),
     ({"mask": [[True]]}, TypeError, "mask must be a NumPy array of bool (True = may attend), got list"),
     ({"mask": np.ones((33, 96), bool)}, ValueError, f"mask {BROADCAST}(33, 96)"),

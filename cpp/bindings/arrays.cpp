@@ -112,7 +112,9 @@ ArrayView float_view(py::object& argument, const char* name) {
 ArrayView bool_view(py::object& argument, const char* name) {
   const py::array array = as_array(argument, name, "bool (True = may attend)");
   if (array.dtype().num() != kBool) {
-    fail<TypeMismatch>(name, " must be a NumPy array of bool (True = may attend), got ", dtype_name(array));
+    const bool is_floating = array.dtype().kind() == 'f';  // as masks that PyTorch adds to scores
+    fail<TypeMismatch>(name, " must be a NumPy array of bool (True = may attend), got ", dtype_name(array),
+                       is_floating ? "; numbers to be added to scores are a bias" : "");
   }
   return view_of(argument, array, DType::boolean, name);
 }
