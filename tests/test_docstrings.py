@@ -4,6 +4,7 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
 from pathlib import Path
 
 import blasformer
@@ -56,5 +57,7 @@ def test_a_public_name_is_documented(name):
 
 
 @pytest.mark.parametrize("name", [name for name, value in OBJECTS.items() if inspect.isfunction(value)])
-def test_a_public_function_has_an_example(name):
-    assert ">>> " in (inspect.getdoc(OBJECTS[name]) or "")
+def test_a_public_function_has_an_example_and_says_what_it_raises(name):
+    text = inspect.getdoc(OBJECTS[name]) or ""
+    assert ">>> " in text
+    assert re.search("[Rr]aises", text) or name == "blasformer.get_num_threads"

@@ -1,4 +1,19 @@
-"""Exact attention and Transformer layers for NumPy arrays, on a CPU."""
+"""Exact attention and Transformer layers for NumPy arrays, on a CPU.
+
+`scaled_dot_product_attention` and the other functions take arrays and return arrays; `..._backward` are their
+gradients, and `attention_forward` keeps what attention_backward needs. `nn` has layers, forward and backward,
+with PyTorch's names; `models` published models and ones to train; `optim`, `train`, `data` and `lora` what
+training takes; `io` checkpoints; `testing` numerical derivatives; `sklearn` an estimator.
+
+Attention works on (..., heads, length, head_dim), layers on (batch, length, features). Masks: True = may
+attend. Dtypes are never converted silently, and nothing is dropped out without an `rng`.
+
+>>> import numpy as np
+>>> import blasformer as bf
+>>> x = np.ones((1, 2, 3, 4), np.float32)  # (batch, heads, length, head_dim)
+>>> bf.scaled_dot_product_attention(x, x, x, causal=True).shape
+(1, 2, 3, 4)
+"""
 
 from . import data, io, lora, models, nn, optim, testing, train
 from ._attention import (

@@ -25,7 +25,12 @@ Causal: TypeAlias = Literal["upper_left", "lower_right"] | bool
 
 
 class AttentionResult(NamedTuple):
-    """The output of an attention call and what else was asked for; absent parts are None."""
+    """The output of an attention call and what else was asked for; absent parts are None.
+
+    output: (..., query_heads, query_length, value_dim)
+    weights: (..., heads, rows, key_length), those that were selected, before dropout
+    logsumexp: (..., query_heads, query_length): of the scores of each query; -inf if it may attend to nothing
+    """
 
     output: Array
     weights: Array | None
@@ -39,6 +44,9 @@ class WeightSelection:
     heads, rows: indices of query heads and of queries (negative ones count from the end), a slice, or
         None for all of them.
     mean: return the mean over the selected heads instead of every head.
+
+    The call it is given to raises IndexError for heads and rows that there are not, TypeError for what are no
+    indices.
 
     >>> WeightSelection(heads=[0], rows=[-1])
     WeightSelection(heads=[0], rows=[-1], mean=False)
@@ -296,6 +304,8 @@ def attention_forward(
     output (saved.nbytes), and refers to the arrays passed in, which must not change before
     attention_backward. Memory is linear in the length; dropout is drawn again from its seed.
 
+    Raises what scaled_dot_product_attention raises.
+
     >>> x = np.ones((1, 2, 3, 4), np.float32)
     >>> output, saved = attention_forward(x, x, x)
     >>> attention_backward(saved, np.ones_like(output)).value.shape
@@ -375,7 +385,7 @@ def explain_mask(
     query_shape: (..., query_heads, query_length, dim); key_shape: (..., key_heads, key_length, dim)
 
     Returns a bool array (..., query_heads, query_length, key_length), True = may attend, decided by the code
-    that attention runs.
+    that attention runs. Raises what scaled_dot_product_attention raises for shapes and masks.
 
     >>> explain_mask((1, 3, 8), (1, 3, 8), causal=True)[0].astype(int)
     array([[1, 0, 0],
@@ -431,6 +441,8 @@ def attention_plan(
     queries_per_task, keys_per_task, tasks, threads: how the work is cut, and how many threads would share it
         now; keys are cut where there are few queries
     peak_bytes: memory of the call: its results and all scratch memory; linear in the lengths, but for weights
+
+    Raises what scaled_dot_product_attention raises for shapes and dtypes.
 
     >>> attention_plan((1, 8, 1024, 64), (1, 8, 1024, 64)).peak_bytes < 16e6
     True

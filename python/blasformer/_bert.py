@@ -56,6 +56,8 @@ class BertConfig:
         pad_token_id + 1, and so many of the position embeddings are not for tokens
     pad_token_id: which token stands for padding; 0 by default, in RoBERTa 1
 
+    Raises TypeError or ValueError that names what it cannot be.
+
     >>> config = BertConfig(
     ...     vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
     ... )
@@ -186,7 +188,7 @@ class BertModel(Layer):
 
     Padding costs nothing and changes nothing: only tokens are computed, and a sequence's result is the same
     whatever else is in the batch: up to rounding, and in every bit within blasformer.batch_invariant(). One
-    model may be called from many threads at once.
+    model may be called from many threads at once. What calling it takes and raises says `BertModel.__call__`.
 
     >>> bert = BertModel.from_pretrained("all-MiniLM-L6-v2")  # the path of a folder
     >>> out = bert(np.array([[101, 7592, 2088, 102]]), return_weights=(-1,))

@@ -68,6 +68,11 @@ class BertForSequenceClassification(Layer):
 
     Returns the logits, (batch, num_labels), or (num_labels,) for one sequence without a batch axis.
 
+    Raises
+    ------
+    IndexError for ids and types out of range, ValueError for shapes that do not fit and for sequences that
+    are too long, TypeError for what is not integer.
+
     References
     ----------
     Devlin et al. 2018, "BERT", section 4.1; Liu et al. 2019, "RoBERTa"; Reimers and Gurevych 2019,

@@ -72,6 +72,11 @@ class BertForQuestionAnswering(Layer):
     where there is no token, or no candidate. With return_weights (logits, weights), weights a dict from the
     index of a layer, as it was given, to its (batch, heads, length, length).
 
+    Raises
+    ------
+    IndexError for ids and types out of range, ValueError for shapes that do not fit and for sequences that
+    are too long, TypeError for what is not integer.
+
     References
     ----------
     Devlin et al. 2018, "BERT", section 4.2; Rajpurkar et al. 2016, "SQuAD".

@@ -69,9 +69,9 @@ class Llama(LanguageModel):
     mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight, input_layernorm.weight,
     post_attention_layernorm.weight; norm.weight; lm_head.weight if not tied.
 
-    Called, trained and asked to generate as LanguageModel. `from_pretrained` reads what is published of
-    Llama, Mistral and Qwen2 as long as positions are not scaled and attention has no window; `save` writes
-    what transformers reads, as Llama or, with projection_bias, as Qwen2.
+    Called, trained and asked to generate as LanguageModel; raises what that raises. `from_pretrained` reads
+    what is published of Llama, Mistral and Qwen2 as long as positions are not scaled and attention has no
+    window; `save` writes what transformers reads, as Llama or, with projection_bias, as Qwen2.
 
     References
     ----------

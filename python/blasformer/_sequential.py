@@ -31,6 +31,11 @@ class Sequential(Composite):
     arguments : what single layers are to be given besides, by index, as {1: {"key_lengths": lengths}}, or
         {2: {"out": array}} for the last
 
+    Raises
+    ------
+    What its layers raise; IndexError for arguments of a layer that there is not, TypeError for what is no
+    layer.
+
     Examples
     --------
     >>> from blasformer import nn

@@ -6,6 +6,8 @@ unpickling a file runs the code in it. What is written appears as a whole or not
 "blasformer[io]"`.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import secrets
@@ -82,7 +84,7 @@ class Checkpoint:
             self.close()
             raise
 
-    def _open_file(self, path: Path) -> "_TensorFile":
+    def _open_file(self, path: Path) -> _TensorFile:
         file = _TensorFile(path)
         self._files.append(file)
         self.metadata.update(file.metadata)
@@ -141,7 +143,7 @@ class Checkpoint:
         self._files.clear()
         self._file_of.clear()
 
-    def __enter__(self) -> "Checkpoint":
+    def __enter__(self) -> Checkpoint:
         return self
 
     def __exit__(

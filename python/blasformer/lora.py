@@ -99,7 +99,8 @@ def add(
 def merge(model: Layer) -> None:
     """Add the adapters' products to the weights: the model computes the same, at the cost without them.
 
-    The adapters stay, without effect, until `unmerge` or `remove`; meanwhile they have zero gradients.
+    The adapters stay, without effect, until `unmerge` or `remove`; meanwhile they have zero gradients. Raises
+    ValueError for a model without adapters, RuntimeError for weights that are held in bfloat16.
 
     >>> from blasformer import nn
     >>> layer = nn.FeedForward(8, 32, rng=0)
@@ -114,6 +115,8 @@ def merge(model: Layer) -> None:
 def unmerge(model: Layer) -> None:
     """Take the adapters' products out of the weights again, up to rounding.
 
+    Raises ValueError for a model without adapters, RuntimeError for weights that are held in bfloat16.
+
     >>> from blasformer import nn
     >>> layer = nn.FeedForward(8, 32, rng=0)
     >>> names = add(layer, "linear1", rank=2, rng=1)
@@ -127,6 +130,8 @@ def unmerge(model: Layer) -> None:
 
 def remove(model: Layer) -> None:
     """Drop the adapters, and let all parameters be trained again. What was merged stays in the weights.
+
+    Raises ValueError for a model without adapters.
 
     >>> from blasformer import nn
     >>> layer = nn.FeedForward(8, 32, rng=0)
@@ -379,8 +384,7 @@ def _matching(names: list[str], targets: list[str]) -> list[str]:
     for target in targets:
         matching = {name for name in names if fnmatch.fnmatch(name, target) or name.endswith(f".{target}")}
         if not matching:
-            raise ValueError(
-                f"targets must match linear layers, got {target!r}; there are {some_names(names)}"
-            )
+            there = "only the layer itself, '*'" if names == [""] else some_names(names)
+            raise ValueError(f"targets must match linear layers, got {target!r}; there are {there}")
         found |= matching
     return [name for name in names if name in found]

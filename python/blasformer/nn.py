@@ -683,6 +683,8 @@ class RotaryPositions:
     base: of the frequencies
     dims: how many features turn, an even number; by default all of a head
 
+    The layer it is given to raises TypeError or ValueError for what these cannot be.
+
     Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding".
 
     >>> RotaryPositions(interleaved=False)

@@ -59,6 +59,8 @@ Schedule: TypeAlias = Callable[[int], float]
 def biases_and_norms(name: str, parameter: Array) -> bool:
     """Whether a parameter is a bias or the weight of a norm, which are vectors: usually not decayed.
 
+    What "match" of a group may be; it raises nothing for the parameters that an optimiser asks about.
+
     >>> from blasformer import nn
     >>> groups = [{"match": biases_and_norms, "weight_decay": 0.0}]
     >>> optimizer = AdamW(nn.Linear(3, 4), groups=groups)
@@ -104,6 +106,8 @@ class Optimizer(ABC):
     clip_norm : scale all gradients down by one factor if the norm of all of them together is larger
     nonfinite : what to do with gradients that hold NaN or Inf: "error" raises ValueError, "skip" leaves
         everything as it was and returns the norm, which then is not finite
+
+    Raises TypeError or ValueError for what these cannot be, and for groups that match nothing.
     """
 
     _memory_names: tuple[str, ...]  # PyTorch's names of what is remembered for each parameter
@@ -560,7 +564,7 @@ class SGD(Optimizer):
     momentum : 0 for plain gradient descent, which needs no memory
     weight_decay : added to the gradient, times the parameter
     nesterov : look ahead along the momentum
-    layers, lr, groups, clip_norm, nonfinite : see Optimizer
+    layers, lr, groups, clip_norm, nonfinite : see Optimizer, and what it raises
 
     References
     ----------
@@ -652,7 +656,7 @@ class Adam(_AdamLike):
     betas : (beta1, beta2), how slowly the means of the gradient and of its square change
     eps : added to the root
     weight_decay : added to the gradient, times the parameter; AdamW is usually better
-    layers, lr, groups, clip_norm, nonfinite : see Optimizer
+    layers, lr, groups, clip_norm, nonfinite : see Optimizer, and what it raises
 
     References
     ----------
@@ -696,7 +700,7 @@ class AdamW(_AdamLike):
     betas : (beta1, beta2), how slowly the means of the gradient and of its square change
     eps : added to the root
     weight_decay : the share, times lr, that a parameter loses in each step
-    layers, lr, groups, clip_norm, nonfinite : see Optimizer
+    layers, lr, groups, clip_norm, nonfinite : see Optimizer, and what it raises
 
     References
     ----------
@@ -740,7 +744,7 @@ class Lion(Optimizer):
     ----------
     betas : (beta1, beta2), how much of the momentum is in the direction, and how slowly it changes
     weight_decay : the share, times lr, that a parameter loses in each step
-    layers, lr, groups, clip_norm, nonfinite : see Optimizer
+    layers, lr, groups, clip_norm, nonfinite : see Optimizer, and what it raises
 
     References
     ----------
@@ -789,6 +793,7 @@ def global_norm(grads: Gradients) -> float:
     """sqrt(sum of the squares of all elements of all gradients), summed in float64.
 
     grads: {name: array} of float32 or float64, or a sequence of these. NaN or Inf if an element is.
+    Raises TypeError for other dtypes.
 
     >>> global_norm({"weight": np.array([[3.0]]), "bias": np.array([4.0])})
     5.0
@@ -829,6 +834,7 @@ def constant_schedule(lr: float, *, warmup: int = 0) -> Schedule:
     """lr, after it has grown linearly over the first `warmup` steps.
 
     Returns a function of the number of steps made so far, as all schedules: the first step has number 0.
+    Raises ValueError or TypeError for an lr or warmup below 0 and for what are no numbers.
 
     >>> schedule = constant_schedule(1.0, warmup=4)
     >>> [schedule(step) for step in (0, 1, 3, 4, 100)]
@@ -850,6 +856,8 @@ def _progress(step: int, warmup: int, steps: int) -> float:
 def linear_schedule(lr: float, *, steps: int, warmup: int = 0, final: float = 0.0) -> Schedule:
     """A linear rise to lr over `warmup` steps, then a linear fall that reaches `final` after `steps` steps.
 
+    Raises ValueError or TypeError unless steps > warmup >= 0, and lr and final are numbers >= 0.
+
     >>> schedule = linear_schedule(1.0, steps=6, warmup=2)
     >>> [schedule(step) for step in (0, 1, 2, 3, 5, 6, 7)]
     [0.5, 1.0, 1.0, 0.75, 0.25, 0.0, 0.0]
@@ -870,6 +878,8 @@ def cosine_schedule(lr: float, *, steps: int, warmup: int = 0, final: float = 0.
 
     Loshchilov and Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts", without restarts.
 
+    Raises ValueError or TypeError unless steps > warmup >= 0, and lr and final are numbers >= 0.
+
     >>> schedule = cosine_schedule(1.0, steps=10, warmup=2)
     >>> [round(schedule(step), 3) for step in (0, 1, 2, 6, 10)]
     [0.5, 1.0, 1.0, 0.5, 0.0]
@@ -889,6 +899,8 @@ def inverse_sqrt_schedule(lr: float, *, warmup: int) -> Schedule:
     """A linear rise to lr over `warmup` steps, then lr sqrt(warmup / steps).
 
     Vaswani et al. 2017, "Attention Is All You Need", section 5.3, where lr = 1 / sqrt(d_model warmup).
+
+    Raises ValueError or TypeError unless lr is a number >= 0 and warmup an integer >= 1.
 
     >>> schedule = inverse_sqrt_schedule(1.0, warmup=4)
     >>> [schedule(step) for step in (0, 1, 3, 15)]

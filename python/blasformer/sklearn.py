@@ -64,6 +64,11 @@ class TransformerClassifier(ClassifierMixin, BaseEstimator):
     mean_, scale_ : what features are standardized with
     loss_curve_ : the loss of every step
 
+    Raises
+    ------
+    What scikit-learn raises for X and y; when fitted, TypeError or ValueError for parameters that make no
+    model; NotFittedError before that.
+
     Examples
     --------
     >>> from sklearn.datasets import load_iris
