@@ -3,10 +3,12 @@
 And the notebooks show what ran.
 """
 
+import inspect
 import json
 import re
 from pathlib import Path
 
+import blasformer
 import pytest
 from blasformer import cli
 
@@ -35,6 +37,25 @@ def test_every_link_into_the_repository_leads_to_a_file():
     links = [link for link in re.findall(r"\]\(([^)#]+)", README) if "://" not in link]
     assert links
     assert [link for link in links if not (REPOSITORY / link).exists()] == []
+
+
+def test_every_link_within_a_page_leads_to_a_heading():
+    for page in (README, (REPOSITORY / "CONTRIBUTING.md").read_text()):
+        headings = re.findall(r"^#+ (.*)$", page, re.MULTILINE)
+        anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        assert set(re.findall(r"\]\(#([^)]+)\)", page)) <= anchors
+
+
+def test_what_pytorch_calls_otherwise_is_called_so_here():
+    """The table's right side: arguments that exist."""
+    (table,) = re.findall(r"^\| in PyTorch .*?\n\n", README, re.MULTILINE | re.DOTALL)
+    named = {name for row in table.split("\n") for name in re.findall(r"`(\w+)", row.rpartition(" | ")[2])}
+    attention = set(inspect.signature(blasformer.scaled_dot_product_attention).parameters)
+    layer = set(inspect.signature(blasformer.nn.TransformerEncoderLayer.__call__).parameters)
+    transformer = set(inspect.signature(blasformer.nn.Transformer.__call__).parameters)
+    assert {"mask", "bias", "causal"} <= named & attention
+    assert {"mask", "causal", "key_lengths", "return_weights"} <= named & layer
+    assert {"source_mask", "target_mask"} <= named & transformer
 
 
 def test_every_folder_of_the_source_tree_exists():
