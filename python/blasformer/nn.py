@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -74,6 +74,11 @@ class Layer:
     _held: _core.Layer  # the layer in C++
     _arguments: dict[str, Any]  # of the constructor, but for rng
     _lora: dict[str, Any] | None = None  # what blasformer.lora has added
+
+    if TYPE_CHECKING:  # every layer has these, with arguments of its own
+
+        def __call__(self, *inputs: Any, **arguments: Any) -> Any: ...
+        def forward(self, *inputs: Any, **arguments: Any) -> tuple[Any, Any]: ...
 
     @property
     def dtype(self) -> np.dtype[Any]:
