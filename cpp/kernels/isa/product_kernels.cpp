@@ -68,6 +68,11 @@ inline void transpose_strip(const double* x, Index stride, Index rows, Index dep
   transpose_rest(x, stride, rows, 0, depth, out);
 }
 
+inline void store_pairs(__m128 x, Index stride, float* out) {
+  _mm_storel_pi(reinterpret_cast<__m64*>(out), x);
+  _mm_storeh_pi(reinterpret_cast<__m64*>(out + stride), x);
+}
+
 inline void transpose_strip(const float* x, Index stride, Index rows, Index depth, float* out) {
   Index r = 0;
   for (; r + 4 <= rows; r += 4) {
@@ -84,6 +89,18 @@ inline void transpose_strip(const float* x, Index stride, Index rows, Index dept
     }
     for (; k < depth; ++k) {
       for (Index i = 0; i < 4; ++i) out[k * rows + r + i] = row[i * stride + k];
+    }
+  }
+  for (; r + 2 <= rows; r += 2) {
+    const float* const row = x + r * stride;
+    Index k = 0;
+    for (; k + 4 <= depth; k += 4) {
+      const __m128 a = _mm_loadu_ps(row + k), b = _mm_loadu_ps(row + stride + k);
+      store_pairs(_mm_unpacklo_ps(a, b), rows, out + k * rows + r);
+      store_pairs(_mm_unpackhi_ps(a, b), rows, out + (k + 2) * rows + r);
+    }
+    for (; k < depth; ++k) {
+      for (Index i = 0; i < 2; ++i) out[k * rows + r + i] = row[i * stride + k];
     }
   }
   for (; r < rows; ++r) {
