@@ -215,6 +215,21 @@ def test_the_number_of_threads_changes_no_bit(lengths, kind, dtype, product_isa)
         assert all(same_bits(part, first) for part, first in zip(result, results[0], strict=True))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=lambda dtype: dtype.__name__)
+def test_how_queries_are_shared_out_among_threads_changes_no_bit(dtype, product_isa):
+    shape = (1, 1, 833, 40)
+    random = np.random.default_rng(8)
+    inputs = [random.standard_normal(shape, np.float32).astype(dtype) for _ in range(3)]
+    results, tasks = [], set()
+    for count in (1, 2, 7, 24):
+        with blasformer.num_threads(count):
+            tasks.add(blasformer.attention_plan(shape, shape, dtype=dtype).tasks)
+            results.append(attend(*inputs, causal=True, **EVERYTHING))
+    assert len(tasks) > 1
+    for result in results[1:]:
+        assert all(same_bits(part, first) for part, first in zip(result, results[0], strict=True))
+
+
 @pytest.mark.parametrize("query_length", [130, FEW])
 def test_what_else_is_asked_for_changes_no_bit_of_the_output(query_length, product_isa):
     sizes = Sizes(query_length, 197, 40, 24)

@@ -21,24 +21,25 @@ namespace blasformer {
 
 namespace {
 
-// How forward cuts the queries that read one key head into runs. By shape alone, as the order of the sums
-// depends on nothing else.
+// How forward cuts the queries that read one key head into runs of whole tiles. Results do not depend on it:
+// every query sums over the blocks of keys in their order.
 struct QueryCut {
   Index per_run;        // queries of a run: whole tiles, or all
   Index runs_per_head;  // when runs end with heads; else 0, and they go through the heads of the group
   Index runs_per_group;
 
-  // Several tiles, so that a block of keys is read from the outer caches once for all of them, but few enough
-  // that short sequences still give every core something to do.
+  // Several tiles, so that a block of keys is read from the outer caches once for all of them, and more where
+  // every run packs or widens keys and values anew; but few enough that every thread gets something to do.
   QueryCut(const AttentionProblem& p, Index tile) {
     const bool through = p.shares_tiles(tile);
     const Index queries = through ? p.group() * p.query_length : p.query_length;
+    const Index heads = std::max<Index>(p.batch * (through ? p.key_heads : p.query_heads), 1);
+    const auto tasks_of = [&](Index tiles) { return heads * ceil_div(queries, tiles * tile); };
+    const int threads = planned_threads(tasks_of(1), attention_work(p));
+    const bool copies = p.split != nullptr || item_size(p.key.dtype) < item_size(DType::float32);
     Index tiles = p.query_length >= 768 ? 8 : p.query_length >= 192 ? 4 : 2;
-    if (p.split != nullptr) {  // every run packs keys and values anew
-      constexpr Index enough_tasks = 8;
-      const Index heads = std::max<Index>(p.batch * (through ? p.key_heads : p.query_heads), 1);
-      while (tiles < 16 && heads * ceil_div(queries, 2 * tiles * tile) >= enough_tasks) tiles *= 2;
-    }
+    while (copies && tiles < 16 && tasks_of(2 * tiles) >= 4 * threads) tiles *= 2;
+    while (tiles > 1 && tasks_of(tiles) < threads) tiles /= 2;
     per_run = std::min(tiles * tile, std::max<Index>(queries, 1));
     runs_per_head = through ? 0 : ceil_div(queries, per_run);
     runs_per_group = through ? ceil_div(queries, per_run) : runs_per_head * p.group();
@@ -57,8 +58,8 @@ struct QueryCut {
 };
 
 // How forward cuts the keys where queries are few: one head or two, and a cache of tens of thousands of keys,
-// are work for many threads. By shape alone, again; a sum that must not depend on the length of other
-// sequences is not cut.
+// are work for many threads. By shape alone, as the order of the sums depends on it; a sum that must not
+// depend on the length of other sequences is not cut.
 struct KeyCut {
   Index parts = 1, per_part;
 
