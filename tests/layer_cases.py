@@ -211,12 +211,16 @@ LAYERS = {
 
 def lively(case, dtype=np.float32):
     """The layer with weights of which none is zero or one."""
-    layer = case.make(dtype=dtype, rng=1)
-    random = np.random.default_rng(2)
-    with layer.edit() as parameters:
+    return shaken(case.make(dtype=dtype, rng=1), 0.2)
+
+
+def shaken(model, spread=0.3, seed=2):
+    """The model, with weights of which none is zero or one, and with attention that is far from uniform."""
+    random = np.random.default_rng(seed)
+    with model.edit() as parameters:
         for array in parameters.values():
-            array += (0.2 * random.standard_normal(array.shape)).astype(dtype)
-    return layer
+            array += (spread * random.standard_normal(array.shape)).astype(array.dtype)
+    return model
 
 
 def normal(shape, dtype=np.float32, seed=0):

@@ -11,7 +11,7 @@ import tokenizers
 from blasformer import batch_invariant, lora, models, nn
 from hypothesis import given
 from hypothesis import strategies as st
-from layer_cases import ATTENDING, DECODING, LAYERS, lively, normal, same_bits
+from layer_cases import ATTENDING, DECODING, LAYERS, lively, normal, same_bits, shaken
 
 DTYPES = [np.float32, np.float64]
 # Lengths that cross the edges of tiles and of blocks of keys.
@@ -255,15 +255,6 @@ def test_sequences_of_decoders(name, dtype, product_isa):
 # ------------------------------------------------------------------------------------------------------------
 
 
-def shaken(model):
-    """The same with attention that is far from uniform."""
-    random = np.random.default_rng(2)
-    with model.edit() as parameters:
-        for array in parameters.values():
-            array += (0.2 * random.standard_normal(array.shape)).astype(array.dtype)
-    return model
-
-
 def bert(dtype):
     config = models.BertConfig(
         vocab_size=67,
@@ -273,7 +264,7 @@ def bert(dtype):
         intermediate_size=75,
         max_position_embeddings=150,
     )
-    return shaken(models.BertModel(config, dtype=dtype, rng=0))
+    return shaken(models.BertModel(config, dtype=dtype, rng=0), 0.2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -321,7 +312,7 @@ LANGUAGE_MODELS = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_texts_of_language_models_in_one_pass_and_token_by_token(name, dtype, product_isa):
-    model, random = shaken(LANGUAGE_MODELS[name](dtype)), np.random.default_rng(0)
+    model, random = shaken(LANGUAGE_MODELS[name](dtype), 0.2), np.random.default_rng(0)
     lengths = np.array([1, 140, 9, 33, 128])
     texts = [random.integers(0, 67, length) for length in lengths + 12]
     with batch_invariant():
@@ -347,7 +338,7 @@ def test_texts_of_language_models_in_one_pass_and_token_by_token(name, dtype, pr
 
 
 def test_generated_texts(product_isa):
-    model, random = shaken(LANGUAGE_MODELS["Llama"](np.float32)), np.random.default_rng(0)
+    model, random = shaken(LANGUAGE_MODELS["Llama"](np.float32), 0.2), np.random.default_rng(0)
     prompts = [random.integers(0, 67, length) for length in (3, 40, 17, 1)]
     with batch_invariant():
         together = model.generate(prompts, 20)

@@ -9,7 +9,7 @@ import pytest
 import reference
 from blasformer import io, models, optim
 from derivatives import Accuracy, assert_is_derivative
-from layer_cases import normal, same_bits
+from layer_cases import normal, same_bits, shaken
 
 CONFIG = models.BertConfig(
     vocab_size=23,
@@ -30,21 +30,12 @@ TYPES = np.random.default_rng(1).integers(0, 2, (5, 11))
 LABELS = np.array([0, 2, 1, -100, 2])
 
 
-def lively(model):
-    """With weights that are far from their small initial values, so that all of them matter."""
-    random = np.random.default_rng(2)
-    with model.edit() as parameters:
-        for array in parameters.values():
-            array += (0.3 * random.standard_normal(array.shape)).astype(array.dtype)
-    return model
-
-
 def numpy_bert(parameters, dtype=np.float64):
     return reference.bert(parameters, IDS, num_heads=3, lengths=LENGTHS, token_type_ids=TYPES, dtype=dtype)
 
 
 def test_gradients_are_the_derivatives_of_the_formula():
-    model = lively(models.BertModel(CONFIG, dtype=float, rng=0))
+    model = shaken(models.BertModel(CONFIG, dtype=float, rng=0))
     _, saved = model.forward(IDS, lengths=LENGTHS, token_type_ids=TYPES)
     d_last, d_pooled = normal((5, 11, 24), np.float64, 3), normal((5, 24), np.float64, 4)
     nothing, grads = model.backward(saved, d_last, d_pooled)
@@ -59,7 +50,7 @@ def test_gradients_are_the_derivatives_of_the_formula():
 
 
 def test_an_output_whose_gradient_is_left_out_counts_nothing():
-    model = lively(models.BertModel(CONFIG, dtype=float, rng=0))
+    model = shaken(models.BertModel(CONFIG, dtype=float, rng=0))
     d_last, d_pooled = normal((5, 11, 24), np.float64, 3), normal((5, 24), np.float64, 4)
 
     def gradients(*d_outputs):
@@ -73,7 +64,7 @@ def test_an_output_whose_gradient_is_left_out_counts_nothing():
 
 
 def test_packed_sequences_have_the_gradients_each_has_alone():
-    model = lively(models.BertModel(CONFIG, dtype=float, rng=0))
+    model = shaken(models.BertModel(CONFIG, dtype=float, rng=0))
     d_last = normal((5, 11, 24), np.float64, 3)
     _, saved = model.forward(IDS, lengths=LENGTHS)
     together = model.backward(saved, d_last)[1]
@@ -102,7 +93,7 @@ def classifier_loss(parameters, pooling, dtype=np.float64, **arguments):
 
 @pytest.mark.parametrize("pooling", ["pooler", "mean"])
 def test_the_loss_of_a_classifier_and_its_gradients_are_the_formula(pooling):
-    model = lively(models.BertForSequenceClassification(CONFIG, 3, pooling, dtype=float, rng=0))
+    model = shaken(models.BertForSequenceClassification(CONFIG, 3, pooling, dtype=float, rng=0))
     loss, grads = model.loss_and_gradients(
         IDS, LABELS, lengths=LENGTHS, token_type_ids=TYPES, label_smoothing=0.1
     )
@@ -119,7 +110,7 @@ def test_the_loss_of_a_classifier_and_its_gradients_are_the_formula(pooling):
 
 @pytest.mark.parametrize("pooling", ["pooler", "mean"])
 def test_gradients_of_the_loss_are_as_accurate_as_numpys(pooling, isa):
-    model = lively(models.BertForSequenceClassification(CONFIG, 3, pooling, rng=0))
+    model = shaken(models.BertForSequenceClassification(CONFIG, 3, pooling, rng=0))
     accuracy = Accuracy(
         lambda parameters, dtype: classifier_loss(parameters, pooling, dtype),
         model.state_dict(),
@@ -136,7 +127,7 @@ def test_gradients_of_the_loss_are_as_accurate_as_numpys(pooling, isa):
 
 @pytest.mark.parametrize("pooling", ["pooler", "mean"])
 def test_gradients_under_dropout_are_those_of_what_was_dropped(pooling):
-    model = lively(models.BertForSequenceClassification(DROPPING, 3, pooling, dtype=float, rng=0))
+    model = shaken(models.BertForSequenceClassification(DROPPING, 3, pooling, dtype=float, rng=0))
     loss, grads = model.loss_and_gradients(IDS, LABELS, lengths=LENGTHS, rng=5)
     assert loss != model.loss_and_gradients(IDS, LABELS, lengths=LENGTHS, rng=6)[0]
     assert loss == model.loss_and_gradients(IDS, LABELS, lengths=LENGTHS, rng=5)[0]

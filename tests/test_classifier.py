@@ -9,7 +9,7 @@ import pytest
 import reference
 from blasformer import models, nn, optim
 from derivatives import Accuracy, assert_is_derivative
-from layer_cases import same_bits
+from layer_cases import same_bits, shaken
 
 CLASSES, LONGEST, VOCABULARY, FEATURES = 5, 12, 23, 7
 VARIANTS = {
@@ -33,11 +33,7 @@ def make(variant, dtype=np.float64, **changes):
     """A model of which no weight is zero or one, and whose attention is far from uniform."""
     sizes = {"d_model": 24, "nhead": 3, "num_layers": 2, "dim_feedforward": 37, "dropout": 0.0}
     model = models.Classifier(CLASSES, LONGEST, **sizes | VARIANTS[variant] | changes, dtype=dtype, rng=1)
-    random = np.random.default_rng(2)
-    with model.edit() as parameters:
-        for array in parameters.values():
-            array += (0.3 * random.standard_normal(array.shape)).astype(dtype)
-    return model
+    return shaken(model)
 
 
 def inputs(variant, *shape, dtype=np.float64, seed=0):

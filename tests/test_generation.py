@@ -6,6 +6,7 @@ import blasformer
 import numpy as np
 import pytest
 from blasformer import _core, models, optim
+from layer_cases import shaken
 
 VOCABULARY, LONGEST = 29, 24
 
@@ -14,11 +15,7 @@ def make(dtype=np.float64, seed=2, **changes):
     """A model whose next tokens are hard to guess."""
     sizes = {"d_model": 24, "nhead": 3, "num_layers": 2, "dim_feedforward": 37}
     model = models.LanguageModel(VOCABULARY, LONGEST, **sizes | changes, dtype=dtype, rng=1)
-    random = np.random.default_rng(seed)
-    with model.edit() as parameters:
-        for array in parameters.values():
-            array += (0.5 * random.standard_normal(array.shape)).astype(dtype)
-    return model
+    return shaken(model, 0.5, seed)
 
 
 def random_ids(*shape, seed=0):

@@ -14,7 +14,7 @@ from blasformer import lora, models, nn, optim
 from derivatives import Accuracy, assert_is_derivative
 from hypothesis import given
 from hypothesis import strategies as st
-from layer_cases import same_bits
+from layer_cases import same_bits, shaken
 
 VOCABULARY, LONGEST = 29, 40
 
@@ -23,11 +23,7 @@ def make(dtype=np.float64, **changes):
     """A model of which no weight is zero or one, and whose attention is far from uniform."""
     sizes = {"d_model": 24, "nhead": 3, "num_layers": 2, "dim_feedforward": 37, "dropout": 0.0} | changes
     model = models.LanguageModel(VOCABULARY, LONGEST, **sizes, dtype=dtype, rng=1)
-    random = np.random.default_rng(2)
-    with model.edit() as parameters:
-        for array in parameters.values():
-            array += (0.3 * random.standard_normal(array.shape)).astype(dtype)
-    return model
+    return shaken(model)
 
 
 def random_ids(*shape, seed=0):

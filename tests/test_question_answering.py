@@ -8,7 +8,7 @@ import pytest
 import reference
 from blasformer import io, lora, models, nn, optim, train
 from derivatives import Accuracy, assert_is_derivative
-from layer_cases import normal, same_bits
+from layer_cases import normal, same_bits, shaken
 
 CONFIG = models.BertConfig(
     vocab_size=23,
@@ -30,14 +30,6 @@ CANDIDATES[:, 0] = [False, True, True, False, True]
 STARTS = np.array([np.flatnonzero(CANDIDATES[0])[1], 0, -100, np.flatnonzero(CANDIDATES[3])[0], 0])
 ENDS = np.array([np.flatnonzero(CANDIDATES[0])[3], -100, -100, np.flatnonzero(CANDIDATES[3])[1], 0])
 GIVEN = {"lengths": LENGTHS, "token_type_ids": TYPES}
-
-
-def lively(model):
-    random = np.random.default_rng(2)
-    with model.edit() as parameters:
-        for array in parameters.values():
-            array += (0.3 * random.standard_normal(array.shape)).astype(array.dtype)
-    return model
 
 
 def numpy_logits(parameters, dtype=np.float64):
@@ -63,7 +55,7 @@ def numpy_loss(parameters, candidates, dtype=np.float64):
 
 
 def test_logits_are_the_formula_and_minus_infinity_where_no_answer_may_be():
-    model = lively(models.BertForQuestionAnswering(CONFIG, dtype=float, rng=0))
+    model = shaken(models.BertForQuestionAnswering(CONFIG, dtype=float, rng=0))
     expected = numpy_logits(model.state_dict()).swapaxes(-1, -2)
     for candidates, allowed in ((None, IS_TOKEN), (CANDIDATES, IS_TOKEN & CANDIDATES)):
         logits = model(IDS, **GIVEN, candidates=candidates)
@@ -78,7 +70,7 @@ def test_logits_are_the_formula_and_minus_infinity_where_no_answer_may_be():
 
 @pytest.mark.parametrize("candidates", [None, CANDIDATES], ids=["all", "some"])
 def test_the_loss_and_its_gradients_are_the_formula(candidates):
-    model = lively(models.BertForQuestionAnswering(CONFIG, dtype=float, rng=0))
+    model = shaken(models.BertForQuestionAnswering(CONFIG, dtype=float, rng=0))
     loss, grads = model.loss_and_gradients(IDS, STARTS, ENDS, **GIVEN, candidates=candidates)
 
     def function(parameters):
@@ -90,7 +82,7 @@ def test_the_loss_and_its_gradients_are_the_formula(candidates):
 
 
 def test_gradients_of_the_loss_are_as_accurate_as_numpys(isa):
-    model = lively(models.BertForQuestionAnswering(CONFIG, rng=0))
+    model = shaken(models.BertForQuestionAnswering(CONFIG, rng=0))
     accuracy = Accuracy(
         lambda parameters, dtype: numpy_loss(parameters, CANDIDATES, dtype),
         model.state_dict(),
@@ -106,7 +98,7 @@ def test_gradients_of_the_loss_are_as_accurate_as_numpys(isa):
 
 
 def test_backward_is_that_of_the_loss_of_the_logits():
-    model = lively(models.BertForQuestionAnswering(CONFIG, dtype=float, rng=0))
+    model = shaken(models.BertForQuestionAnswering(CONFIG, dtype=float, rng=0))
     logits, saved = model.forward(IDS, **GIVEN, candidates=CANDIDATES)
     assert saved.nbytes > logits.nbytes
     d_logits = np.zeros(logits.shape)
@@ -126,7 +118,7 @@ def test_backward_is_that_of_the_loss_of_the_logits():
 
 
 def test_batches_of_a_step_add_up_to_the_step():
-    model = lively(models.BertForQuestionAnswering(CONFIG, dtype=float, rng=0))
+    model = shaken(models.BertForQuestionAnswering(CONFIG, dtype=float, rng=0))
     _, whole = model.loss_and_gradients(IDS, STARTS, ENDS, **GIVEN)
     total = None
     for part in (slice(0, 2), slice(2, 5)):
@@ -139,7 +131,7 @@ def test_batches_of_a_step_add_up_to_the_step():
 
 
 def test_dropout_acts_with_an_rng_alone_and_its_gradients_are_those_of_what_was_dropped():
-    model = lively(models.BertForQuestionAnswering(DROPPING, dtype=float, rng=0))
+    model = shaken(models.BertForQuestionAnswering(DROPPING, dtype=float, rng=0))
     kept, _ = model.forward(IDS, **GIVEN)
     dropped, _ = model.forward(IDS, **GIVEN, rng=3)
     assert same_bits(kept, model(IDS, **GIVEN))
@@ -167,7 +159,7 @@ def test_nothing_to_learn_from_is_a_loss_of_zero():
 
 @pytest.mark.parametrize("longest", [1, 2, 30])
 def test_answers_are_the_most_probable_pairs(longest):
-    model = lively(models.BertForQuestionAnswering(CONFIG, dtype=float, rng=0))
+    model = shaken(models.BertForQuestionAnswering(CONFIG, dtype=float, rng=0))
     found = model.answers(IDS, **GIVEN, candidates=CANDIDATES, longest=longest)
     logits = model(IDS, **GIVEN, candidates=CANDIDATES)
     for row, (start, end, probability) in enumerate(zip(*found, strict=True)):

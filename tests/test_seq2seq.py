@@ -10,7 +10,7 @@ import pytest
 import reference
 from blasformer import models, nn, optim
 from derivatives import Accuracy, assert_is_derivative
-from layer_cases import same_bits
+from layer_cases import same_bits, shaken
 
 SOURCES, TARGETS, BOS, EOS = 23, 19, 17, 18
 VARIANTS = {
@@ -62,11 +62,7 @@ def make(variant="2017", dtype=np.float64, **changes):
         "dropout": 0.0,
     }
     model = models.Seq2Seq(**sizes | VARIANTS[variant] | changes, dtype=dtype, rng=1)
-    random = np.random.default_rng(2)
-    with model.edit() as parameters:
-        for array in parameters.values():
-            array += (0.2 * random.standard_normal(array.shape)).astype(dtype)
-    return model
+    return shaken(model, 0.2)
 
 
 def pair(batch=3, seed=0, model=None):
