@@ -373,16 +373,17 @@ def test_a_nan_in_one_row_of_linear_touches_no_other(rows, product_isa):
     assert same_bits(y[others], clean[others])
 
 
-@pytest.mark.parametrize("shape", [(1, 300, 500), (16, 300, 500), (17, 300, 500), (600, 70, 400)])
-def test_linear_has_the_same_bits_for_every_number_of_threads(shape):
+@pytest.mark.parametrize(
+    "shape", [(1, 300, 500), (16, 300, 500), (17, 300, 500), (600, 70, 400), (5000, 70, 40)]
+)
+def test_linear_has_the_same_bits_for_every_number_of_threads(shape, product_isa):
     rows, features, outputs = shape
     x, weight = normal((rows, features)), normal((outputs, features), seed=1)
     results = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 24):
         with blasformer.num_threads(threads):
             results.append(blasformer.linear(x, weight))
-    assert same_bits(results[0], results[1])
-    assert same_bits(results[0], results[2])
+    assert all(same_bits(result, results[0]) for result in results[1:])
 
 
 # ----------------------------------------------------------------------------------------------------------

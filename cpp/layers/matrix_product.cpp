@@ -13,13 +13,14 @@
 #include "kernels/half_kernels.h"
 #include "kernels/row_kernels.h"
 #include "kernels/split_product.h"
+#include "layers/product_tasks.h"
 #include "layers/split_matrix_product.h"
 
 namespace blasformer {
 
 namespace {
 
-// How a product is cut: by shape alone. Only the cut of the depth is seen in the results, and it depends on
+// How a product is cut. Only the cut of the depth is seen in the results of our kernels, and it depends on
 // the depth alone; sums of blocks, each begun anew, also keep their accuracy where the depth is large.
 struct ProductCut {
   Index depth;         // of a block: a strip of rows and a panel of columns fit into the L1 cache together
@@ -40,8 +41,9 @@ Index depth_of_blocks(Index depth) {
 
 // depth_at_once: how much of the depth of a row is packed at a time.
 template <class T>
-ProductCut product_cut(Index rows, Index columns, Index depth, Index depth_at_once, Index panel) {
-  constexpr Index enough_tasks = 8, packed_bytes = 8 << 20, item = sizeof(T);
+ProductCut product_cut(Index rows, Index columns, Index depth, Index depth_at_once, Index panel,
+                       Index enough_tasks) {
+  constexpr Index packed_bytes = 8 << 20, item = sizeof(T);
   ProductCut cut{};
   cut.depth = depth_of_blocks<T>(depth);
   // An even number of blocks: two cores, or four, finish together.
@@ -58,12 +60,21 @@ ProductCut product_cut(Index rows, Index columns, Index depth, Index depth_at_on
   return cut;
 }
 
-// The same where the right side is so small that every core keeps all of it in its L2 cache: then tasks are
-// rows alone, which the core that multiplies them packs, and which it often has written just before.
+// Nanoseconds on one core. Of few rows reading the right side takes the time.
+template <class T>
+double product_work(Index rows, Index columns, Index depth) {
+  const double per_flop = sizeof(T) == 4 ? 0.01 : 0.02;
+  const Index fewest = 4;
+  return 2 * per_flop * static_cast<double>(std::max(rows, fewest) * depth) * static_cast<double>(columns);
+}
+
+// The cut where the right side may be so small that every core keeps all of it in its L2 cache: then tasks
+// are rows alone, which the core that multiplies them packs, and which it often has written just before.
 template <class T, class Stored>
 ProductCut small_right_cut(Index rows, Index columns, Index depth, Index depth_at_once, Index panel) {
-  constexpr Index enough_tasks = 8, least_rows = 24, right_bytes = 256 << 10, item = sizeof(Stored);
-  ProductCut cut = product_cut<T>(rows, columns, depth, depth_at_once, panel);
+  constexpr Index least_rows = 24, right_bytes = 256 << 10, item = sizeof(Stored);
+  const Index enough_tasks = enough_product_tasks(product_work<T>(rows, columns, depth));
+  ProductCut cut = product_cut<T>(rows, columns, depth, depth_at_once, panel, enough_tasks);
   const Index row_blocks = std::min(enough_tasks, rows / least_rows / 2 * 2);
   if (row_blocks == 0 || round_up(columns, panel) * depth_at_once * item > right_bytes) return cut;
   cut.rows = std::min(cut.rows, ceil_div(rows, row_blocks));
@@ -88,7 +99,8 @@ bool blas_is_better() { return active_isa() == Isa::baseline && !batch_invariant
 template <class T>
 void blas_product(Index rows, Index columns, Index depth, MatrixView<T> left, MatrixView<T> right,
                   const T* bias, Write write, T* c, Index c_stride, double work) {
-  const ProductCut cut = product_cut<T>(rows, columns, depth, depth, 16);
+  constexpr Index enough_tasks = 8;  // for any number of threads: its sums depend on the cut
+  const ProductCut cut = product_cut<T>(rows, columns, depth, depth, 16, enough_tasks);
   const Index groups = ceil_div(columns, cut.columns);
   // Of a single row or column both strides may be 1.
   const auto transpose = [](const MatrixView<T>& x, Index width) {
@@ -109,14 +121,6 @@ void blas_product(Index rows, Index columns, Index depth, MatrixView<T> left, Ma
     blas::gemm(left_as, right_as, m, n, depth, T(1), left.from(row, 0).data, stride(left, left_as),
                right.from(0, first).data, stride(right, right_as), beta, target, c_stride);
   });
-}
-
-// Nanoseconds on one core. Of few rows reading the right side takes the time.
-template <class T>
-double product_work(Index rows, Index columns, Index depth) {
-  const double per_flop = sizeof(T) == 4 ? 0.01 : 0.02;
-  const Index fewest = 4;
-  return 2 * per_flop * static_cast<double>(std::max(rows, fewest) * depth) * static_cast<double>(columns);
 }
 
 // Packed columns: blocks of the depth, each [panel][depth][column].

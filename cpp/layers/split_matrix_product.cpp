@@ -10,12 +10,13 @@
 #include "core/workspace.h"
 #include "kernels/split_product.h"
 #include "layers/pack_right.h"
+#include "layers/product_tasks.h"
 
 namespace blasformer {
 
 namespace {
 
-// How a product is cut: by shape alone, as in matrix_product.
+// How a product is cut, as in matrix_product: only the cut of the depth is seen in the results.
 struct SplitCut {
   Index depth;            // of a block: the sums of large products, each rounded, stay short
   Index rows;             // of a task: its packed rows fit into half of the L2 cache
@@ -32,8 +33,14 @@ Index depth_of_blocks(const SplitProductKernels& kernels, Index depth) {
   return even_part(depth, 512, kernels.depth);
 }
 
+// Nanoseconds on one core.
+double product_work(Index rows, Index columns, Index depth) {
+  return 0.006 * static_cast<double>(rows * depth) * static_cast<double>(columns);
+}
+
 SplitCut split_cut(const SplitProductKernels& kernels, Index rows, Index columns, Index depth) {
-  constexpr Index enough_tasks = 8, packed_bytes = 48 << 20, largest_rows = 192;
+  constexpr Index packed_bytes = 48 << 20, largest_rows = 192;
+  const Index enough_tasks = enough_product_tasks(product_work(rows, columns, depth));
   SplitCut cut{};
   cut.depth = depth_of_blocks(kernels, depth);
   const Index row_blocks = rows <= largest_rows ? 1 : round_up(ceil_div(rows, largest_rows), 2);
@@ -80,8 +87,7 @@ void multiply_panels(const SplitProductKernels& kernels, const SplitCut& cut, In
                      Index depth, MatrixView<float> left, const Panels& right, const float* bias, Write write,
                      float* c, Index c_stride) {
   const Index row_blocks = ceil_div(rows, cut.rows), groups = ceil_div(columns, cut.columns);
-  const double work = 0.006 * static_cast<double>(rows * depth) * static_cast<double>(columns);
-  parallel_for(row_blocks * groups, work, [&](Index task, int) {
+  parallel_for(row_blocks * groups, product_work(rows, columns, depth), [&](Index task, int) {
     const Index row = task / groups * cut.rows, first = task % groups * cut.columns;
     const Index m = std::min(cut.rows, rows - row), n = std::min(cut.columns, columns - first);
     float* const target = c + row * c_stride + first;
