@@ -58,6 +58,7 @@ def test_padding_keeps_the_dtype_and_takes_lists():
         ([[1]], {"length": 2.0}, TypeError, "length must be an integer, got float"),
         (3, {}, TypeError, "sequences must be arrays or lists, got int"),
         ("abc", {}, TypeError, "sequences must be arrays or lists, got str"),
+        (["ab", "c"], {}, TypeError, "sequences must be of numbers, got text at index 0"),
     ],
 )
 def test_sequences_that_do_not_fit_are_refused(sequences, arguments, error, text):

@@ -619,6 +619,8 @@ def test_a_folder_without_its_files_is_a_file_not_found_error(tmp_path):
     for kind in (BertModel, SentenceEncoder):
         with pytest.raises(FileNotFoundError, match="nowhere is not a folder: models are read"):
             kind.from_pretrained(tmp_path / "nowhere")
+        with pytest.raises(TypeError, match="folder must be a path, got NoneType"):
+            kind.from_pretrained(None)
     with pytest.raises(FileNotFoundError, match=r"config.json does not exist"):
         BertModel.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))

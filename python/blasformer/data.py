@@ -30,6 +30,8 @@ def _alike(sequences: Sequence[ArrayLike]) -> list[Array]:
     filled = [array for array in arrays if array.size] or arrays
     dtype, features = filled[0].dtype, filled[0].shape[1:]
     for index, array in enumerate(arrays):
+        if array.dtype.kind in "US":
+            raise TypeError(f"sequences must be of numbers, got text at index {index}")
         if array.ndim == 1 and array.size == 0:  # an empty list has no dtype of its own
             arrays[index] = array = np.empty((0, *features), dtype)
         if array.ndim == 0 or array.dtype != dtype or array.shape[1:] != features:

@@ -263,6 +263,8 @@ def read_json(path: Path, kind: type[Json]) -> Json:
 
 def existing_folder(folder: PathLike) -> Path:
     """That of a model, which some know by a name that other packages would fetch it by."""
+    if not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"folder must be a path, got {type(folder).__name__}")
     path = Path(folder)
     if not path.is_dir():
         raise FileNotFoundError(
