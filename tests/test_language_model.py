@@ -624,6 +624,11 @@ def test_a_folder_that_cannot_be_written_keeps_what_it_held(tmp_path, monkeypatc
     ("arguments", "error", "text"),
     [
         ({"ids": [[1.0, 2.0]]}, TypeError, "ids must be integers, got float64"),
+        (
+            {"ids": [[1, 2], [3]]},
+            TypeError,
+            "ids must be integers, got list of different lengths, which data",
+        ),
         ({"ids": [[[1]]]}, ValueError, r"ids must have the shape \(batch, length\) or \(length,\), got"),
         ({"ids": [[29, 0]]}, IndexError, r"ids must be in \[0, 29\)"),
         ({"ids": [[-1, 0]]}, IndexError, r"ids must be in \[0, 29\)"),

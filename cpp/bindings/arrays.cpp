@@ -161,7 +161,9 @@ ArrayView checked_int64_view(py::object& argument, const char* name, const char*
     array = py::array::ensure(argument);
     if (!array) {
       PyErr_Clear();
-      fail<TypeMismatch>(name, " must be integers, got ", type_name(argument));
+      const bool is_ragged = py::isinstance<py::list>(argument) || py::isinstance<py::tuple>(argument);
+      fail<TypeMismatch>(name, " must be integers, got ", type_name(argument),
+                         is_ragged ? " of different lengths, which data.pad fills up" : "");
     }
     if (array.size() == 0)
       array =
