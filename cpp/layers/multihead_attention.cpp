@@ -11,6 +11,7 @@
 #include "core/require.h"
 #include "core/tensor_view.h"
 #include "core/thread_pool.h"
+#include "layers/attention_work.h"
 #include "layers/dropout.h"
 #include "layers/positions.h"
 
@@ -301,8 +302,8 @@ Tensor<T> MultiheadAttention<T>::forward(const Tensor<T>& query, const Tensor<T>
                           adapter_seed(arguments.seed, 3), out);
 }
 
-// Many sequences are shared among the threads, few are taken in turn, each by all threads: the same bits
-// either way.
+// Sequences are shared among the threads, or taken in turn, each by as many threads as it is worth: what is
+// estimated to end sooner. The same bits either way.
 template <class T>
 template <class Attend>
 void MultiheadAttention<T>::each_sequence(const std::vector<Index>& starts, const Attend& attend) const {
@@ -312,13 +313,17 @@ void MultiheadAttention<T>::each_sequence(const std::vector<Index>& starts, cons
     attend(Sequence{first, starts[static_cast<std::size_t>(number) + 1] - first,
                     static_cast<std::uint64_t>(number)});
   };
-  if (sequences >= 4 * num_threads()) {
-    double work = 0;  // nanoseconds, as attention estimates it
-    for (std::size_t i = 0; i + 1 < starts.size(); ++i) {
-      const auto length = static_cast<double>(starts[i + 1] - starts[i]);
-      work += 0.02 * length * length * static_cast<double>(embed_dim());
-    }
-    parallel_for(sequences, work, [&](Index sequence, int) { attend_to(sequence); });
+  const int threads = num_threads();
+  double total = 0, longest = 0, in_turn = 0;
+  for (std::size_t i = 0; i + 1 < starts.size(); ++i) {
+    const Index length = starts[i + 1] - starts[i];
+    const double work = attention_work(num_heads, length, length, 2 * head_dim);
+    total += work;
+    longest = std::max(longest, work);
+    in_turn += work / planned_threads(num_heads, work, threads);
+  }
+  if (std::max(longest, total / threads) < in_turn) {
+    parallel_for(sequences, total, [&](Index sequence, int) { attend_to(sequence); });
   } else {
     for (Index sequence = 0; sequence < sequences; ++sequence) attend_to(sequence);
   }
