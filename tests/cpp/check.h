@@ -1,7 +1,7 @@
 #pragma once
 
 // A test is TEST(name_of_the_property) { CHECK(...); }. blasformer_tests runs all of them, or those whose
-// names contain its argument.
+// names contain one of its arguments.
 
 #include <stdexcept>
 #include <string>
@@ -10,6 +10,11 @@ namespace blasformer::tests {
 
 struct Registration {
   Registration(const char* name, void (*function)());
+};
+
+// What a test throws that cannot be run here.
+struct Skipped {
+  const char* reason;
 };
 
 [[noreturn]] inline void fail_at(const char* file, int line, const std::string& what) {

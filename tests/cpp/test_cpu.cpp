@@ -3,6 +3,11 @@
 #include "check.h"
 #include "core/cpu.h"
 
+#if defined(__linux__) && defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace blasformer {
 
 TEST(every_cpu_has_the_baseline_and_older_sets_come_first) {
@@ -33,6 +38,20 @@ TEST(the_reference_of_tiles_runs_everywhere_beside_the_newest_vectors) {
   CHECK(active_tile_unit() == TileUnit::reference);
   use_isa(before);
 }
+
+#if defined(__linux__) && defined(__x86_64__)
+TEST(amx_is_detected_where_linux_offers_tiles_and_has_then_permitted_them) {
+  constexpr long kSupported = 0x1021, kPermitted = 0x1022;  // ARCH_GET_XCOMP_SUPP, ARCH_GET_XCOMP_PERM
+  constexpr unsigned long long kTileData = 1ull << 18;
+  const std::vector<std::string> isas = detected_isas(), built = built_isas();
+  if (std::find(built.begin(), built.end(), "amx") == built.end()) throw tests::Skipped{"AMX is not built"};
+  unsigned long long supported = 0, permitted = 0;
+  if (syscall(SYS_arch_prctl, kSupported, &supported) != 0) throw tests::Skipped{"Linux older than 5.16"};
+  CHECK(syscall(SYS_arch_prctl, kPermitted, &permitted) == 0);
+  CHECK((isas.back() == "amx") == ((supported & kTileData) != 0));
+  CHECK((isas.back() == "amx") == ((permitted & kTileData) != 0));
+}
+#endif
 
 TEST(an_unknown_instruction_set_is_refused_with_the_names_of_all) {
   const std::string message = tests::message_of<std::invalid_argument>([] { use_isa("mmx"); });

@@ -1,9 +1,17 @@
+#include <atomic>
+#include <chrono>
 #include <cmath>
+#include <csignal>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 #include <random>
+#include <thread>
 #include <vector>
+
+#if defined(__linux__)
+#include <sys/time.h>
+#endif
 
 #include "check.h"
 #include "core/blas.h"
@@ -28,11 +36,11 @@ class UseIsa {
   std::string before_;
 };
 
+bool has_amx() { return detected_isas().back() == "amx"; }
+
 std::vector<std::string> units() {
   std::vector<std::string> names{"amx_reference"};
-  for (const std::string& name : detected_isas()) {
-    if (name == "amx") names.push_back(name);
-  }
+  if (has_amx()) names.emplace_back("amx");
   return names;
 }
 
@@ -209,8 +217,7 @@ TEST(three_parts_hold_every_digit_of_a_float) {
   }
 }
 
-TEST(the_reference_of_tiles_computes_as_the_instruction_is_defined) {
-  const UseIsa use("amx_reference");
+TEST(tiles_compute_as_the_instruction_is_defined) {
   const auto flushed = [](float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; };
   for (double spread : {0.0, 20.0, 60.0}) {
     const auto bfloat16 = [&](Index, Index) {
@@ -234,8 +241,47 @@ TEST(the_reference_of_tiles_computes_as_the_instruction_is_defined) {
         expected.push_back(c);
       }
     }
-    CHECK(same_bits(split_product(p, Precision::medium), expected));
-    CHECK(same_bits(split_product(p, Precision::highest), expected));  // the other parts are zero
+    for (const std::string& unit : units()) {
+      const UseIsa use(unit);
+      CHECK(same_bits(split_product(p, Precision::medium), expected));
+      CHECK(same_bits(split_product(p, Precision::highest), expected));  // the other parts are zero
+    }
+  }
+}
+
+TEST(amx_gives_the_bits_of_its_reference) {
+  if (!has_amx()) throw tests::Skipped{"no AMX"};
+  const auto wild = [](Index, Index) {
+    return std::ldexp(any_digits(), static_cast<int>(uniform(-125, 125)));
+  };
+  const auto small = [](Index, Index) {
+    return std::ldexp(any_digits(), -static_cast<int>(uniform(30, 110)));
+  };
+  const auto bfloat16 = [](Index, Index) { return std::floor(uniform(-128, 128)); };
+  const auto hard = [](Index, Index) {
+    const auto chance = generator() % 200;
+    return chance == 0 ? kInf : chance == 1 ? kNaN : chance < 4 ? 1e-40f : static_cast<float>(normal());
+  };
+  const auto compare = [](const Problem& p) {
+    for (Precision precision : {Precision::highest, Precision::high, Precision::medium}) {
+      const UseIsa amx("amx");
+      const Values c = split_product(p, precision, 128);
+      const UseIsa reference("amx_reference");
+      CHECK(same_bits(c, split_product(p, precision, 128)));
+    }
+  };
+  for (Index rows : {1, 17, 33}) {
+    for (Index columns : {16, 65}) {
+      for (Index depth : {1, 33, 200}) {
+        compare(problem(rows, columns, depth, kNormal, kNormal));
+        compare(problem(rows, columns, depth, bfloat16, kNormal));
+        compare(problem(rows, columns, depth, kNormal, bfloat16));
+        compare(problem(rows, columns, depth, wild, wild));
+        compare(problem(rows, columns, depth, small, small));
+        compare(problem(rows, columns, depth, hard, kNormal));
+        compare(problem(rows, columns, depth, wild, hard));
+      }
+    }
   }
 }
 
@@ -402,7 +448,7 @@ TEST(a_row_of_a_split_product_has_the_same_bits_whatever_other_rows_there_are) {
 
 TEST(dot_products_of_bfloat16_give_what_tiles_give_but_for_rounding) {
   const UseIsa use(detected_isas().back());
-  if (active_tile_unit() != TileUnit::avx512_bf16) return;
+  if (active_tile_unit() != TileUnit::avx512_bf16) throw tests::Skipped{"no AVX512_BF16"};
   CHECK(split_product_kernels(Precision::highest) == nullptr &&
         split_product_kernels(Precision::high) == nullptr);
   for (Index rows : {1, 7, 8, 9, 31, 33, 64}) {
@@ -415,6 +461,102 @@ TEST(dot_products_of_bfloat16_give_what_tiles_give_but_for_rounding) {
     }
   }
 }
+
+namespace {
+
+// Multiplies a problem again and again, packed once, and tells when the result is not the first one.
+class Repeated {
+ public:
+  Repeated()
+      : kernels_(*split_product_kernels(Precision::highest)),
+        problem_(problem(64, 64, 256, kNormal, kNormal)),
+        left_(2 * kernels_.packed_bytes(256)),
+        right_(2 * kernels_.packed_bytes(256)) {
+    kernels_.pack_left({problem_.left.data(), 256, 1}, 64, 256, left_.data());
+    kernels_.pack_right({problem_.right.data(), 64, 1}, 256, 64, right_.data());
+    multiply(expected_);
+  }
+
+  bool differs() {
+    Values c;
+    multiply(c);
+    return !same_bits(c, expected_);
+  }
+
+ private:
+  void multiply(Values& c) {
+    c.assign(64 * 64, kNaN);
+    CHECK(kernels_.multiply(left_.data(), 64, 256, right_.data(), kernels_.packed_bytes(256), 64, nullptr, 0,
+                            c.data(), 64));
+  }
+
+  const SplitProductKernels& kernels_;
+  Problem problem_;
+  Aligned left_, right_;
+  Values expected_;
+};
+
+}  // namespace
+
+TEST(threads_that_multiply_at_the_same_time_do_not_disturb_each_other) {
+  for (const std::string& unit : units()) {
+    const UseIsa use(unit);
+    std::vector<Repeated> work(5);  // more than there may be CPUs: threads are switched within products
+    std::vector<std::thread> threads;
+    std::atomic<int> differing{0};
+    const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(50);
+    for (Repeated& own : work) {
+      threads.emplace_back([&differing, &own, end] {
+        while (std::chrono::steady_clock::now() < end) differing += own.differs() ? 1 : 0;
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    CHECK(differing == 0);
+  }
+}
+
+#if defined(__linux__)
+TEST(signals_that_arrive_within_products_change_nothing) {
+  static volatile std::sig_atomic_t signals;
+  signals = 0;
+  struct sigaction handler = {}, before = {};
+  handler.sa_handler = [](int) { signals = signals + 1; };
+  handler.sa_flags = SA_RESTART;
+  CHECK(sigaction(SIGALRM, &handler, &before) == 0);
+  int differing = 0;
+  for (const std::string& unit : units()) {
+    const UseIsa use(unit);
+    Repeated work;
+    const itimerval every_millisecond{{0, 1000}, {0, 1000}}, never{};
+    setitimer(ITIMER_REAL, &every_millisecond, nullptr);
+    const int until = signals + 20;
+    while (signals < until) differing += work.differs() ? 1 : 0;
+    setitimer(ITIMER_REAL, &never, nullptr);
+  }
+  sigaction(SIGALRM, &before, nullptr);
+  CHECK(differing == 0);
+}
+#endif
+
+#if defined(__x86_64__)
+TEST(tiles_are_released_after_a_product) {
+  if (!has_amx()) throw tests::Skipped{"no AMX"};
+  const UseIsa use("amx");
+  const auto states_in_use = [] {
+    unsigned low = 0, high = 0;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(1));
+    return low;
+  };
+  constexpr unsigned kTileStates = 0x60000;  // their configuration and their contents
+  const SplitProductKernels& kernels = *split_product_kernels(Precision::medium);
+  kernels.configure();
+  CHECK((states_in_use() & kTileStates) != 0);
+  kernels.release();
+  CHECK((states_in_use() & kTileStates) == 0);
+  CHECK(!Repeated().differs());
+  CHECK((states_in_use() & kTileStates) == 0);
+}
+#endif
 
 TEST(ieee_precision_never_splits) {
   for (const std::string& isa : detected_isas()) {
