@@ -10,67 +10,90 @@
 namespace blasformer::BLASFORMER_ISA {
 namespace {
 
+struct RoundKeys {
+  Words::Vector of[kPhiloxRounds][2];
+  explicit RoundKeys(std::uint64_t seed) {
+    PhiloxKey key = {{static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)}};
+    for (auto& round : of) {
+      for (int i = 0; i < 2; ++i) round[i] = Words::broadcast(key.word[i]);
+      key = next_round(key);
+    }
+  }
+};
+
+// Words 0 and 3 of a counter come from the key and the batch, words 1 and 2 from the query and its head. A
+// round does not mix word 0 with word 2, so that after two of them each word is still a number of the key
+// combined with one of the query: those rounds cost next to nothing. This is what keys 0 to 15 of 64 bring
+// to words 0, 1 and 2 (word 3 has nothing of them),
+struct WordsOfKeys {
+  Words::Vector word[16][3];
+  WordsOfKeys(Index group, Index batch, const RoundKeys& key) {
+    using W = Words;
+    for (Index c = 0; c < 16; ++c) {
+      const W::Vector product0 = W::product(W::broadcast(static_cast<std::uint64_t>(group * 16 + c)),
+                                            W::broadcast(kPhiloxMultiplier[0]));
+      const W::Vector word2 =
+          W::exclusive_or(W::high(product0), W::broadcast(static_cast<std::uint64_t>(batch)), key.of[0][1]);
+      const W::Vector product1 = W::product(word2, W::broadcast(kPhiloxMultiplier[1]));
+      word[c][0] = W::high(product1);
+      word[c][1] = product1;
+      word[c][2] = product0;
+    }
+  }
+};
+
+// and this what queries from `first` on bring to words 0, 2 and 3: even ones in word[0], odd ones in word[1].
+struct WordsOfQueries {
+  static constexpr Index queries = 2 * Words::lanes;
+  Words::Vector word[2][4];
+  template <class T>
+  WordsOfQueries(const QueryTile<T>& tile, Index first, const RoundKeys& key) {
+    using W = Words;
+    for (Index i = 0; i < 2; ++i) {
+      Index row[W::lanes], head[W::lanes];
+      for (Index j = 0; j < W::lanes; ++j) {
+        const Index l = smaller(first + 2 * j + i, tile.width - 1);
+        row[j] = tile.row[l];
+        head[j] = tile.head[l];
+      }
+      const W::Vector product1 = W::product(W::load(head), W::broadcast(kPhiloxMultiplier[1]));
+      const W::Vector word0 = W::exclusive_or(W::high(product1), W::load(row), key.of[0][0]);
+      const W::Vector product0 = W::product(word0, W::broadcast(kPhiloxMultiplier[0]));
+      word[i][0] = W::exclusive_or(product1, key.of[1][0]);
+      word[i][2] = W::exclusive_or(W::high(product0), key.of[1][1]);
+      word[i][3] = product0;
+    }
+  }
+};
+
 // keep[key]: the queries whose weight of that key is kept. Philox4x32-10 (Salmon et al. 2011) under the key
 // `seed`, with counter = (key / 64 * 16 + key % 16, query, head, batch); output word key % 64 / 16 is kept
 // when it is at least dropout_p * 2^32.
-//
-// Words 0 and 3 of a counter come from the key and the batch, words 1 and 2 from the query and its head. A
-// round does not mix word 0 with word 2, so that after two of them each word is still a number of the key
-// combined with one of the query: those rounds cost next to nothing.
 template <class T>
 void find_kept(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count,
                std::uint32_t* keep) {
   using W = Words;
-  constexpr Index pair = 2 * W::lanes;  // queries of a vector of words, and of the one that goes with it
   const auto least = static_cast<std::uint64_t>(p.dropout_p * 4294967296.0);
   for (Index k = 0; k < count; ++k) keep[k] = 0;
   if (least > 0xffffffffu) return;
-
-  PhiloxKey key = {{static_cast<std::uint32_t>(p.seed), static_cast<std::uint32_t>(p.seed >> 32)}};
-  W::Vector round_key[kPhiloxRounds][2];
-  for (auto& word : round_key) {
-    for (int i = 0; i < 2; ++i) word[i] = W::broadcast(key.word[i]);
-    key = next_round(key);
-  }
-  const W::Vector batch = W::broadcast(static_cast<std::uint64_t>(tile.batch));
-  const W::Vector multiplier0 = W::broadcast(kPhiloxMultiplier[0]);
-  const W::Vector multiplier1 = W::broadcast(kPhiloxMultiplier[1]);
-  for (Index l = 0; l < tile.width; l += pair) {
-    // What two rounds make of words 1 and 2: of queries 0, 2, 4, ... in [0], of the others in [1].
-    W::Vector query_word0[2], query_word2[2], query_word3[2];
-    for (Index i = 0; i < 2; ++i) {
-      alignas(64) Index row[W::lanes], head[W::lanes];
-      for (Index j = 0; j < W::lanes; ++j) {
-        const Index query = smaller(l + 2 * j + i, tile.width - 1);
-        row[j] = tile.row[query];
-        head[j] = tile.head[query];
-      }
-      const W::Vector product1 = W::product(W::load(head), multiplier1);
-      const W::Vector word0 = W::exclusive_or(W::high(product1), W::load(row), round_key[0][0]);
-      const W::Vector product0 = W::product(word0, multiplier0);
-      query_word0[i] = W::exclusive_or(product1, round_key[1][0]);
-      query_word2[i] = W::exclusive_or(W::high(product0), round_key[1][1]);
-      query_word3[i] = product0;
-    }
-    for (Index group = first / 64 * 64; group < first + count; group += 64) {
-      for (Index c = 0; c < 16 && group + c < first + count; ++c) {
-        // What they make of words 0 and 3.
-        const W::Vector product0 =
-            W::product(W::broadcast(static_cast<std::uint64_t>(group / 64 * 16 + c)), multiplier0);
-        const W::Vector product1 =
-            W::product(W::exclusive_or(W::high(product0), batch, round_key[0][1]), multiplier1);
+  const RoundKeys key(p.seed);
+  for (Index group = first / 64; 64 * group < first + count; ++group) {
+    const WordsOfKeys keys(group, tile.batch, key);
+    for (Index l = 0; l < tile.width; l += WordsOfQueries::queries) {
+      const WordsOfQueries queries(tile, l, key);
+      for (Index c = 0; c < 16 && 64 * group + c < first + count; ++c) {
         W::Vector word[2][4];
         for (int i = 0; i < 2; ++i) {
-          word[i][0] = W::exclusive_or(query_word0[i], W::high(product1));
-          word[i][1] = product1;
-          word[i][2] = W::exclusive_or(query_word2[i], product0);
-          word[i][3] = query_word3[i];
+          word[i][0] = W::exclusive_or(queries.word[i][0], keys.word[c][0]);
+          word[i][1] = keys.word[c][1];
+          word[i][2] = W::exclusive_or(queries.word[i][2], keys.word[c][2]);
+          word[i][3] = queries.word[i][3];
         }
         for (int round = 2; round < kPhiloxRounds; ++round) {
-          for (int i = 0; i < 2; ++i) philox_round(word[i], round_key[round][0], round_key[round][1]);
+          for (int i = 0; i < 2; ++i) philox_round(word[i], key.of[round][0], key.of[round][1]);
         }
         for (Index w = 0; w < 4; ++w) {
-          const Index k = group + 16 * w + c - first;
+          const Index k = 64 * group + 16 * w + c - first;
           if (k < 0 || k >= count) continue;
           keep[k] |= W::at_least(W::pair(word[0][w], word[1][w]), static_cast<std::uint32_t>(least)) << l;
         }

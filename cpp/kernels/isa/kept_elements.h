@@ -54,8 +54,10 @@ struct Words {
   static Vector add(Vector a, Vector b) { return _mm256_add_epi64(a, b); }
   static Vector product(Vector a, Vector b) { return _mm256_mul_epu32(a, b); }
   static Vector high(Vector a) { return _mm256_srli_epi64(a, 32); }
+  // c comes late. The compiler exchanges the operands of integers, and all would wait for it twice.
   static Vector exclusive_or(Vector a, Vector b, Vector c) {
-    return _mm256_xor_si256(_mm256_xor_si256(a, b), c);
+    const __m256 early = _mm256_xor_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b));
+    return _mm256_xor_si256(_mm256_castps_si256(early), c);
   }
   static Vector pair(Vector a, Vector b) { return _mm256_blend_epi32(a, _mm256_slli_epi64(b, 32), 0xaa); }
   static Vector first_half(Vector a, Vector b) { return _mm256_unpacklo_epi64(a, b); }
