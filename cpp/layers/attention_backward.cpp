@@ -134,11 +134,12 @@ void each_chunk(Index size, Index times, const Visit& visit) {
 
 // The same where heads share rows of the bias. A task is a run of rows and a share of the key heads, one
 // after the other: runs have rows of the bias, and shares of the keys' gradients, of their own; shares of the
-// heads have a gradient of the bias of their own. Whichever is smaller is kept several times.
+// heads have a gradient of the bias of their own. Whichever is smaller is kept several times. one_matrix: all
+// heads share the same rows, so that the first one of a share writes what the others add to.
 template <class T>
 void operand_gradients_sharing_bias(const AttentionProblem& p, const BackwardInputs<T>& inputs,
                                     const OperandGradients& gradients, MutableAttentionOperand d_bias,
-                                    Index bias_size) {
+                                    Index bias_size, bool one_matrix) {
   constexpr Index enough = 8, least_rows = 64;
   const AttentionKernels<T>& kernels = attention_kernels<T>();
   const Index heads = p.batch * p.key_heads;
@@ -149,8 +150,10 @@ void operand_gradients_sharing_bias(const AttentionProblem& p, const BackwardInp
   const Index per_run = round_up(ceil_div(p.query_length, runs), kernels.query_tile);
   KeyGradient<T> d_key(p, gradients.key, p.dim, runs), d_value(p, gradients.value, p.value_dim, runs);
   Tensor<T> bias_shares({shares, bias_size});
-  each_chunk(bias_shares.size(), 1,
-             [&](Index first, Index count) { std::fill_n(bias_shares.data() + first, count, T(0)); });
+  if (!one_matrix) {
+    each_chunk(bias_shares.size(), 1,
+               [&](Index first, Index count) { std::fill_n(bias_shares.data() + first, count, T(0)); });
+  }
   const Index workspace = kernels.backward_workspace(p);
   parallel_for(shares * runs, 2.5 * attention_work(p), [&](Index task, int) {
     const FlushDenormals flush;
@@ -159,13 +162,14 @@ void operand_gradients_sharing_bias(const AttentionProblem& p, const BackwardInp
     const Index rows = std::clamp<Index>(p.query_length - first, 0, per_run), run = task / shares;
     MutableAttentionOperand own_bias = d_bias;
     own_bias.data = bias_shares.data() + share * bias_size;
-    for (Index i = share * heads / shares; i < (share + 1) * heads / shares; ++i) {
+    const Index begin = share * heads / shares, end = (share + 1) * heads / shares;
+    for (Index i = begin; i < end; ++i) {
       const Index batch = i / p.key_heads, head = i % p.key_heads;
       for (Index member = 0; member < p.group(); ++member) {
-        kernels.backward(p, {batch, head, member * p.query_length + first, rows}, inputs,
-                         thread_workspace(workspace),
-                         {gradients.query, d_key.place(run, batch, head), d_key.stride(),
-                          d_value.place(run, batch, head), d_value.stride(), member > 0, own_bias, true});
+        kernels.backward(
+            p, {batch, head, member * p.query_length + first, rows}, inputs, thread_workspace(workspace),
+            {gradients.query, d_key.place(run, batch, head), d_key.stride(), d_value.place(run, batch, head),
+             d_value.stride(), member > 0, own_bias, !one_matrix || i > begin || member > 0});
       }
     }
   });
@@ -231,6 +235,8 @@ class BiasGradient {
   }
   // Whether no heads share such rows.
   bool has_own_rows() const { return members_.size() + 1 == group_start_.size(); }
+  // Whether all heads share them.
+  bool has_one_matrix() const { return group_start_.size() == 2; }
 
   void run() const {
     const Index groups = static_cast<Index>(group_start_.size()) - 1;
@@ -376,14 +382,15 @@ void attention_backward(const AttentionArguments& arguments, const AttentionStat
   }
   const bool by_rows = bias_gradient && bias_gradient->has_rows();
   const bool own_rows = by_rows && bias_gradient->has_own_rows() && d_bias.dtype == dtype_of<T>();
-  if (gradients.bias && (!own_rows || p.batch == 0)) clear(*gradients.bias);
+  if (gradients.bias && (!by_rows || p.batch == 0)) clear(*gradients.bias);
   if (own_rows) {
     operand_gradients(p, inputs, operands, d_bias);
   } else if (!by_rows) {
     operand_gradients(p, inputs, operands, {});
     if (bias_gradient) bias_gradient->run();
   } else {
-    operand_gradients_sharing_bias(p, inputs, operands, d_bias, element_count(*gradients.bias));
+    operand_gradients_sharing_bias(p, inputs, operands, d_bias, element_count(*gradients.bias),
+                                   bias_gradient->has_one_matrix());
   }
   if (gradients.sinks) sink_gradients(p, inputs, *gradients.sinks);
 }

@@ -45,7 +45,7 @@ struct BackwardTile {
 template <class T>
 struct BackwardWorkspace {
   BackwardTile<T> tile[kBackwardTiles];
-  T *scores, *d_scores, *cap, *keys, *values, *safe_keys, *dense, *scale, *ones;
+  T *scores, *d_scores, *cap, *keys, *values, *safe_keys, *dense, *scale;
   T *d_key, *d_value;                                  // key_length rows of whole vectors
   unsigned char *key_rows, *key_columns, *value_rows;  // packed
   SplitScratch<T> split;
@@ -66,7 +66,6 @@ struct BackwardWorkspace {
     split.take(p, larger(kKeyBlock * widest, p.dim * queries), carver);
     dense = carver.take<T>(queries * larger(p.dim, p.value_dim));
     scale = carver.take<T>(queries);
-    ones = carver.take<T>(queries);
     const bool biased = p.bias.data != nullptr;
     bias.value = carver.take<T>(biased ? kKeyBlock * queries : 0);
     bias.dense = carver.take<T>(biased ? kKeyBlock * queries : 0);
@@ -256,20 +255,13 @@ void add_to_keys(const AttentionProblem& p, Index count, const T* weights, const
 
 // d_bias[query][key] (=, +=) dS.
 template <class T>
-void write_bias_gradient(const QueryTile<T>& tile, Index first, Index count, const BackwardWorkspace<T>& work,
+void write_bias_gradient(const QueryTile<T>& tile, Index first, Index count, const T* d_scores,
                          const BackwardOutputs<T>& outputs) {
   const MutableAttentionOperand& d_bias = outputs.d_bias;
-  const auto gradient = [&](Index l) {
-    return static_cast<T*>(d_bias.data) + tile.offset(d_bias, l) + first;
-  };
   T* row[kTileQueries<T>];
   for (Index l = 0; l < tile.count; ++l)
-    row[l] = outputs.add_bias ? work.bias.dense + l * count : gradient(l);
-  untranspose_rows(work.d_scores, tile.width, count, work.ones, tile.count, row);
-  for (Index l = 0; l < tile.count && outputs.add_bias; ++l) {
-    T* const sum = gradient(l);
-    for (Index k = 0; k < count; ++k) sum[k] += row[l][k];
-  }
+    row[l] = static_cast<T*>(d_bias.data) + tile.offset(d_bias, l) + first;
+  write_transposed(d_scores, tile.width, count, outputs.add_bias, tile.count, row);
 }
 
 // Where no query of a tile sees any of `count` keys.
@@ -295,7 +287,7 @@ void backward_block(const AttentionProblem& p, const BackwardInputs<T>& inputs, 
   find_visible_for_gradients(p, tile.queries, first, count, work.bias, visible);
   if (visible.seen == 0) return write_no_bias_gradient(tile.queries, first, count, outputs);
   recompute(p, first, count, keys, values, visible, work, tile);
-  if (outputs.d_bias.data != nullptr) write_bias_gradient(tile.queries, first, count, work, outputs);
+  if (outputs.d_bias.data != nullptr) write_bias_gradient(tile.queries, first, count, work.d_scores, outputs);
   add_to_keys(p, count, work.scores, tile.d_output_rows, tile.packed_d_output_rows, p.value_dim,
               inputs.d_output, T(1), visible, tile.queries, tile.unsafe_d_output, work.split,
               work.d_value + first * whole_vectors<T>(p.value_dim));
@@ -345,10 +337,7 @@ void backward(const AttentionProblem& p, const QueryRun& run, const BackwardInpu
   Carver carver(memory);
   BackwardWorkspace<T> work(p, carver);
   work.take_key_gradients(p, carver);
-  for (Index l = 0; l < kTileQueries<T>; ++l) {
-    work.scale[l] = static_cast<T>(p.scale);
-    work.ones[l] = T(1);
-  }
+  for (Index l = 0; l < kTileQueries<T>; ++l) work.scale[l] = static_cast<T>(p.scale);
   const Index key_width = whole_vectors<T>(p.dim), value_width = whole_vectors<T>(p.value_dim);
   for (Index i = 0; i < p.key_length * key_width; ++i) work.d_key[i] = T(0);
   for (Index i = 0; i < p.key_length * value_width; ++i) work.d_value[i] = T(0);
@@ -452,10 +441,9 @@ void bias_gradient(const AttentionProblem& p, const HeadRows& rows, Index first_
     const KeyBlock<T> values =
         key_block(p, p.value, rows.batch, key_head, first, block, p.value_dim, work.values, work.value_rows);
     recompute(p, first, block, keys, values, visible, work, tile);
-    for (Index r = 0; r < rows.count; ++r) {
-      T* sum = out + r * (last_key - first_key) + (first - first_key);
-      for (Index k = 0; k < block; ++k) sum[k] += work.d_scores[k * tile.queries.width + r];
-    }
+    T* sum[kTileQueries<T>];
+    for (Index r = 0; r < rows.count; ++r) sum[r] = out + r * (last_key - first_key) + (first - first_key);
+    write_transposed(work.d_scores, tile.queries.width, block, true, rows.count, sum);
   }
   if (p.split != nullptr) p.split->release();
 }

@@ -112,9 +112,27 @@ inline DoubleSquare square(const double* const* row, Index first) {
   }
   return result;
 }
+
+#else
+struct FloatSquare {
+  __m128 column[4];
+};
+inline FloatSquare square(const float* const* row, Index first) {
+  FloatSquare result;
+  for (Index r = 0; r < 4; ++r) result.column[r] = _mm_loadu_ps(row[r] + first);
+  transpose_square(result.column[0], result.column[1], result.column[2], result.column[3]);
+  return result;
+}
+
+struct DoubleSquare {
+  __m128d column[2];
+};
+inline DoubleSquare square(const double* const* row, Index first) {
+  const __m128d x = _mm_loadu_pd(row[0] + first), y = _mm_loadu_pd(row[1] + first);
+  return {{_mm_unpacklo_pd(x, y), _mm_unpackhi_pd(x, y)}};
+}
 #endif
 
-#if defined(BLASFORMER_ISA_avx512) || defined(BLASFORMER_ISA_avx2)
 // The squares of transpose_rows: how many columns they cover.
 template <class T>
 inline Index transpose_squares(const T* const* row, Index lanes, Index columns, T* out) {
@@ -129,10 +147,9 @@ inline Index transpose_squares(const T* const* row, Index lanes, Index columns, 
   return covered;
 }
 
-// Those of untranspose_rows.
-template <class T>
-inline Index untranspose_squares(const T* x, Index lanes, Index columns, const T* factor, Index count,
-                                 T* const* row) {
+// Those of the way back: calls write(lane, first column, vector of columns).
+template <class T, class Write>
+inline Index untranspose_squares(const T* x, Index lanes, Index columns, Index count, const Write& write) {
   using S = Simd<T>;
   const Index covered = columns / S::lanes * S::lanes;
   for (Index l = 0; l < count; l += S::lanes) {
@@ -140,22 +157,11 @@ inline Index untranspose_squares(const T* x, Index lanes, Index columns, const T
       const T* column[S::lanes];
       for (Index i = 0; i < S::lanes; ++i) column[i] = x + (c + i) * lanes;
       const auto block = square(column, l);
-      for (Index i = 0; i < S::lanes && l + i < count; ++i)
-        S::store(row[l + i] + c, block.column[i] * S::broadcast(factor[l + i]));
+      for (Index i = 0; i < S::lanes && l + i < count; ++i) write(l + i, c, block.column[i]);
     }
   }
   return covered;
 }
-#else
-template <class T>
-inline Index transpose_squares(const T* const*, Index, Index, T*) {
-  return 0;
-}
-template <class T>
-inline Index untranspose_squares(const T*, Index, Index, const T*, Index, T* const*) {
-  return 0;
-}
-#endif
 
 // out[c][lane] = row[lane][c] for whole vectors of lanes. The rows are dense.
 inline void transpose_rows(const float* const* row, Index lanes, Index columns, float* out) {
@@ -195,7 +201,9 @@ inline void transpose_rows(const double* const* row, Index lanes, Index columns,
 // row[lane][c] = x[c][lane] * factor[lane] for the first `count` lanes: the way back.
 inline void untranspose_rows(const float* x, Index lanes, Index columns, const float* factor, Index count,
                              float* const* row) {
-  const Index done = untranspose_squares(x, lanes, columns, factor, count, row);
+  const Index done = untranspose_squares(x, lanes, columns, count, [&](Index l, Index c, auto part) {
+    Simd<float>::store(row[l] + c, part * Simd<float>::broadcast(factor[l]));
+  });
   for (Index l = 0; l < count; l += 4) {
     const __m128 scale = _mm_loadu_ps(factor + l);
     const Index rows = smaller(4, count - l);
@@ -219,7 +227,9 @@ inline void untranspose_rows(const float* x, Index lanes, Index columns, const f
 
 inline void untranspose_rows(const double* x, Index lanes, Index columns, const double* factor, Index count,
                              double* const* row) {
-  const Index done = untranspose_squares(x, lanes, columns, factor, count, row);
+  const Index done = untranspose_squares(x, lanes, columns, count, [&](Index l, Index c, auto part) {
+    Simd<double>::store(row[l] + c, part * Simd<double>::broadcast(factor[l]));
+  });
   for (Index l = 0; l < count; l += 2) {
     const __m128d scale = _mm_loadu_pd(factor + l);
     const Index rows = smaller(2, count - l);
@@ -233,6 +243,19 @@ inline void untranspose_rows(const double* x, Index lanes, Index columns, const 
     for (; c < columns; ++c) {
       for (Index i = 0; i < rows; ++i) row[l + i][c] = x[c * lanes + l + i] * factor[l + i];
     }
+  }
+}
+
+// row[lane][c] (=, +=) x[c][lane] for the first `count` lanes.
+template <class T>
+inline void write_transposed(const T* x, Index lanes, Index columns, bool add, Index count, T* const* row) {
+  using S = Simd<T>;
+  const Index done = untranspose_squares(x, lanes, columns, count, [&](Index l, Index c, auto part) {
+    T* const target = row[l] + c;
+    S::store(target, add ? S::load(target) + part : part);
+  });
+  for (Index l = 0; l < count; ++l) {
+    for (Index c = done; c < columns; ++c) row[l][c] = add ? row[l][c] + x[c * lanes + l] : x[c * lanes + l];
   }
 }
 
