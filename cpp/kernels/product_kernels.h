@@ -20,8 +20,8 @@ struct MatrixView {
 // columns. An element of c is one sum over the depth in rising order, by fused multiply-adds where the CPU
 // has them: it does not depend on what else is in the product.
 //
-// The right side may be Stored in bfloat16, dense along the depth: it stays so when it is packed, and the
-// sums are those of one that was widened before.
+// The right side may be Stored in bfloat16, dense along the depth: it is packed as such, the sums are those
+// of one that was widened before, and the number before what is packed is read, too, whatever it is.
 template <class T, class Stored = T>
 struct ProductKernels {
   Index panel;

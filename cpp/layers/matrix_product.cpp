@@ -123,6 +123,10 @@ void blas_product(Index rows, Index columns, Index depth, MatrixView<T> left, Ma
   });
 }
 
+// What is left free before packed columns: a cache line where ProductKernels read the number before.
+template <class T, class Stored>
+constexpr Index kFree = std::is_same_v<T, Stored> ? 0 : 64 / Index{sizeof(Stored)};
+
 // Packed columns: blocks of the depth, each [panel][depth][column].
 template <class Stored>
 struct Panels {
@@ -208,8 +212,10 @@ void multiply_while_packing(const ProductKernels<T, Stored>& kernels, const Prod
   T* const strips = static_cast<T*>(workspace.data());
   pack_strips(kernels, cut, rows, depth, left, strips);
   parallel_for(ceil_div(columns, cut.columns), product_work<T>(rows, columns, depth), [&](Index task, int) {
+    constexpr Index free = kFree<T, Stored>;
     Stored* const panel =
-        static_cast<Stored*>(thread_workspace(kernels.panel * cut.depth * Index{sizeof(Stored)}));
+        static_cast<Stored*>(thread_workspace((free + kernels.panel * cut.depth) * Index{sizeof(Stored)})) +
+        free;
     const Index begin = task * cut.columns, end = std::min(columns, begin + cut.columns);
     for (Index k = 0; k == 0 || k < depth; k += cut.depth) {
       const Index deep = std::min(cut.depth, depth - k);
@@ -282,9 +288,10 @@ void product(Index rows, Index columns, Index depth, MatrixView<T> left, MatrixV
   // Every panel begins at a cache line.
   const Index left_size = round_up(std::min(rows, cut.rows_at_once) * deep, 64 / Index{sizeof(T)});
   const Index right_size = std::min(at_once, round_up(columns, kernels.panel)) * deep;
-  const SharedWorkspace workspace(left_size * Index{sizeof(T)} + right_size * Index{sizeof(Stored)});
+  constexpr Index free = kFree<T, Stored>;
+  const SharedWorkspace workspace(left_size * Index{sizeof(T)} + (free + right_size) * Index{sizeof(Stored)});
   T* const strips = static_cast<T*>(workspace.data());
-  Stored* const packed = reinterpret_cast<Stored*>(strips + left_size);
+  Stored* const packed = reinterpret_cast<Stored*>(strips + left_size) + free;
   for (Index begin = 0; begin < columns; begin += at_once) {
     const Index width = std::min(at_once, columns - begin);
     for (Index k = 0; k == 0 || k < depth; k += deep) {
@@ -332,8 +339,9 @@ class PackedPanels final : public PackedRight<T> {
       : kernels_(product_kernels<T, Stored>()),
         depth_(depth),
         width_(round_up(columns, kernels_.panel)),
-        memory_({width_ * depth}) {
-    pack_panels(kernels_, depth_of_blocks<T>(depth), depth, columns, right, memory_.data());
+        memory_({kFree<T, Stored> + width_ * depth}) {
+    pack_panels(kernels_, depth_of_blocks<T>(depth), depth, columns, right,
+                memory_.data() + kFree<T, Stored>);
   }
 
   bool fits(Index rows, Index columns) const override {
@@ -342,7 +350,7 @@ class PackedPanels final : public PackedRight<T> {
   }
   bool is_split() const override { return false; }
   bool can_begin_at(Index column) const override { return column % kernels_.panel == 0; }
-  Index nbytes() const override { return memory_.size() * Index{sizeof(Stored)}; }
+  Index nbytes() const override { return width_ * depth_ * Index{sizeof(Stored)}; }
 
   void product(Index rows, Index columns, MatrixView<T> left, Index first_column, const T* bias, T* c,
                Index c_stride) const override {
@@ -350,8 +358,9 @@ class PackedPanels final : public PackedRight<T> {
     const ProductCut cut = small_right_cut<T, Stored>(rows, columns, depth_, depth_, kernels_.panel);
     const SharedWorkspace workspace(std::min(rows, cut.rows_at_once) * depth_ * Index{sizeof(T)});
     T* const strips = static_cast<T*>(workspace.data());
-    multiply_panels(kernels_, cut, rows, columns, depth_, left, Panels<Stored>{memory_.data(), width_},
-                    first_column, bias, Write::replace, strips, c, c_stride);
+    multiply_panels(kernels_, cut, rows, columns, depth_, left,
+                    Panels<Stored>{memory_.data() + kFree<T, Stored>, width_}, first_column, bias,
+                    Write::replace, strips, c, c_stride);
   }
 
  private:
@@ -398,11 +407,11 @@ std::shared_ptr<const PackedRight<T>> packed_right(Index rows, Index columns, In
   return std::make_shared<PackedPanels<T, T>>(columns, depth, right);
 }
 
-// Speed of bfloat16 relative to float32, both packed once (768 x 768, 768 x 3072 and 3072 x 768, Zen 5, two
-// threads), with AVX-512: 2.0 to 2.3 for 1 row, 1.4 to 1.9 for 2, 1.03 for 8, 1.01 to 1.03 from 24 rows on.
-// With AVX2: 1.1 to 1.35, 1.07 to 1.2, 0.91 (the tile of 4 rows waits for its own sums, a little longer now),
-// 1.01 to 1.03. Packed anew by each product, with AVX-512: 0.7 to 0.9 for 8 to 48 rows, 0.92 to 0.95 for 64,
-// 0.96 to 0.98 for 128, 0.98 to 1.0 for 256, 0.99 to 1.01 for 1024: so many need no copy.
+// Speed of bfloat16 relative to float32, both packed once (768 x 768, 768 x 3072, 3072 x 768, 384 x 1536 and
+// 517 x 1029; Zen 5, two threads). With AVX-512: 1.8 to 2.3 for 1 row, 1.3 to 1.9 for 2, 1.02 for 8, 1.0 to
+// 1.03 from 24 rows on; with AVX2: 1.1 to 1.3, 1.02 to 1.2, 0.98, 1.0 to 1.05. Packed anew by each product,
+// with AVX-512: 0.7 to 0.9 for 8 to 48 rows, 0.92 to 0.95 for 64, 0.96 to 0.98 for 128, 0.98 to 1.0 for 256,
+// 0.99 to 1.01 for 1024: so many need no copy.
 std::shared_ptr<const PackedRight<float>> packed_right(Index rows, Index columns, Index depth,
                                                        MatrixView<std::uint16_t> right) {
   constexpr Index many_rows = 512;
