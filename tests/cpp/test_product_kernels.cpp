@@ -1,0 +1,69 @@
+// Products by the kernels themselves, in memory that ends where their operands end: what the sanitizers would
+// see of a step outside. Their results are tested from Python.
+
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "core/cpu.h"
+#include "core/half.h"
+#include "kernels/product_kernels.h"
+
+namespace blasformer {
+
+namespace {
+
+template <class Visit>
+void each_isa(const Visit& visit) {
+  const std::string before = active_isa_name();
+  for (const std::string& isa : detected_isas()) {
+    use_isa(isa);
+    visit();
+  }
+  use_isa(before);
+}
+
+std::size_t size(Index extent) { return static_cast<std::size_t>(extent); }
+
+// left (rows, depth) right (depth, columns), whose columns are dense, + 1.
+template <class Stored>
+std::vector<float> product(Index rows, Index columns, Index depth, const std::vector<float>& left,
+                           const std::vector<Stored>& right) {
+  const ProductKernels<float, Stored>& kernels = product_kernels<float, Stored>();
+  std::vector<float> strips(size(rows * depth)), start(size(columns), 1.0f), c(size(rows * columns));
+  // The number before what is packed is read, too.
+  std::vector<Stored> packed(size(1 + round_up(columns, kernels.panel) * depth));
+  kernels.pack_left({left.data(), depth, 1}, rows, depth, strips.data());
+  kernels.pack_right({right.data(), 1, depth}, depth, columns, packed.data() + 1);
+  kernels.multiply(strips.data(), rows, depth, packed.data() + 1, kernels.panel * depth, columns,
+                   start.data(), 0, c.data(), columns);
+  return c;
+}
+
+}  // namespace
+
+TEST(columns_in_bfloat16_give_the_bits_of_widened_ones_within_their_memory) {
+  each_isa([] {
+    for (const Index depth : {1, 2, 15, 31, 33, 64, 67}) {
+      for (const Index columns : {1, 7, 16, 17, 31, 33, 65, 97, 130}) {
+        std::vector<std::uint16_t> right(size(columns * depth));
+        std::vector<float> widened(right.size());
+        for (std::size_t i = 0; i < right.size(); ++i) {
+          right[i] = float32_to_bfloat16(static_cast<float>(i % 89) / 89 - 0.5f);
+          widened[i] = bfloat16_to_float32(right[i]);
+        }
+        for (const Index rows : {1, 2, 3, 4, 7, 12, 13, 26}) {
+          std::vector<float> left(size(rows * depth));
+          for (std::size_t i = 0; i < left.size(); ++i) left[i] = static_cast<float>(i % 97) / 97 - 0.5f;
+          const std::vector<float> expected = product(rows, columns, depth, left, widened);
+          const std::vector<float> c = product(rows, columns, depth, left, right);
+          CHECK(std::memcmp(c.data(), expected.data(), c.size() * sizeof(float)) == 0);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace blasformer
