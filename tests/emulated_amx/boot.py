@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ["numpy", "scipy-openblas32", "ml_dtypes", "hypothesis", "sortedcontainers"]
-PACKAGES += ["pytest", "pluggy", "iniconfig", "packaging", "pygments"]
+PACKAGES += ["pytest", "pluggy", "iniconfig", "packaging", "pygments", "pytest-timeout"]
 
 INIT = """#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -34,6 +34,7 @@ sleep 1000
 """
 
 # Without 5-level page tables, from which what the BIOS does in system management mode does not return.
+# Without messages, because one that is written when another is due is waited for, for ever.
 BOCHSRC = """
 cpu: model=sapphire_rapids, exclude_features="la57", count={cpus}, ips=50000000, reset_on_triple_fault=0
 memory: guest={memory}, host={memory}
@@ -45,6 +46,8 @@ com1: enabled=1, mode=file, dev={serial}
 clock: sync=none
 display_library: nogui
 log: {log}
+info: action=ignore
+error: action=ignore
 panic: action=fatal
 """
 
