@@ -10,17 +10,6 @@
 namespace blasformer::BLASFORMER_ISA {
 namespace {
 
-struct RoundKeys {
-  Words::Vector of[kPhiloxRounds][2];
-  explicit RoundKeys(std::uint64_t seed) {
-    PhiloxKey key = {{static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)}};
-    for (auto& round : of) {
-      for (int i = 0; i < 2; ++i) round[i] = Words::broadcast(key.word[i]);
-      key = next_round(key);
-    }
-  }
-};
-
 // Words 0 and 3 of a counter come from the key and the batch, words 1 and 2 from the query and its head. A
 // round does not mix word 0 with word 2, so that after two of them each word is still a number of the key
 // combined with one of the query: those rounds cost next to nothing. This is what keys 0 to 15 of 64 bring

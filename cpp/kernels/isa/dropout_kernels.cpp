@@ -11,14 +11,15 @@ template <class T>
 void dropout(const T* x, Index first, Index last, std::uint32_t threshold, T scale, std::uint64_t seed,
              const T* residual, T* y) {
   using S = Simd<T>;
-  const PhiloxKey key{{static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)}};
+  const RoundKeys key(seed);
   const Vector<T> factor = S::broadcast(scale);
   for (Index begin = first; begin < last; begin += kDrawnAtOnce) {
-    std::uint32_t kept = kept_elements(static_cast<std::uint64_t>(begin / 4), key, threshold);
+    std::uint64_t kept = kept_elements(static_cast<std::uint64_t>(begin / 4), key, threshold);
     const Index end = begin + kDrawnAtOnce < last ? begin + kDrawnAtOnce : last;
     for (Index i = begin; i < end; i += S::lanes, kept >>= S::lanes) {
       const Index n = end - i < S::lanes ? end - i : S::lanes;
-      const Vector<T> v = S::select(S::from_bits(kept), load_lanes(x + i, n) * factor, S::zero());
+      const Vector<T> v =
+          S::select(S::from_bits(static_cast<std::uint32_t>(kept)), load_lanes(x + i, n) * factor, S::zero());
       store_lanes(y + i, residual ? v + load_lanes(residual + i, n) : v, n);
     }
   }

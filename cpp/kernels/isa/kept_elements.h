@@ -94,7 +94,19 @@ struct Words {
 };
 #endif
 
-constexpr Index kDrawnAtOnce = 4 * Words::lanes;
+constexpr Index kDrawnAtOnce = 2 * 4 * Words::lanes;
+
+// The keys of all rounds.
+struct RoundKeys {
+  Words::Vector of[kPhiloxRounds][2];
+  explicit RoundKeys(std::uint64_t seed) {
+    PhiloxKey key = {{static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)}};
+    for (auto& round : of) {
+      for (int i = 0; i < 2; ++i) round[i] = Words::broadcast(key.word[i]);
+      key = next_round(key);
+    }
+  }
+};
 
 // A round of Philox: words 0 to 3 of several counters.
 inline void philox_round(Words::Vector (&word)[4], Words::Vector key0, Words::Vector key1) {
@@ -109,17 +121,25 @@ inline void philox_round(Words::Vector (&word)[4], Words::Vector key0, Words::Ve
 
 // Bit i: whether element i of kDrawnAtOnce is kept, which it is if word i % 4 of counter first + i / 4 is no
 // less than the threshold. (The upper 64 bits of counters are zero.)
-inline std::uint32_t kept_elements(std::uint64_t first, PhiloxKey key, std::uint32_t threshold) {
+inline std::uint64_t kept_elements(std::uint64_t first, const RoundKeys& key, std::uint32_t threshold) {
   using W = Words;
-  const W::Vector counter = W::add(W::broadcast(first), W::lane_order());
-  W::Vector word[4] = {counter, W::high(counter), W::broadcast(0), W::broadcast(0)};
-  for (int round = 0; round < kPhiloxRounds; ++round) {
-    philox_round(word, W::broadcast(key.word[0]), W::broadcast(key.word[1]));
-    key = next_round(key);
+  W::Vector word[2][4];  // of two vectors of counters: one alone would wait for each of its products
+  for (int i = 0; i < 2; ++i) {
+    word[i][0] = W::add(W::broadcast(first + static_cast<std::uint64_t>(i * W::lanes)), W::lane_order());
+    word[i][1] = W::high(word[i][0]);
+    word[i][2] = word[i][3] = W::broadcast(0);
   }
-  const W::Vector words01 = W::pair(word[0], word[1]), words23 = W::pair(word[2], word[3]);
-  return W::at_least(W::first_half(words01, words23), threshold) |
-         W::at_least(W::second_half(words01, words23), threshold) << (2 * W::lanes);
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    for (int i = 0; i < 2; ++i) philox_round(word[i], key.of[round][0], key.of[round][1]);
+  }
+  std::uint64_t kept = 0;
+  for (int i = 0; i < 2; ++i) {
+    const W::Vector words01 = W::pair(word[i][0], word[i][1]), words23 = W::pair(word[i][2], word[i][3]);
+    const std::uint64_t first_half = W::at_least(W::first_half(words01, words23), threshold);
+    const std::uint64_t second_half = W::at_least(W::second_half(words01, words23), threshold);
+    kept |= (first_half | second_half << (2 * W::lanes)) << (4 * W::lanes * i);
+  }
+  return kept;
 }
 
 }  // namespace
