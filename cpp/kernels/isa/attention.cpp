@@ -3,6 +3,7 @@
 #include "kernels/isa/attention_few.h"
 #include "kernels/isa/attention_forward.h"
 #include "kernels/isa/attention_weights.h"
+#include "kernels/isa/table.h"
 
 namespace blasformer::BLASFORMER_ISA {
 
@@ -40,10 +41,13 @@ constexpr AttentionKernels<T> kTable = {
 
 }  // namespace
 
-extern const AttentionKernels<float> attention_float;
-extern const AttentionKernels<double> attention_double;
-
-const AttentionKernels<float> attention_float = kTable<float>;
-const AttentionKernels<double> attention_double = kTable<double>;
+template <>
+const AttentionKernels<float>& table() {
+  return kTable<float>;
+}
+template <>
+const AttentionKernels<double>& table() {
+  return kTable<double>;
+}
 
 }  // namespace blasformer::BLASFORMER_ISA

@@ -3,6 +3,7 @@
 #include <math.h>  // plain functions, where <cmath> would bring inline ones that the linker may share
 
 #include "kernels/isa/rows.h"
+#include "kernels/isa/table.h"
 #include "kernels/isa/vector_math.h"
 
 namespace blasformer::BLASFORMER_ISA {
@@ -74,15 +75,12 @@ constexpr CrossEntropyKernels<T> kCrossEntropyKernels = {.cross_entropy = cross_
 
 }  // namespace
 
-template <class T>
-const CrossEntropyKernels<T>& cross_entropy_kernels();
-
 template <>
-const CrossEntropyKernels<float>& cross_entropy_kernels() {
+const CrossEntropyKernels<float>& table() {
   return kCrossEntropyKernels<float>;
 }
 template <>
-const CrossEntropyKernels<double>& cross_entropy_kernels() {
+const CrossEntropyKernels<double>& table() {
   return kCrossEntropyKernels<double>;
 }
 

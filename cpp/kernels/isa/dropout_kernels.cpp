@@ -2,6 +2,7 @@
 
 #include "kernels/isa/kept_elements.h"
 #include "kernels/isa/rows.h"
+#include "kernels/isa/table.h"
 
 namespace blasformer::BLASFORMER_ISA {
 
@@ -30,15 +31,12 @@ constexpr DropoutKernels<T> kDropoutKernels = {.dropout = dropout<T>};
 
 }  // namespace
 
-template <class T>
-const DropoutKernels<T>& dropout_kernels();
-
 template <>
-const DropoutKernels<float>& dropout_kernels() {
+const DropoutKernels<float>& table() {
   return kDropoutKernels<float>;
 }
 template <>
-const DropoutKernels<double>& dropout_kernels() {
+const DropoutKernels<double>& table() {
   return kDropoutKernels<double>;
 }
 

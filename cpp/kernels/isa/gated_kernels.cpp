@@ -2,6 +2,7 @@
 
 #include "kernels/isa/activation_functions.h"
 #include "kernels/isa/rows.h"
+#include "kernels/isa/table.h"
 
 namespace blasformer::BLASFORMER_ISA {
 
@@ -39,15 +40,12 @@ constexpr GatedKernels<T> kGatedKernels = {
 
 }  // namespace
 
-template <class T>
-const GatedKernels<T>& gated_kernels();
-
 template <>
-const GatedKernels<float>& gated_kernels() {
+const GatedKernels<float>& table() {
   return kGatedKernels<float>;
 }
 template <>
-const GatedKernels<double>& gated_kernels() {
+const GatedKernels<double>& table() {
   return kGatedKernels<double>;
 }
 

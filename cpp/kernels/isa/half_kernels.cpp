@@ -2,6 +2,7 @@
 
 #include "kernels/isa/few_rows.h"
 #include "kernels/isa/half_rows.h"
+#include "kernels/isa/table.h"
 
 namespace blasformer::BLASFORMER_ISA {
 
@@ -17,7 +18,9 @@ constexpr HalfKernels kHalfKernels = {
 
 }  // namespace
 
-const HalfKernels& half_kernels();
-const HalfKernels& half_kernels() { return kHalfKernels; }
+template <>
+const HalfKernels& table() {
+  return kHalfKernels;
+}
 
 }  // namespace blasformer::BLASFORMER_ISA

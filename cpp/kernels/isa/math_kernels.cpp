@@ -2,6 +2,7 @@
 
 #include "kernels/isa/activation_functions.h"
 #include "kernels/isa/map.h"
+#include "kernels/isa/table.h"
 #include "kernels/isa/vector_math.h"
 
 namespace blasformer::BLASFORMER_ISA {
@@ -27,15 +28,12 @@ constexpr MathKernels<T> kMathKernels = {
 
 }  // namespace
 
-template <class T>
-const MathKernels<T>& math_kernels();
-
 template <>
-const MathKernels<float>& math_kernels() {
+const MathKernels<float>& table() {
   return kMathKernels<float>;
 }
 template <>
-const MathKernels<double>& math_kernels() {
+const MathKernels<double>& table() {
   return kMathKernels<double>;
 }
 

@@ -1,6 +1,7 @@
 #include "kernels/optimiser_kernels.h"
 
 #include "kernels/isa/simd.h"
+#include "kernels/isa/table.h"
 
 namespace blasformer::BLASFORMER_ISA {
 
@@ -128,15 +129,12 @@ constexpr OptimiserKernels<T> kOptimiserKernels = {
 
 }  // namespace
 
-template <class T>
-const OptimiserKernels<T>& optimiser_kernels();
-
 template <>
-const OptimiserKernels<float>& optimiser_kernels() {
+const OptimiserKernels<float>& table() {
   return kOptimiserKernels<float>;
 }
 template <>
-const OptimiserKernels<double>& optimiser_kernels() {
+const OptimiserKernels<double>& table() {
   return kOptimiserKernels<double>;
 }
 

@@ -16,6 +16,7 @@
 #include <cstring>
 
 #include "kernels/isa/block_product.h"
+#include "kernels/isa/table.h"
 #include "kernels/isa/transpose.h"
 
 namespace blasformer::BLASFORMER_ISA {
@@ -362,19 +363,16 @@ constexpr ProductKernels<float, std::uint16_t> kBfloat16ProductKernels = {
 
 }  // namespace
 
-template <class T, class Stored>
-const ProductKernels<T, Stored>& product_kernels();
-
 template <>
-const ProductKernels<float>& product_kernels() {
+const ProductKernels<float>& table() {
   return kProductKernels<float>;
 }
 template <>
-const ProductKernels<double>& product_kernels() {
+const ProductKernels<double>& table() {
   return kProductKernels<double>;
 }
 template <>
-const ProductKernels<float, std::uint16_t>& product_kernels() {
+const ProductKernels<float, std::uint16_t>& table() {
   return kBfloat16ProductKernels;
 }
 

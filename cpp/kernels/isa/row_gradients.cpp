@@ -1,6 +1,7 @@
 #include "kernels/gradient_kernels.h"
 #include "kernels/isa/activation_functions.h"
 #include "kernels/isa/rows.h"
+#include "kernels/isa/table.h"
 #include "kernels/isa/vector_math.h"
 
 namespace blasformer::BLASFORMER_ISA {
@@ -232,15 +233,12 @@ constexpr GradientKernels<T> kGradientKernels = {
 
 }  // namespace
 
-template <class T>
-const GradientKernels<T>& gradient_kernels();
-
 template <>
-const GradientKernels<float>& gradient_kernels() {
+const GradientKernels<float>& table() {
   return kGradientKernels<float>;
 }
 template <>
-const GradientKernels<double>& gradient_kernels() {
+const GradientKernels<double>& table() {
   return kGradientKernels<double>;
 }
 

@@ -7,6 +7,7 @@
 #include "kernels/isa/map.h"
 #include "kernels/isa/ordered_product.h"
 #include "kernels/isa/rows.h"
+#include "kernels/isa/table.h"
 #include "kernels/isa/vector_math.h"
 
 namespace blasformer::BLASFORMER_ISA {
@@ -450,15 +451,12 @@ constexpr RowKernels<T> kRowKernels = {
 
 }  // namespace
 
-template <class T>
-const RowKernels<T>& row_kernels();
-
 template <>
-const RowKernels<float>& row_kernels() {
+const RowKernels<float>& table() {
   return kRowKernels<float>;
 }
 template <>
-const RowKernels<double>& row_kernels() {
+const RowKernels<double>& table() {
   return kRowKernels<double>;
 }
 
