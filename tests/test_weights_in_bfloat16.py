@@ -85,6 +85,23 @@ def test_packed_copies_take_half_the_memory_of_float32_and_are_given_back(name, 
         assert layer.packed_nbytes == of_float32
 
 
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+@pytest.mark.parametrize("in_features", [64, 129, 1029])
+def test_copies_on_tiles_have_one_part(in_features, precision):
+    layer = nn.Linear(in_features, 97, rng=0)
+    layer.hold_weights("bfloat16")
+    wide = rounded(layer)
+    x = normal((600, in_features), np.float32, 1)
+    with blasformer.use_isa("amx_reference"), blasformer.precision(precision):
+        assert same_bits(layer(x), wide(x))
+        panels, blocks = 4, -(-in_features // 512)
+        assert layer.packed_nbytes <= panels * (2 * 32 * (in_features + 32 * blocks) + 512 * blocks)
+        assert layer.packed_nbytes == wide.packed_nbytes, "the numbers decide, not how they are held"
+        assert same_bits(layer(x[:30]), wide(x[:30]))
+        layer.release_packed()
+        assert layer.packed_nbytes == 0
+
+
 def test_products_of_very_many_rows_keep_no_copy_but_use_one(isa):
     layer = nn.Linear(67, 45, rng=0)
     layer.hold_weights("bfloat16")
@@ -123,8 +140,11 @@ def test_infinities_and_nans_stay_what_they_are(product_isa):
     with layer.edit() as p:
         p["weight"][3, 5], p["weight"][4, 6], p["weight"][9, 1] = np.inf, np.nan, 1e-39
     layer.hold_weights("bfloat16")
+    wide = rounded(layer)
     for rows in (1, 40, 600):
-        y = layer(np.abs(normal((rows, 67), np.float32, 1)))
+        x = np.abs(normal((rows, 67), np.float32, 1))
+        y = layer(x)
+        assert same_bits(y, wide(x))
         assert (y[:, 3] == np.inf).all()
         assert np.isnan(y[:, 4]).all()
         assert np.isfinite(np.delete(y, [3, 4], axis=1)).all()

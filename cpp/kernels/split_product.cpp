@@ -2,6 +2,7 @@
 
 #include "core/cpu.h"
 #include "core/workspace.h"
+#include "kernels/packed_parts.h"
 #include "kernels/tiles/bundle.h"
 #include "kernels/tiles/plain_tile.h"
 
@@ -35,6 +36,13 @@ const SplitProductKernels* split_product_kernels(Precision precision) {
 #endif
     default: return nullptr;
   }
+}
+
+Index used_bytes(const void* packed, Index depth) {
+  const Bundle bundle(packed, depth);
+  const int parts = bundle.head->parts;
+  const Index used = bundle.head->unsplit != 0 ? stored_parts(parts) : parts;
+  return bundle.tile(used, 0, 0) - static_cast<const unsigned char*>(packed);
 }
 
 namespace {

@@ -12,7 +12,6 @@
 #include "kernels/row_kernels.h"
 #include "layers/destination.h"
 #include "layers/matrix_product.h"
-#include "layers/split_matrix_product.h"
 
 namespace blasformer {
 
@@ -76,8 +75,7 @@ template void linear(const double*, Index, Index, WeightView<double>, const doub
 void linear(const float* x, Index rows, Index in_features, const std::uint16_t* weight, const float* bias,
             Index out_features, float* y) {
   if (rows == 0 || out_features == 0) return;
-  if (has_few_rows<float>(rows, in_features, false) &&
-      split_kernels_for(rows, out_features, in_features) == nullptr) {
+  if (has_few_rows<float>(rows, in_features, false)) {
     each_few_rows_task<float>(rows, in_features, out_features, [&](Index first, Index count) {
       half_kernels().few_rows_linear_bfloat16(x, rows, in_features, weight + first * in_features, in_features,
                                               bias ? bias + first : nullptr, count, y + first, out_features);

@@ -371,7 +371,8 @@ class PackedPanels final : public PackedRight<T> {
 
 class PackedParts final : public PackedRight<float> {
  public:
-  PackedParts(const SplitProductKernels& kernels, Index columns, Index depth, MatrixView<float> right)
+  template <class Stored>
+  PackedParts(const SplitProductKernels& kernels, Index columns, Index depth, MatrixView<Stored> right)
       : depth_(depth), split_(kernels, depth, columns, right) {}
 
   bool fits(Index rows, Index columns) const override {
@@ -415,8 +416,9 @@ std::shared_ptr<const PackedRight<T>> packed_right(Index rows, Index columns, In
 std::shared_ptr<const PackedRight<float>> packed_right(Index rows, Index columns, Index depth,
                                                        MatrixView<std::uint16_t> right) {
   constexpr Index many_rows = 512;
-  if (rows >= many_rows || blas_is_better() || split_kernels_for(rows, columns, depth) != nullptr)
-    return nullptr;
+  if (const auto* const kernels = split_kernels_for(rows, columns, depth))
+    return std::make_shared<PackedParts>(*kernels, columns, depth, right);
+  if (rows >= many_rows || blas_is_better()) return nullptr;
   return std::make_shared<PackedPanels<float, std::uint16_t>>(columns, depth, right);
 }
 

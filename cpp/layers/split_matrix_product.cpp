@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <new>
+#include <utility>
 
 #include "core/batch_invariance.h"
 #include "core/cpu.h"
 #include "core/precision.h"
 #include "core/thread_pool.h"
 #include "core/workspace.h"
+#include "kernels/packed_parts.h"
 #include "kernels/split_product.h"
 #include "layers/pack_right.h"
 #include "layers/product_tasks.h"
@@ -91,7 +93,7 @@ void multiply_panels(const SplitProductKernels& kernels, const SplitCut& cut, In
     const Index row = task / groups * cut.rows, first = task % groups * cut.columns;
     const Index m = std::min(cut.rows, rows - row), n = std::min(cut.columns, columns - first);
     float* const target = c + row * c_stride + first;
-    void* const strips = thread_workspace(ceil_div(m, kernels.lines) * right.bundle);
+    void* const strips = thread_workspace(ceil_div(m, kernels.lines) * kernels.packed_bytes(cut.depth));
     const float* start = write == Write::add ? target : bias ? bias + first : nullptr;
     Index start_stride = write == Write::add ? c_stride : 0;
     for (Index k = 0, block = 0; k < depth; k += cut.depth, ++block) {
@@ -147,21 +149,35 @@ bool split_matrix_product(Index rows, Index columns, Index depth, MatrixView<flo
   return multiply(rows, columns, depth, left, right, bias, write, c, c_stride);
 }
 
+template <class Stored>
 PackedSplitRight::PackedSplitRight(const SplitProductKernels& kernels, Index depth, Index columns,
-                                   MatrixView<float> right)
-    : kernels_(&kernels), depth_(depth), panels_(ceil_div(columns, kernels.lines)) {
-  const Index block = depth_of_blocks(kernels, depth);
-  memory_ = Tensor<unsigned char>({ceil_div(depth, block) * panels_ * kernels.packed_bytes(block)});
+                                   MatrixView<Stored> right)
+    : kernels_(&kernels), depth_(depth), panels_(ceil_div(columns, kernels.lines)), bundle_(0) {
+  const Index block = depth_of_blocks(kernels, depth), whole = kernels.packed_bytes(block);
+  const Index count = ceil_div(depth, block) * panels_;
+  memory_ = Tensor<unsigned char>({count * whole});
   pack_panels(kernels, block, depth, columns, right, memory_.data());
+  for (Index i = 0; i < count; ++i) {
+    const Index deep = std::min(block, depth - i / panels_ * block);
+    bundle_ = std::max(bundle_, used_bytes(memory_.data() + i * whole, deep));
+  }
+  if (bundle_ == whole) return;
+  Tensor<unsigned char> used({count * bundle_});
+  for (Index i = 0; i < count; ++i)
+    std::copy_n(memory_.data() + i * whole, bundle_, used.data() + i * bundle_);
+  memory_ = std::move(used);
 }
+
+template PackedSplitRight::PackedSplitRight(const SplitProductKernels&, Index, Index, MatrixView<float>);
+template PackedSplitRight::PackedSplitRight(const SplitProductKernels&, Index, Index,
+                                            MatrixView<std::uint16_t>);
 
 bool PackedSplitRight::can_begin_at(Index column) const { return column % kernels_->lines == 0; }
 
 void PackedSplitRight::product(Index rows, Index columns, MatrixView<float> left, Index first_column,
                                const float* bias, float* c, Index c_stride) const {
   const SplitCut cut = split_cut(*kernels_, rows, columns, depth_);
-  const Panels panels{memory_.data(), panels_, kernels_->packed_bytes(cut.depth),
-                      first_column / kernels_->lines};
+  const Panels panels{memory_.data(), panels_, bundle_, first_column / kernels_->lines};
   multiply_panels(*kernels_, cut, rows, columns, depth_, left, panels, bias, Write::replace, c, c_stride);
 }
 

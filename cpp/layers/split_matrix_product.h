@@ -21,10 +21,12 @@ bool split_matrix_product(Index rows, Index columns, Index depth, MatrixView<flo
                           MatrixView<std::uint16_t> right, const float* bias, Write write, float* c,
                           Index c_stride);
 
-// The right side of such products, in the parts of these kernels: see PackedRight.
+// The right side of such products, in the parts of these kernels, as many as are not all zero: of bfloat16
+// numbers that is one. See PackedRight.
 class PackedSplitRight {
  public:
-  PackedSplitRight(const SplitProductKernels& kernels, Index depth, Index columns, MatrixView<float> right);
+  template <class Stored>  // float, or std::uint16_t: bfloat16
+  PackedSplitRight(const SplitProductKernels& kernels, Index depth, Index columns, MatrixView<Stored> right);
 
   const SplitProductKernels* kernels() const { return kernels_; }
   bool can_begin_at(Index column) const;
@@ -34,7 +36,7 @@ class PackedSplitRight {
 
  private:
   const SplitProductKernels* kernels_;
-  Index depth_, panels_;
+  Index depth_, panels_, bundle_;
   Tensor<unsigned char> memory_;
 };
 

@@ -135,8 +135,8 @@ class Layer:
         stay as they are, as do activations: y = x bfloat16(weight)^T + bias, added up in float32, is what
         the layer gives for rounded weights in float32, bit for bit. Products are as fast, and those of
         one row or two, as when a model writes text, up to twice as fast: they read half the memory. Packed
-        copies (packed_nbytes) take half the memory too; products of 512 rows and more, and those on bfloat16
-        tiles, make none.
+        copies (packed_nbytes) take half the memory too, or less; products of 512 rows and more make none, but
+        on bfloat16 tiles.
 
         parameters() and state_dict() have such weights as arrays of ml_dtypes.bfloat16, load_state_dict and
         edit want them so, and files are written with them. Training raises RuntimeError, as does merging
