@@ -147,6 +147,19 @@ struct BiasTile {
   bool shared;
 };
 
+// In some lane the least of whole vectors of numbers, if it is below zero. Four at a time, so that none waits.
+template <class T>
+inline typename Simd<T>::Vector least_of(const T* x, Index size) {
+  using S = Simd<T>;
+  typename S::Vector least[4] = {S::zero(), S::zero(), S::zero(), S::zero()};
+  Index i = 0;
+  for (; i + 4 * S::lanes <= size; i += 4 * S::lanes) {
+    for (int j = 0; j < 4; ++j) least[j] = S::min(S::load(x + i + j * S::lanes), least[j]);
+  }
+  for (; i < size; i += S::lanes) least[0] = S::min(S::load(x + i), least[0]);
+  return S::min(S::min(least[0], least[1]), S::min(least[2], least[3]));
+}
+
 // Loads the bias; -inf masks.
 template <class T>
 void load_bias(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count,
@@ -172,9 +185,7 @@ void load_bias(const AttentionProblem& p, const QueryTile<T>& tile, Index first,
       }
     }
     transpose_rows(row, tile.width, count, bias.value);
-    auto least = S::zero();
-    for (Index i = 0; i < count * tile.width; i += S::lanes) least = S::min(S::load(bias.value + i), least);
-    masks = S::to_bits(S::equal(least, minus_infinity)) != 0;
+    masks = S::to_bits(S::equal(least_of(bias.value, count * tile.width), minus_infinity)) != 0;
   }
   if (!masks) return;
   for (Index k = 0; k < count; ++k) {
