@@ -273,7 +273,7 @@ def test_a_model_is_a_module():
     [
         ("ids", {"x": [[1.0, 2.0]]}, TypeError, "x must be integers, got float64"),
         ("ids", {"x": [[[1]]]}, ValueError, r"x must have the shape \(batch, length\) or \(length,\), got"),
-        ("ids", {"x": np.full((4, 9), 23)}, IndexError, r"ids must be in \[0, 23\)"),
+        ("ids", {"x": np.full((4, 9), 23)}, IndexError, r"^x must lie in \[0, 23\), got 23 at position 0"),
         ("ids", {"x": np.zeros((4, 13), int)}, ValueError, "x must have at most max_length = 12 positions"),
         ("vectors", {"x": np.zeros((4, 9, 6))}, ValueError, r"x must have the shape \(batch, length, 7\)"),
         ("vectors", {"x": np.zeros((4, 9, 7), np.float32)}, TypeError, "x must be a NumPy array of float64"),

@@ -15,6 +15,7 @@
 #include "bindings/asked_weights.h"
 #include "bindings/layer.h"
 #include "bindings/loss.h"
+#include "bindings/token_sequences.h"
 
 namespace blasformer::bindings {
 
@@ -143,6 +144,8 @@ class ClassifierOf : public Holding<ClassifierLayer, L> {
       given.present.mask = Tensor<bool>(there.memory(), {batch, length});
     }
     if (copied) clear_absent(given);
+    if constexpr (L::kReadsIds)
+      require_known_ids(given.input, this->layer()->embedding.num_embeddings(), "x");
     return given;
   }
 

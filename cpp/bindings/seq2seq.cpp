@@ -66,6 +66,8 @@ class Seq2SeqLayer : public Layer {
  public:
   virtual EndTokens end_tokens() const = 0;
   virtual Index source_features() const = 0;  // 0 for sources of ids
+  virtual Index source_vocab_size() const = 0;
+  virtual Index target_vocab_size() const = 0;
   // (logits, {decoder layer: weights of its attention to the source})
   virtual py::tuple call(const SequencePair& pair, const Selections& selections) const = 0;
   virtual py::tuple forward(const SequencePair& pair, Seed seed) const = 0;
@@ -80,8 +82,11 @@ class Seq2SeqLayer : public Layer {
 
 SourceInput source_input(const Seq2SeqLayer& model, const py::object& source, const py::object& lengths) {
   const Index features = model.source_features();
-  if (features == 0)
-    return {token_sequences(source, lengths, py::none(), "source_ids", "source_lengths"), py::none()};
+  if (features == 0) {
+    SequenceInput ids = token_sequences(source, lengths, py::none(), "source_ids", "source_lengths");
+    require_known_ids(ids.sequences.ids, model.source_vocab_size(), "source_ids");
+    return {std::move(ids), py::none()};
+  }
   if (!py::isinstance<py::array>(source))
     fail<TypeMismatch>("source_ids must be a NumPy array of vectors, got ", type_name(source));
   const auto array = py::reinterpret_borrow<py::array>(source);
@@ -101,6 +106,7 @@ SequencePair sequence_pair(const Seq2SeqLayer& model, const py::object& source_i
                     token_sequences(target_ids, target_lengths, py::none(), "target_ids", "target_lengths"),
                     {}};
   TokenSequences& target = pair.target.sequences;
+  require_known_ids(target.ids, model.target_vocab_size(), "target_ids");
   const Index batch = target.ids.extent(0), length = target.ids.extent(1);
   require(pair.source.batched == pair.target.batched && pair.source.sequences.ids.extent(0) == batch,
           "target_ids must have the batch of source_ids, ",
@@ -131,6 +137,11 @@ class Seq2SeqOf : public Holding<Seq2SeqLayer, L> {
 
   EndTokens end_tokens() const override { return ends_; }
   Index source_features() const override { return this->layer()->source_features(); }
+  Index source_vocab_size() const override {
+    const std::shared_ptr<const L> model = this->layer();
+    return model->source_embedding ? model->source_embedding->num_embeddings() : model->target_vocab_size();
+  }
+  Index target_vocab_size() const override { return this->layer()->target_vocab_size(); }
 
   py::tuple call(const SequencePair& pair, const Selections& selections) const override {
     const std::shared_ptr<const L> model = this->layer();

@@ -101,6 +101,16 @@ SequenceInput token_sequences(py::object ids, py::object lengths, py::object seg
   return input;
 }
 
+void require_known_ids(const Ids& ids, Index vocab_size, const char* name) {
+  const std::int64_t *const first = ids.data(), *const last = first + ids.size();
+  const auto* const wrong =
+      std::find_if(first, last, [=](std::int64_t id) { return id < 0 || id >= vocab_size; });
+  if (wrong != last) {
+    fail<std::out_of_range>(name, " must lie in [0, ", vocab_size, "), got ", *wrong, " at position ",
+                            wrong - first);
+  }
+}
+
 Tensor<std::int64_t> target_ids(const py::object& targets, std::int64_t ignore_index, SequenceInput& input) {
   TokenSequences& sequences = input.sequences;
   Ids result;

@@ -28,6 +28,9 @@ struct SequenceInput {
 SequenceInput token_sequences(py::object ids, py::object lengths, py::object segments,
                               const char* ids_name = "ids", const char* lengths_name = "lengths");
 
+// That a vocabulary has these ids, called as Python calls them: embeddings would find out, but not the name.
+void require_known_ids(const Tensor<std::int64_t>& ids, Index vocab_size, const char* name);
+
 // The targets for each id: given ones, of the shape of the ids, or if they are None the next ids, whose last
 // column then is target only and no input. Where there is no token, and where the next id is of another
 // segment, the target is ignore_index.
