@@ -147,7 +147,8 @@ struct BiasTile {
   bool shared;
 };
 
-// In some lane the least of whole vectors of numbers, if it is below zero. Four at a time, so that none waits.
+// In some lane the least of whole vectors of numbers, if it is below zero; four at a time, so that none
+// waits.
 template <class T>
 inline typename Simd<T>::Vector least_of(const T* x, Index size) {
   using S = Simd<T>;
