@@ -10,7 +10,7 @@
 //   scores[key][query] = sum over vectors of key row * query row      (score_product)
 //   output[query]      = output[query] * a + sum over keys of weights[key][query] * value row
 //
-// Masks, softmax and everything else are those of the tile.
+// Masks, softmax and everything else give the bits of the tile, from scores that lie closer together.
 //
 // Where there are many keys they are cut into parts, which other threads attend to; what is left of a part is
 // its maximum m, its sum of weights l and its output before the division. One after the other they join a
@@ -126,44 +126,132 @@ void few_values(Index count, Index value_dim, const KeyBlock<T>& values, const T
   });
 }
 
-// online_softmax, with its bits, of a single query: its scores come together first, since lanes that repeat
-// it would all compute the same.
-template <class T>
-void online_softmax_of_one(const AttentionProblem& p, Index count, T* scores, ForwardTile<T>& tile,
+// Scores and weights are as close together as they can be: score[key][query] with kFewWidth<queries> from one
+// key to the next, so that a vector holds several keys. (In a tile it would hold one, and every step between
+// the two products would take as long for one query as for 16.)
+template <int queries>
+constexpr Index kFewWidth = queries == 3 ? 4 : queries;
+
+// After how many elements of such scores a vector begins with the first query again.
+template <class T, int queries>
+constexpr Index kFewPeriod = larger(kFewWidth<queries>, Simd<T>::lanes);
+
+// One number of each query, repeated to a whole period.
+template <class T, int queries>
+inline void repeat_queries(const T* of_query, T (&repeated)[kFewPeriod<T, queries>]) {
+  for (Index i = 0; i < kFewPeriod<T, queries>; ++i)
+    repeated[i] = of_query[smaller(i % kFewWidth<queries>, queries - 1)];
+}
+
+// Of bits[key], with one of each query, those that belong to a vector of scores.
+template <class T, int queries>
+inline typename Simd<T>::Mask few_mask(const std::uint32_t* bits, Index count, Index i) {
+  constexpr Index width = kFewWidth<queries>;
+  if constexpr (width >= Simd<T>::lanes) return Simd<T>::from_bits(bits[i / width] >> (i % width));
+  std::uint32_t mask = 0;
+  for (Index k = 0; k < Simd<T>::lanes / width; ++k) {
+    const std::uint32_t of_key = bits[smaller(i / width + k, count - 1)] & ((1u << width) - 1u);
+    mask |= of_key << (k * width);
+  }
+  return Simd<T>::from_bits(mask);
+}
+
+// finish_scores, with its bits.
+template <class T, int queries>
+void finish_few_scores(const AttentionProblem& p, const QueryTile<T>& place, Index first, Index count,
+                       const BiasTile<T>& bias, T* scores) {
+  using S = Simd<T>;
+  constexpr Index width = kFewWidth<queries>, period = kFewPeriod<T, queries>;
+  if (!p.has_logits()) return;
+  T added[kKeyBlock * width], minus_slope[period], position[period];
+  if (p.bias.data != nullptr) {
+    for (Index k = 0; k < count; ++k) {
+      for (Index q = 0; q < width; ++q)
+        added[k * width + q] = bias.value[bias.shared ? k : k * place.width + smaller(q, queries - 1)];
+    }
+  }
+  if (p.alibi_slopes != nullptr) {
+    const Index offset = p.masks.offset == nullptr ? 0 : p.masks.offset[place.batch];
+    T minus_slope_of[queries], position_of[queries];
+    for (Index q = 0; q < queries; ++q) {
+      minus_slope_of[q] = static_cast<T>(-p.alibi_slopes[place.batch * p.query_heads + place.head[q]]);
+      position_of[q] = static_cast<T>(place.row[q] + offset - first);
+    }
+    repeat_queries<T, queries>(minus_slope_of, minus_slope);
+    repeat_queries<T, queries>(position_of, position);
+  }
+  const auto scale = S::broadcast(static_cast<T>(p.softcap > 0 ? p.scale / p.softcap : p.scale));
+  const auto cap = S::broadcast(static_cast<T>(p.softcap));
+  for (Index i = 0; i < count * width; i += S::lanes) {
+    auto x = S::load(scores + i) * scale;
+    if (p.softcap > 0) x = cap * tanh<T>(x);
+    if (p.bias.data != nullptr) x = x + S::load(added + i);
+    if (p.alibi_slopes != nullptr) {
+      T key[S::lanes];
+      for (Index l = 0; l < S::lanes; ++l) key[l] = static_cast<T>((i + l) / width);
+      const auto distance = S::abs(S::load(position + i % period) - S::load(key));
+      x = S::fma(S::load(minus_slope + i % period), distance, x);
+    }
+    S::store(scores + i, x);
+  }
+}
+
+// online_softmax, with its bits.
+template <class T, int queries>
+void online_softmax_of_few(const AttentionProblem& p, Index count, T* scores, ForwardTile<T>& tile,
                            T* factor) {
   using S = Simd<T>;
-  constexpr Index together = 4 * S::lanes;
-  static_assert(kKeyBlock % together == 0);
-  const Index width = tile.queries.width;
+  constexpr Index width = kFewWidth<queries>, period = kFewPeriod<T, queries>;
+  constexpr Index together = 4 * S::lanes, vectors = period / S::lanes;
+  static_assert(kKeyBlock % together == 0 && together % period == 0);
   const auto unit = S::broadcast(static_cast<T>(p.exponent_factor()));
-  T weight[kKeyBlock];
-  for (Index k = 0; k < count; ++k) weight[k] = scores[k * width];
-  const Index padded = round_up(count, together);
-  for (Index k = count; k < padded; ++k) weight[k] = kMinusInfinity<T>;
-  auto maximum = S::load(tile.maximum);
-  for (Index k = 0; k < padded; k += S::lanes) maximum = S::max(S::load(weight + k), maximum);
-  const T top = S::largest(maximum);
-  const auto safe = S::broadcast(top == kMinusInfinity<T> ? T(0) : top);
-  for (Index k = 0; k < padded; k += together) {
-    typename S::Vector x[4];
-    for (Index i = 0; i < 4; ++i) x[i] = S::load(weight + k + i * S::lanes) - safe;
-    exp2_nonpositive<T>(x, unit);
-    for (Index i = 0; i < 4; ++i) S::store(weight + k + i * S::lanes, x[i]);
+  const Index padded = round_up(count * width, together);
+  for (Index i = count * width; i < padded; ++i) scores[i] = kMinusInfinity<T>;
+
+  // max(x, y) is y when either is NaN: a NaN score does not become the maximum, but its weight is NaN below.
+  typename S::Vector highest[4];
+  for (auto& x : highest) x = S::broadcast(kMinusInfinity<T>);
+  for (Index i = 0; i < padded; i += together) {
+    for (Index v = 0; v < 4; ++v) highest[v] = S::max(S::load(scores + i + v * S::lanes), highest[v]);
   }
-  T even = 0, odd = 0;
-  for (Index k = 0; k < count; k += 2) even += scores[k * width] = weight[k];
-  for (Index k = 1; k < count; k += 2) odd += scores[k * width] = weight[k];
-  const auto change = exp2_nonpositive<T>(S::load(tile.maximum) - safe, unit);
-  S::store(factor, change);
-  S::store(tile.maximum, S::broadcast(top));
-  S::store(tile.sum, S::fma(S::load(tile.sum), change, S::broadcast(even + odd)));
+  T lane[together], top[queries], safe[queries], of_lane[period];
+  for (Index v = 0; v < 4; ++v) S::store(lane + v * S::lanes, highest[v]);
+  for (Index q = 0; q < queries; ++q) {
+    top[q] = tile.maximum[q];
+    for (Index i = q; i < together; i += width) top[q] = lane[i] > top[q] ? lane[i] : top[q];
+    // Nothing seen so far: subtract 0 instead of -inf, whose difference with itself is NaN.
+    safe[q] = top[q] == kMinusInfinity<T> ? T(0) : top[q];
+  }
+  repeat_queries<T, queries>(safe, of_lane);
+  for (Index i = 0; i < padded; i += together) {
+    typename S::Vector x[4];
+    for (Index v = 0; v < 4; ++v)
+      x[v] = S::load(scores + i + v * S::lanes) - S::load(of_lane + v % vectors * S::lanes);
+    exp2_nonpositive<T>(x, unit);
+    for (Index v = 0; v < 4; ++v) S::store(scores + i + v * S::lanes, x[v]);
+  }
+  T even[width] = {}, odd[width] = {};
+  Index k = 0;
+  for (; k + 2 <= count; k += 2) {
+    for (Index q = 0; q < width; ++q) even[q] += scores[k * width + q];
+    for (Index q = 0; q < width; ++q) odd[q] += scores[(k + 1) * width + q];
+  }
+  for (Index q = 0; q < width && k < count; ++q) even[q] += scores[k * width + q];
+  for (Index q = 0; q < queries; ++q) {
+    const auto change = exp2_nonpositive<T>(S::broadcast(tile.maximum[q] - safe[q]), unit);
+    S::store_first(factor + q, change, 1);
+    tile.maximum[q] = top[q];
+    S::store_first(tile.sum + q, S::fma(S::broadcast(tile.sum[q]), change, S::broadcast(even[q] + odd[q])),
+                   1);
+  }
 }
 
 template <class T, int queries>
 void attend_few(const AttentionProblem& p, Index first, Index count, FewWorkspace<T>& work) {
+  using S = Simd<T>;
+  constexpr Index width = kFewWidth<queries>;
   ForwardTile<T>& tile = work.tile;
   const QueryTile<T>& place = tile.queries;
-  const Index width = place.width;
   VisibleQueries visible;
   find_visible(p, place, first, count, visible);
   if (visible.seen == 0) return;
@@ -172,15 +260,22 @@ void attend_few(const AttentionProblem& p, Index first, Index count, FewWorkspac
   tile.seen |= visible.seen;
   const KeyBlock<T> keys =
       stored_block(p, p.key, place.batch, place.key_head, first, count, p.dim, work.keys);
-  score_product(p, place, count, keys, tile.query, work.scores);
-  finish_scores(p, place, first, count, work.bias, work.scores);
-  if (!visible.all) hide(place, count, visible, kMinusInfinity<T>, work.scores);
-  const auto softmax = queries == 1 ? online_softmax_of_one<T> : online_softmax<T>;
-  softmax(p, count, work.scores, tile, work.factor);
+  few_score_product(p, place, count, keys, tile.query, width, work.scores);
+  finish_few_scores<T, queries>(p, place, first, count, work.bias, work.scores);
+  const auto hidden = S::broadcast(kMinusInfinity<T>);
+  for (Index i = 0; i < count * width && !visible.all; i += S::lanes) {
+    const auto mask = few_mask<T, queries>(visible.bits, count, i);
+    S::store(work.scores + i, S::select(mask, S::load(work.scores + i), hidden));
+  }
+  online_softmax_of_few<T, queries>(p, count, work.scores, tile, work.factor);
   if (p.dropout_p > 0) {
     std::uint32_t keep[kKeyBlock];
     find_kept(p, place, first, count, keep);
-    drop(place, count, keep, static_cast<T>(keep_factor(p)), work.scores);
+    const auto scale = S::broadcast(static_cast<T>(keep_factor(p)));
+    for (Index i = 0; i < count * width; i += S::lanes) {
+      const auto mask = few_mask<T, queries>(keep, count, i);
+      S::store(work.scores + i, S::select(mask, S::load(work.scores + i) * scale, S::zero()));
+    }
   }
   UnsafeRows unsafe;
   const KeyBlock<T> values =

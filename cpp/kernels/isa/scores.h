@@ -23,7 +23,7 @@ inline void store_scores(const T* score, Index width, T* scores) {
       if (q < first || q >= first + S::lanes) continue;
       x = S::select(S::from_bits(1u << (q - first)), S::broadcast(score[q]), x);
     }
-    S::store(scores + first, x);
+    S::store_first(scores + first, x, smaller(width - first, S::lanes));
   }
 }
 
@@ -79,8 +79,12 @@ void few_scores(Index count, Index dim, const typename Row::Stored* keys, Index 
     T score[fours * 4];
     for (int i = 0; i < fours; ++i) sum_four(sum[i], score + 4 * i);
     const Index valid = smaller(together, count - first);
-    for (Index k = 0; k < valid; ++k)
-      store_scores<T, queries>(score + k * queries, width, scores + (first + k) * width);
+    if (width == queries) {
+      for (Index i = 0; i < valid * queries; ++i) scores[first * queries + i] = score[i];
+    } else {
+      for (Index k = 0; k < valid; ++k)
+        store_scores<T, queries>(score + k * queries, width, scores + (first + k) * width);
+    }
   }
 }
 
@@ -119,24 +123,31 @@ void pack_scores_operand(const AttentionProblem& p, const QueryTile<T>& tile, T*
   pack_query_operand(p, p.query, tile, p.dim, dense, scratch, out);
 }
 
-// scores = keys query^T. Forward, backward and the weights must sum a score in the same order, or the maximum
-// that one found would not be the maximum of the others.
+// scores = keys query^T of few queries, `width` from one key to the next.
 template <class T>
-void score_product(const AttentionProblem& p, const QueryTile<T>& tile, Index count, const KeyBlock<T>& keys,
-                   const T* query, T* scores) {
-  if (!p.few_queries()) return rows_product(p, tile, count, p.dim, keys, query, scores);
+void few_score_product(const AttentionProblem& p, const QueryTile<T>& tile, Index count,
+                       const KeyBlock<T>& keys, const T* query, Index width, T* scores) {
   if (p.ordered_scores) {
     using Scores = void (*)(Index, Index, const KeyBlock<T>&, const T*, Index, T*);
     constexpr Scores ordered[] = {few_ordered_scores<T, 1>, few_ordered_scores<T, 2>,
                                   few_ordered_scores<T, 3>, few_ordered_scores<T, 4>};
-    return ordered[tile.count - 1](count, p.dim, keys, query, tile.width, scores);
+    return ordered[tile.count - 1](count, p.dim, keys, query, width, scores);
   }
   with_stored_rows(keys, [&]<class Row>(Row, const typename Row::Stored* first, Index stride) {
     using Scores = void (*)(Index, Index, const typename Row::Stored*, Index, const T*, Index, T*);
     constexpr Scores few[] = {few_scores<T, Row, 1>, few_scores<T, Row, 2>, few_scores<T, Row, 3>,
                               few_scores<T, Row, 4>};
-    few[tile.count - 1](count, p.dim, first, stride, query, tile.width, scores);
+    few[tile.count - 1](count, p.dim, first, stride, query, width, scores);
   });
+}
+
+// The same of any tile. Forward, backward and the weights must sum a score in the same order, or the maximum
+// that one found would not be the maximum of the others.
+template <class T>
+void score_product(const AttentionProblem& p, const QueryTile<T>& tile, Index count, const KeyBlock<T>& keys,
+                   const T* query, T* scores) {
+  if (p.few_queries()) return few_score_product(p, tile, count, keys, query, tile.width, scores);
+  rows_product(p, tile, count, p.dim, keys, query, scores);
 }
 
 // The float bias of a tile: value[key][query], or one value per key when all queries share it.
