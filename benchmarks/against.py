@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
+import itertools
 import json
 import os
 import platform
@@ -77,7 +78,7 @@ class Effort:
     least_samples: int
 
 
-QUICK = Effort(rounds=3, seconds=0.03, least_samples=1)
+QUICK = Effort(rounds=5, seconds=0.03, least_samples=1)
 THOROUGH = Effort(rounds=8, seconds=0.15, least_samples=4)
 # What must be importable for a library.
 REQUIRED = {
@@ -127,7 +128,7 @@ class Process:
 class Timing:
     """Of one library on one case; times are seconds per call."""
 
-    samples: list[float] = field(default_factory=list)
+    turns: list[list[float]] = field(default_factory=list)  # the samples of each
     first_call: float | None = None
     error: float | None = None
     unsupported: str | None = None
@@ -138,11 +139,18 @@ class Timing:
 
     @property
     def least(self) -> float:
-        return min(self.samples)
+        return min(map(min, self.turns))
 
     @property
     def median(self) -> float:
-        return statistics.median(self.samples)
+        return statistics.median(itertools.chain(*self.turns))
+
+    def over(self, other: Timing) -> float:
+        """How many times longer this takes: the median of the rounds, by the least times of each. The machine
+        may change from round to round, but hardly within one."""
+        return statistics.median(
+            min(mine) / min(theirs) for mine, theirs in zip(self.turns, other.turns, strict=True)
+        )
 
 
 def relative_error(actual: np.ndarray, exact: np.ndarray) -> float:
@@ -180,7 +188,7 @@ def measure(processes: list[Process], timings: dict[str, Timing], effort: Effort
             answer = process.ask(
                 "measure", seconds=effort.seconds, least_samples=effort.least_samples, clock=clock
             )
-            timings[process.name].samples += answer["samples"]
+            timings[process.name].turns.append(answer["samples"])
 
 
 def run_training(
@@ -234,7 +242,7 @@ def row_of(case: Case, timings: dict[str, Timing], libraries: list[str], peak: P
             continue
         cells.append(f"{milliseconds(timing.least)} / {milliseconds(timing.median)}")
         if library != libraries[0]:
-            cells.append("-" if ours.unsupported else f"{timing.least / ours.least:.2f}")
+            cells.append("-" if ours.unsupported else f"{timing.over(ours):.2f}")
     cells.append("-" if ours.unsupported or not case.flops else f"{case.flops / ours.least * 1e-9:.3g}")
     if peak is not None:
         cells.append("-" if ours.unsupported else share_of_peak(case, ours.least, peak))
@@ -253,7 +261,7 @@ def training_row_of(case: TrainingCase, timings: dict[str, Timing]) -> list[str]
         case.name,
         *(f"{milliseconds(timing.least)} / {milliseconds(timing.median)}" for timing in timings.values()),
     ]
-    cells += [f"{other.least / ours.least:.2f}" for other in others]
+    cells += [f"{other.over(ours):.2f}" for other in others]
     cells += [f"{tokens / timing.least:,.0f}" for timing in timings.values()]
     cells += [f"{timing.peak_memory / 2**20:.0f}" for timing in timings.values()]
     cells += ["-" if timing.error is None else f"{timing.error:.1e}" for timing in timings.values()]

@@ -101,7 +101,7 @@ LINES = [
 
 
 def summarised(lines: Iterable[Line], measured: list[tuple[Case | TrainingCase, dict]]) -> list[dict]:
-    """Of each line that has cases: how many, the ratios of the least and the median times, and the errors.
+    """Of each line that has cases: how many, the ratios by rounds and by the least of all times, and the errors.
 
     `measured`: each case with its Timing of every library.
     """
@@ -111,11 +111,11 @@ def summarised(lines: Iterable[Line], measured: list[tuple[Case | TrainingCase, 
         for case, timings in measured:
             ours = timings.get(OURS)
             others = [timings[name] for name in line.against if name in timings]
-            others = [timing for timing in others if not timing.unsupported and timing.samples]
+            others = [timing for timing in others if not timing.unsupported and timing.turns]
             if line.contains(case) and others and ours is not None and not ours.unsupported:
-                best = min(others, key=lambda timing: timing.least)
+                best = min(others, key=lambda timing: timing.over(ours))
                 error = ours.error / best.error if ours.error and best.error else None
-                rows.append((best.least / ours.least, best.median / ours.median, error, case.name))
+                rows.append((best.over(ours), best.least / ours.least, error, case.name))
         if rows:
             least, _, _, slowest = min(rows)
             errors = [error for _, _, error, _ in rows if error is not None]
@@ -125,7 +125,7 @@ def summarised(lines: Iterable[Line], measured: list[tuple[Case | TrainingCase, 
                     "against": " or ".join(line.against),
                     "cases": len(rows),
                     "geometric mean": statistics.geometric_mean(row[0] for row in rows),
-                    "geometric mean of medians": statistics.geometric_mean(row[1] for row in rows),
+                    "geometric mean of least times": statistics.geometric_mean(row[1] for row in rows),
                     "least": least,
                     "least case": slowest,
                     "below 1": {name: ratio for ratio, _, _, name in rows if ratio < 1},
@@ -142,7 +142,7 @@ def summary_rows(summary: list[dict]) -> list[list[str]]:
             line["against"],
             str(line["cases"]),
             f"{line['geometric mean']:.2f}",
-            f"{line['geometric mean of medians']:.2f}",
+            f"{line['geometric mean of least times']:.2f}",
             f"{line['least']:.2f} ({line['least case']})",
             str(len(line["below 1"])),
             "-" if line["largest error / theirs"] is None else f"{line['largest error / theirs']:.2g}",
@@ -156,7 +156,7 @@ SUMMARY_HEADER = [
     "against",
     "cases",
     "geometric mean",
-    "of medians",
+    "of least times",
     "least",
     "below 1",
     "largest error / theirs",
