@@ -31,8 +31,12 @@ struct ProductKernels {
   // c's rows are c_stride apart; right_stride: from one packed panel to the next. The sums are added to
   // `start`, whose rows are start_stride apart (0: one row, a bias, for all; it may be c itself), unless it
   // is null.
-  void (*multiply)(const T* left, Index rows, Index depth, const Stored* right, Index right_stride,
-                   Index columns, const T* start, Index start_stride, T* c, Index c_stride);
+  using Multiply = void (*)(const T* left, Index rows, Index depth, const Stored* right, Index right_stride,
+                            Index columns, const T* start, Index start_stride, T* c, Index c_stride);
+  Multiply multiply;
+  // The same where panels come from memory, or from caches far away: asks for each while the one before it is
+  // multiplied.
+  Multiply multiply_from_memory;
 };
 
 // Those of active_isa().

@@ -174,7 +174,8 @@ Start<T> start_of(Write write, const T* bias, Index column, const T* target, Ind
 
 // c = left times columns [first_column, ..) of what is packed. `strips`: room for cut.rows_at_once rows.
 template <class T, class Stored>
-void multiply_panels(const ProductKernels<T, Stored>& kernels, const ProductCut& cut, Index rows,
+void multiply_panels(const ProductKernels<T, Stored>& kernels,
+                     typename ProductKernels<T, Stored>::Multiply multiply, const ProductCut& cut, Index rows,
                      Index columns, Index depth, MatrixView<T> left, Panels<Stored> right, Index first_column,
                      const T* bias, Write write, T* strips, T* c, Index c_stride) {
   const Index groups = ceil_div(columns, cut.columns);
@@ -193,9 +194,9 @@ void multiply_panels(const ProductKernels<T, Stored>& kernels, const ProductCut&
           Start<T> start = start_of(write, bias, first, target, c_stride);
           for (Index k = 0; k == 0 || k < depth; k += cut.depth) {
             const Index deep = std::min(cut.depth, depth - k);
-            kernels.multiply(packed + row * depth + k * m, m, deep,
-                             right.data + k * right.width + (first_column + first) * deep,
-                             deep * kernels.panel, n, start.data, start.stride, target, c_stride);
+            multiply(packed + row * depth + k * m, m, deep,
+                     right.data + k * right.width + (first_column + first) * deep, deep * kernels.panel, n,
+                     start.data, start.stride, target, c_stride);
             start = {target, c_stride};
           }
         });
@@ -297,7 +298,7 @@ void product(Index rows, Index columns, Index depth, MatrixView<T> left, MatrixV
     for (Index k = 0; k == 0 || k < depth; k += deep) {
       const Index part = std::min(deep, depth - k);
       pack_panels(kernels, cut.depth, part, width, right.from(k, begin), packed);
-      multiply_panels(kernels, cut, rows, width, part, left.from(0, k),
+      multiply_panels(kernels, kernels.multiply, cut, rows, width, part, left.from(0, k),
                       Panels<Stored>{packed, round_up(width, kernels.panel)}, 0,
                       bias ? bias + begin : nullptr, k > 0 ? Write::add : write, strips, c + begin, c_stride);
     }
@@ -358,7 +359,7 @@ class PackedPanels final : public PackedRight<T> {
     const ProductCut cut = small_right_cut<T, Stored>(rows, columns, depth_, depth_, kernels_.panel);
     const SharedWorkspace workspace(std::min(rows, cut.rows_at_once) * depth_ * Index{sizeof(T)});
     T* const strips = static_cast<T*>(workspace.data());
-    multiply_panels(kernels_, cut, rows, columns, depth_, left,
+    multiply_panels(kernels_, kernels_.multiply_from_memory, cut, rows, columns, depth_, left,
                     Panels<Stored>{memory_.data() + kFree<T, Stored>, width_}, first_column, bias,
                     Write::replace, strips, c, c_stride);
   }

@@ -30,15 +30,16 @@ std::size_t size(Index extent) { return static_cast<std::size_t>(extent); }
 // left (rows, depth) right (depth, columns), whose columns are dense, + 1.
 template <class Stored>
 std::vector<float> product(Index rows, Index columns, Index depth, const std::vector<float>& left,
-                           const std::vector<Stored>& right) {
+                           const std::vector<Stored>& right, bool from_memory = false) {
   const ProductKernels<float, Stored>& kernels = product_kernels<float, Stored>();
+  const auto multiply = from_memory ? kernels.multiply_from_memory : kernels.multiply;
   std::vector<float> strips(size(rows * depth)), start(size(columns), 1.0f), c(size(rows * columns));
   // The number before what is packed is read, too.
   std::vector<Stored> packed(size(1 + round_up(columns, kernels.panel) * depth));
   kernels.pack_left({left.data(), depth, 1}, rows, depth, strips.data());
   kernels.pack_right({right.data(), 1, depth}, depth, columns, packed.data() + 1);
-  kernels.multiply(strips.data(), rows, depth, packed.data() + 1, kernels.panel * depth, columns,
-                   start.data(), 0, c.data(), columns);
+  multiply(strips.data(), rows, depth, packed.data() + 1, kernels.panel * depth, columns, start.data(), 0,
+           c.data(), columns);
   return c;
 }
 
@@ -60,6 +61,29 @@ TEST(columns_in_bfloat16_give_the_bits_of_widened_ones_within_their_memory) {
           const std::vector<float> expected = product(rows, columns, depth, left, widened);
           const std::vector<float> c = product(rows, columns, depth, left, right);
           CHECK(std::memcmp(c.data(), expected.data(), c.size() * sizeof(float)) == 0);
+        }
+      }
+    }
+  });
+}
+
+TEST(panels_from_memory_give_the_bits_of_panels_in_caches) {
+  each_isa([] {
+    for (const Index depth : {67, 256, 301}) {
+      for (const Index columns : {1, 31, 32, 130}) {
+        std::vector<float> right(size(columns * depth));
+        std::vector<std::uint16_t> halves(right.size());
+        for (std::size_t i = 0; i < right.size(); ++i) {
+          halves[i] = float32_to_bfloat16(static_cast<float>(i % 89) / 89 - 0.5f);
+          right[i] = static_cast<float>(i % 83) / 83 - 0.5f;
+        }
+        for (const Index rows : {1, 3, 4, 9, 12, 13, 26, 101, 200}) {
+          std::vector<float> left(size(rows * depth));
+          for (std::size_t i = 0; i < left.size(); ++i) left[i] = static_cast<float>(i % 97) / 97 - 0.5f;
+          CHECK(product(rows, columns, depth, left, right, true) ==
+                product(rows, columns, depth, left, right));
+          CHECK(product(rows, columns, depth, left, halves, true) ==
+                product(rows, columns, depth, left, halves));
         }
       }
     }
