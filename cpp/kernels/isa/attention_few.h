@@ -78,7 +78,7 @@ void value_columns(Index count, Index columns, const typename Row::Stored* value
   }
   for (Index k = 0; k < count; ++k) {
     const typename Row::Stored* row = values + k * stride;
-    prefetch_row(row + kRowsAhead * stride, vectors * S::lanes);
+    prefetch_row(row + kRowsAhead<typename Row::Stored> * stride, vectors * S::lanes);
     if constexpr (vectors == 1) {
       const auto x = S::load_first(row, columns);
       for (int q = 0; q < queries; ++q)

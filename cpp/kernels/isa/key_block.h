@@ -13,7 +13,8 @@ namespace {
 // Asks for a row of keys or values that will be read a little later. Few queries leave so little to compute
 // that the speed of memory is all there is, and the hardware's own prefetching stops at the end of every
 // page.
-constexpr Index kRowsAhead = 12;
+template <class Stored>
+constexpr Index kRowsAhead = sizeof(Stored) == 2 ? 24 : 12;
 template <class T>
 inline void prefetch_row(const T* row, Index columns) {
   constexpr Index line = 64 / static_cast<Index>(sizeof(T));

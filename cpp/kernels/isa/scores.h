@@ -50,7 +50,7 @@ void few_scores(Index count, Index dim, const typename Row::Stored* keys, Index 
     for (auto& four : sum) {
       for (auto& x : four) x = S::zero();
     }
-    const typename Row::Stored* ahead = keys + (first + kRowsAhead) * stride;
+    const typename Row::Stored* ahead = keys + (first + kRowsAhead<typename Row::Stored>)*stride;
     Index c = 0;
     for (; c + 2 * S::lanes <= dim; c += 2 * S::lanes) {
 #pragma GCC unroll 4
