@@ -12,6 +12,9 @@ from formulas import Arrays
 from libraries import Call, Library, PyTorch, Unsupported
 from sentence_cases import Sentences, checkpoint, config, embed_padded, weights
 
+# Of a process that held_to_avx2.py made.
+HELD_TO_AVX2 = "(held to AVX2)"
+
 
 def thread_count() -> int:
     return int(os.environ["OMP_NUM_THREADS"])
@@ -54,7 +57,8 @@ class OnnxRuntime(Library):
     def version(self) -> str:
         import onnxruntime
 
-        return f"ONNX Runtime {onnxruntime.__version__}"
+        held = f" {HELD_TO_AVX2}" if os.environ.get("HELD_TO_AVX2") else ""
+        return f"ONNX Runtime {onnxruntime.__version__}{held}"
 
     def check(self, case: Case) -> None:
         if case.backward:

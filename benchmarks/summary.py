@@ -101,7 +101,7 @@ LINES = [
 
 
 def summarised(lines: Iterable[Line], measured: list[tuple[Case | TrainingCase, dict]]) -> list[dict]:
-    """Of each line that has cases: how many, the ratios by rounds and by the least of all times, and the errors.
+    """Of each line that has cases: how many, the ratios by rounds and by the least times, and the errors.
 
     `measured`: each case with its Timing of every library.
     """
