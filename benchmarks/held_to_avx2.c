@@ -7,7 +7,8 @@
 
 static const unsigned extended_features = 7;
 /* AVX-512 and AMX in the registers of that leaf: Intel SDM volume 2A, CPUID. */
-static const unsigned wide_ebx = 1u << 16 | 1u << 17 | 1u << 21 | 1u << 26 | 1u << 27 | 1u << 28 | 1u << 30 | 1u << 31;
+static const unsigned wide_ebx =
+    1u << 16 | 1u << 17 | 1u << 21 | 1u << 26 | 1u << 27 | 1u << 28 | 1u << 30 | 1u << 31;
 static const unsigned wide_ecx = 1u << 1 | 1u << 6 | 1u << 11 | 1u << 12 | 1u << 14;
 static const unsigned wide_edx = 1u << 2 | 1u << 3 | 1u << 8 | 1u << 22 | 1u << 23 | 1u << 24 | 1u << 25;
 static const unsigned wide_eax_of_subleaf_1 = 1u << 5;
