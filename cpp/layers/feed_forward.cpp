@@ -1,9 +1,40 @@
 #include "layers/feed_forward.h"
 
+#include <optional>
+
 #include "core/require.h"
+#include "layers/chained_product.h"
+#include "layers/destination.h"
 #include "layers/dropout.h"
 
 namespace blasformer {
+
+namespace {
+
+// Inference by blocks of rows, without memory for the hidden layer. Nothing where the linear layers are to be
+// computed one after the other.
+template <class T>
+std::optional<Tensor<T>> forward_by_blocks(const FeedForward<T>& layer, const Tensor<T>& x, Tensor<T>* out) {
+  const Linear<T>&linear1 = layer.linear1, &linear2 = layer.linear2;
+  const Index d_model = linear1.in_features(), dim_feedforward = linear1.out_features();
+  const Index rows = x.size() / d_model;
+  if (x.rank() == 0 || x.shape().back() != d_model || !chaining_pays(rows) || linear1.adapter ||
+      linear2.adapter)
+    return std::nullopt;
+  const auto first = linear1.packed.of(linear1.weight.data(), d_model, dim_feedforward, rows, dim_feedforward,
+                                       Pass::inference);
+  const auto second =
+      linear2.packed.of(linear2.weight.data(), dim_feedforward, d_model, rows, d_model, Pass::inference);
+  if (first == nullptr || second == nullptr) return std::nullopt;
+  Tensor<T> y = memory_for(x.shape(), out);
+  const bool done = chained_product<T>(
+      rows, {x.data(), d_model, 1}, {*first, dim_feedforward, linear1.bias.data()},
+      [&](T* hidden, Index size) { activate(layer.activation, hidden, size, hidden); },
+      {*second, d_model, linear2.bias.data()}, y.data(), d_model);
+  return done ? std::optional(y) : std::nullopt;
+}
+
+}  // namespace
 
 template <class T>
 FeedForward<T>::FeedForward(Index d_model, Index dim_feedforward, Activation activation_, double dropout_p_,
@@ -27,6 +58,10 @@ void FeedForward<T>::initialise(Initialiser& random) {
 template <class T>
 Tensor<T> FeedForward<T>::forward(const Tensor<T>& x, std::optional<std::uint64_t> seed, Saved* saved,
                                   Tensor<T>* out) const {
+  const bool dropped = seed && dropout_p > 0;
+  if (saved == nullptr && !dropped) {
+    if (const auto y = forward_by_blocks(*this, x, out)) return *y;
+  }
   Tensor<T> hidden = linear1.forward(x, saved ? &saved->linear1 : nullptr, adapter_seed(seed, 0));
   if (saved) {
     saved->preactivation = hidden;
@@ -36,7 +71,7 @@ Tensor<T> FeedForward<T>::forward(const Tensor<T>& x, std::optional<std::uint64_
   } else {
     activate(activation, hidden.data(), hidden.size(), hidden.data());
   }
-  if (seed && dropout_p > 0) dropout(hidden.data(), hidden.size(), dropout_p, *seed, hidden.data());
+  if (dropped) dropout(hidden.data(), hidden.size(), dropout_p, *seed, hidden.data());
   return linear2.forward(hidden, nullptr, adapter_seed(seed, 1), saved ? Pass::training : Pass::inference,
                          out);
 }
