@@ -31,7 +31,10 @@ def linear_of(layer, name):
 
 def assert_is_its_parts(layer, activation, x):
     hidden = ACTIVATIONS[activation](linear_of(layer, "linear1")(x))
-    expected = linear_of(layer, "linear2")(hidden)
+    assert_is(linear_of(layer, "linear2")(hidden), layer, x)
+
+
+def assert_is(expected, layer, x):
     assert same_bits(layer(x), expected)
     given = np.full_like(x, np.nan)
     assert layer(x, out=given) is given
@@ -45,6 +48,16 @@ def test_any_size_on_any_instructions(rows, d_model, dim_feedforward, dtype, pro
     assert_is_its_parts(layer, "gelu", normal((rows, d_model), dtype, 1))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("rows", "d_model", "dim_feedforward"), SIZES)
+def test_gated_networks_too(rows, d_model, dim_feedforward, bias, dtype, product_isa):
+    layer = nn.GatedFeedForward(d_model, dim_feedforward, activation="relu", bias=bias, dtype=dtype, rng=0)
+    gate, up, down = (linear_of(layer, name) for name in ("gate_proj", "up_proj", "down_proj"))
+    x = normal((rows, d_model), dtype, 1)
+    assert_is(down(blasformer.relu(gate(x)) * up(x)), layer, x)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("bias", [False, True])
 def test_any_activation_on_any_number_of_threads(activation, bias, threads):
@@ -53,8 +66,9 @@ def test_any_activation_on_any_number_of_threads(activation, bias, threads):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_row_has_the_same_bits_in_a_block_of_rows(dtype, product_isa):
-    layer = nn.FeedForward(70, 640, activation="gelu", dtype=dtype, rng=0)
+@pytest.mark.parametrize("kind", [nn.FeedForward, nn.GatedFeedForward])
+def test_a_row_has_the_same_bits_in_a_block_of_rows(kind, dtype, product_isa):
+    layer = kind(70, 640, activation="gelu", dtype=dtype, rng=0)
     x = normal((900, 70), dtype, 1)
     with batch_invariant():
         y = layer(x)
@@ -62,8 +76,9 @@ def test_a_row_has_the_same_bits_in_a_block_of_rows(dtype, product_isa):
             assert same_bits(layer(x[rows]), y[rows])
 
 
-def test_infinities_and_nan_stay_in_their_rows(product_isa):
-    layer = nn.FeedForward(70, 640, activation="relu", rng=0)
+@pytest.mark.parametrize("kind", [nn.FeedForward, nn.GatedFeedForward])
+def test_infinities_and_nan_stay_in_their_rows(kind, product_isa):
+    layer = kind(70, 640, activation="relu", rng=0)
     x = normal((601, 70), np.float32, 1)
     expected = layer(x)
     x[[3, 300, 600]] = np.array([[np.nan], [np.inf], [-np.inf]], np.float32)
@@ -83,12 +98,13 @@ def test_weights_that_change_are_read_anew():
     assert_is_its_parts(layer, "relu", x)
 
 
-def test_the_hidden_layer_of_many_rows_is_not_held_in_memory():
+@pytest.mark.parametrize("kind", ["FeedForward", "GatedFeedForward"])
+def test_the_hidden_layer_of_many_rows_is_not_held_in_memory(kind):
     try:
         blasformer.use_isa("avx2")
     except ValueError as reason:
         pytest.skip(str(reason))  # OpenBLAS makes the products
-    peak = fresh_python.run("""
+    peak = fresh_python.run(f"""
         import blasformer
         import numpy as np
         from blasformer import nn
@@ -97,7 +113,7 @@ def test_the_hidden_layer_of_many_rows_is_not_held_in_memory():
             with open("/proc/self/status") as status:
                 return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
 
-        layer = nn.FeedForward(16, 2048, rng=0)
+        layer = nn.{kind}(16, 2048, rng=0)
         x = np.ones((40_000, 16), np.float32)
         layer(x[:1000])
         before = peak()

@@ -28,8 +28,8 @@ std::optional<Tensor<T>> forward_by_blocks(const FeedForward<T>& layer, const Te
   if (first == nullptr || second == nullptr) return std::nullopt;
   Tensor<T> y = memory_for(x.shape(), out);
   const bool done = chained_product<T>(
-      rows, {x.data(), d_model, 1}, {*first, dim_feedforward, linear1.bias.data()},
-      [&](T* hidden, Index size) { activate(layer.activation, hidden, size, hidden); },
+      rows, {x.data(), d_model, 1}, {{*first, dim_feedforward, linear1.bias.data()}},
+      [&](T* hidden, Index, Index size) { activate(layer.activation, hidden, size, hidden); },
       {*second, d_model, linear2.bias.data()}, y.data(), d_model);
   return done ? std::optional(y) : std::nullopt;
 }

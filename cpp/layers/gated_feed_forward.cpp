@@ -1,10 +1,14 @@
 #include "layers/gated_feed_forward.h"
 
 #include <algorithm>
+#include <memory>
+#include <optional>
 
 #include "core/require.h"
 #include "core/thread_pool.h"
 #include "kernels/gated_kernels.h"
+#include "layers/chained_product.h"
+#include "layers/destination.h"
 #include "layers/dropout.h"
 #include "layers/residual.h"
 
@@ -37,6 +41,33 @@ void for_each_part(Index size, Activation activation, const Body& body) {
                });
 }
 
+// Inference by blocks of rows, without memory for the hidden layer. Nothing where the linear layers are to be
+// computed one after the other.
+template <class T>
+std::optional<Tensor<T>> forward_by_blocks(const GatedFeedForward<T>& layer, const Tensor<T>& x,
+                                           Tensor<T>* out) {
+  const Index d_model = layer.down_proj.out_features(), dim_feedforward = layer.down_proj.in_features();
+  const Index rows = x.size() / d_model;
+  if (x.rank() == 0 || x.shape().back() != d_model || !chaining_pays(rows)) return std::nullopt;
+  const auto packed = [&](const Linear<T>& linear) -> std::shared_ptr<const PackedRight<T>> {
+    if (linear.adapter) return nullptr;
+    const Index columns = linear.out_features();
+    return linear.packed.of(linear.weight.data(), linear.in_features(), columns, rows, columns,
+                            Pass::inference);
+  };
+  const auto gate = packed(layer.gate_proj), up = packed(layer.up_proj), down = packed(layer.down_proj);
+  if (gate == nullptr || up == nullptr || down == nullptr) return std::nullopt;
+  Tensor<T> y = memory_for(x.shape(), out);
+  const auto kernel = kernel_of<T>(layer.activation).forward;
+  const bool done = chained_product<T>(
+      rows, {x.data(), d_model, 1},
+      {{*gate, dim_feedforward, layer.gate_proj.bias.data()},
+       {*up, dim_feedforward, layer.up_proj.bias.data()}},
+      [&](T* hidden, Index stride, Index size) { kernel(hidden, hidden + stride, size, hidden); },
+      {*down, d_model, layer.down_proj.bias.data()}, y.data(), d_model);
+  return done ? std::optional(y) : std::nullopt;
+}
+
 }  // namespace
 
 template <class T>
@@ -63,6 +94,10 @@ void GatedFeedForward<T>::initialise(Initialiser& random) {
 template <class T>
 Tensor<T> GatedFeedForward<T>::forward(const Tensor<T>& x, std::optional<std::uint64_t> seed, Saved* saved,
                                        Tensor<T>* out) const {
+  const bool dropped = seed && dropout_p > 0;
+  if (saved == nullptr && !dropped) {
+    if (const auto y = forward_by_blocks(*this, x, out)) return *y;
+  }
   const Pass pass = saved ? Pass::training : Pass::inference;
   const Tensor<T> gate = gate_proj.forward(x, nullptr, adapter_seed(seed, 0), pass);
   const Tensor<T> up = up_proj.forward(x, nullptr, adapter_seed(seed, 1), pass);
@@ -71,7 +106,7 @@ Tensor<T> GatedFeedForward<T>::forward(const Tensor<T>& x, std::optional<std::ui
   for_each_part<T>(hidden.size(), activation, [&](Index first, Index count) {
     kernel(gate.data() + first, up.data() + first, count, hidden.data() + first);
   });
-  if (seed && dropout_p > 0) dropout(hidden.data(), hidden.size(), dropout_p, *seed, hidden.data());
+  if (dropped) dropout(hidden.data(), hidden.size(), dropout_p, *seed, hidden.data());
   if (saved != nullptr) *saved = {x, gate, up, seed};
   return down_proj.forward(hidden, nullptr, adapter_seed(seed, 2), pass, out);
 }

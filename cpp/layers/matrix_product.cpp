@@ -1,7 +1,9 @@
 #include "layers/matrix_product.h"
 
 #include <algorithm>
+#include <initializer_list>
 #include <type_traits>
+#include <vector>
 
 #include "core/batch_invariance.h"
 #include "core/blas.h"
@@ -325,11 +327,12 @@ template void matrix_product(Index, Index, Index, MatrixView<float>, MatrixView<
 template void matrix_product(Index, Index, Index, MatrixView<double>, MatrixView<double>, const double*,
                              Write, double*, Index);
 
-// A core reads all of both right sides for each of its blocks of rows. Encoder layers with GELU, time with
-// two products over time with blocks (Zen 5, two threads, AVX-512): width 768, 1.00 for 128 and 197 rows,
-// 1.00 to 1.02 for 256, 1.02 to 1.04 for 512 and 1024; width 384, 1.01 for 128 and 256, 1.00 for 512, 1.05
-// to 1.08 for 1024; stacks of width 768 and 384, whose weights come from memory, 1.02 and 1.04 for 1024.
-// With AVX2 0.99 to 1.02. Of 16384 rows with 3072 columns between, 196 MB are not needed.
+// A core reads all of the right sides for each of its blocks of rows. Encoder layers with GELU, time with
+// one product after the other over time with blocks (Zen 5, two threads, AVX-512): width 768, 1.00 for 128
+// and 197 rows, 1.00 to 1.03 for 256, 1.02 to 1.04 for 512 and 1024; width 384, 1.01 for 128 and 256, 1.00
+// for 512, 1.04 to 1.08 for 1024; gated ones 0.99 to 1.01 for 256, 1.03 to 1.06 for 512 and 1024; stacks of
+// width 768 and 384, whose weights come from memory, 1.02 and 1.04 for 1024. With AVX2 0.99 to 1.02, with
+// float64 1.00 to 1.06. Of 16384 rows with 3072 columns between, 196 MB are not needed.
 bool chaining_pays(Index rows) {
   constexpr Index rows_of_thread = 128;
   return rows >= rows_of_thread * num_threads();
@@ -381,46 +384,14 @@ class PackedPanels final : public PackedRight<T> {
                     c_stride);
   }
 
-  // See chained_product. What is between is made for one block of the depth of the second product at a time,
-  // which has to begin with a panel of this one.
-  bool product_then(const PackedPanels& second, Index rows, Index inner, Index columns, MatrixView<T> left,
-                    const T* first_bias, const Between<T>& between, const T* second_bias, T* c,
-                    Index c_stride) const {
-    const Index block = depth_of_blocks<T>(depth_), wide = depth_of_blocks<T>(inner);
-    if (wide % kernels_.panel != 0) return false;
-    const Index block_rows = rows_of_chain(rows);
-    const double work = product_work<T>(rows, inner, depth_ + columns);
-    parallel_for(ceil_div(rows, block_rows), work, [&](Index task, int) {
-      const Index row = task * block_rows, m = std::min(block_rows, rows - row);
-      T* const strips = static_cast<T*>(thread_workspace(m * (depth_ + 2 * wide) * Index{sizeof(T)}));
-      T *const hidden = strips + m * depth_, *const hidden_strips = hidden + m * wide;
-      T* const target = c + row * c_stride;
-      for (Index k = 0; k < depth_; k += block)
-        kernels_.pack_left(left.from(row, k), m, std::min(block, depth_ - k), strips + k * m);
-      for (Index h = 0; h < inner; h += wide) {
-        const Index width = std::min(wide, inner - h);
-        Start<T> start{first_bias ? first_bias + h : nullptr, 0};
-        for (Index k = 0; k < depth_; k += block) {
-          const Index deep = std::min(block, depth_ - k);
-          kernels_.multiply_from_memory(strips + k * m, m, deep, panels() + k * width_ + h * deep,
-                                        deep * kernels_.panel, width, start.data, start.stride, hidden,
-                                        width);
-          start = {hidden, width};
-        }
-        between(hidden, m * width);
-        kernels_.pack_left({hidden, width, 1}, m, width, hidden_strips);
-        start = h > 0 ? Start<T>{target, c_stride} : Start<T>{second_bias, 0};
-        kernels_.multiply_from_memory(hidden_strips, m, width, second.panels() + h * second.width_,
-                                      width * kernels_.panel, columns, start.data, start.stride, target,
-                                      c_stride);
-      }
-    });
-    return true;
+  const ProductKernels<T, Stored>& kernels() const { return kernels_; }
+  Index depth() const { return depth_; }
+  // Those of a block of the depth, as deep, that begins there, from a column on.
+  const Stored* panels(Index k = 0, Index deep = 0, Index column = 0) const {
+    return memory_.data() + kFree<T, Stored> + k * width_ + column * deep;
   }
 
  private:
-  const Stored* panels() const { return memory_.data() + kFree<T, Stored>; }
-
   const ProductKernels<T, Stored>& kernels_;
   Index depth_, width_;
   Tensor<Stored> memory_;
@@ -452,20 +423,61 @@ class PackedParts final : public PackedRight<float> {
 
 }  // namespace
 
+// What is between is made for one block of the depth of the second product at a time, which has to begin with
+// a panel of the first ones.
 template <class T>
-bool chained_product(Index rows, MatrixView<T> left, const ChainedRight<T>& first, const Between<T>& between,
-                     const ChainedRight<T>& second, T* c, Index c_stride) {
-  const auto* const a = dynamic_cast<const PackedPanels<T, T>*>(&first.right);
-  const auto* const b = dynamic_cast<const PackedPanels<T, T>*>(&second.right);
-  return a != nullptr && b != nullptr &&
-         a->product_then(*b, rows, first.columns, second.columns, left, first.bias, between, second.bias, c,
-                         c_stride);
+bool chained_product(Index rows, MatrixView<T> left, std::initializer_list<ChainedRight<T>> first,
+                     const Between<T>& between, const ChainedRight<T>& second, T* c, Index c_stride) {
+  using Packed = PackedPanels<T, T>;
+  std::vector<const Packed*> packed;
+  for (const ChainedRight<T>& one : first) packed.push_back(dynamic_cast<const Packed*>(&one.right));
+  const auto* const last = dynamic_cast<const Packed*>(&second.right);
+  if (last == nullptr || std::ranges::count(packed, nullptr) > 0) return false;
+  const ProductKernels<T>& kernels = last->kernels();
+  const Index depth = packed[0]->depth(), inner = last->depth();
+  const Index block = depth_of_blocks<T>(depth), wide = depth_of_blocks<T>(inner);
+  if (wide % kernels.panel != 0) return false;
+
+  const auto products = static_cast<Index>(first.size());
+  const Index block_rows = rows_of_chain(rows);
+  const double work = product_work<T>(rows, inner, products * depth + second.columns);
+  parallel_for(ceil_div(rows, block_rows), work, [&](Index task, int) {
+    const Index row = task * block_rows, m = std::min(block_rows, rows - row);
+    const Index hidden_size = m * wide;
+    T* const strips =
+        static_cast<T*>(thread_workspace((m * depth + (products + 1) * hidden_size) * Index{sizeof(T)}));
+    T *const hidden_strips = strips + m * depth, *const hidden = hidden_strips + hidden_size;
+    T* const target = c + row * c_stride;
+    for (Index k = 0; k < depth; k += block)
+      kernels.pack_left(left.from(row, k), m, std::min(block, depth - k), strips + k * m);
+    for (Index h = 0; h < inner; h += wide) {
+      const Index width = std::min(wide, inner - h);
+      for (Index i = 0; i < products; ++i) {
+        const T* const bias = first.begin()[i].bias;
+        T* const result = hidden + i * hidden_size;
+        Start<T> start{bias ? bias + h : nullptr, 0};
+        for (Index k = 0; k < depth; k += block) {
+          const Index deep = std::min(block, depth - k);
+          kernels.multiply_from_memory(strips + k * m, m, deep,
+                                       packed[static_cast<std::size_t>(i)]->panels(k, deep, h),
+                                       deep * kernels.panel, width, start.data, start.stride, result, width);
+          start = {result, width};
+        }
+      }
+      between(hidden, hidden_size, m * width);
+      kernels.pack_left({hidden, width, 1}, m, width, hidden_strips);
+      const Start<T> start = h > 0 ? Start<T>{target, c_stride} : Start<T>{second.bias, 0};
+      kernels.multiply_from_memory(hidden_strips, m, width, last->panels(h), width * kernels.panel,
+                                   second.columns, start.data, start.stride, target, c_stride);
+    }
+  });
+  return true;
 }
 
-template bool chained_product(Index, MatrixView<float>, const ChainedRight<float>&, const Between<float>&,
-                              const ChainedRight<float>&, float*, Index);
-template bool chained_product(Index, MatrixView<double>, const ChainedRight<double>&, const Between<double>&,
-                              const ChainedRight<double>&, double*, Index);
+template bool chained_product(Index, MatrixView<float>, std::initializer_list<ChainedRight<float>>,
+                              const Between<float>&, const ChainedRight<float>&, float*, Index);
+template bool chained_product(Index, MatrixView<double>, std::initializer_list<ChainedRight<double>>,
+                              const Between<double>&, const ChainedRight<double>&, double*, Index);
 
 // Six encoder layers of width 384, AVX-512 (Zen 5), two threads: 0.57 ms for 2 rows, 0.93 for 8, 1.38 for
 // 16, where reading the weights as they lie takes 0.88, 1.57, 2.08; one row takes the same. Alike on AVX2.
