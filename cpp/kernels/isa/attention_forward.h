@@ -19,6 +19,7 @@
 #include "kernels/attention_kernels.h"
 #include "kernels/isa/attention_dropout.h"
 #include "kernels/isa/carver.h"
+#include "kernels/isa/heads_from_memory.h"
 #include "kernels/isa/scores.h"
 
 namespace blasformer::BLASFORMER_ISA {
@@ -238,6 +239,7 @@ void forward_tiles(const AttentionProblem& p, const QueryRun& run, void* memory,
     lowest = smaller(lowest, tile.queries.lowest_first);
     highest = larger(highest, tile.queries.highest_last);
   }
+  const HeadsFromMemory heads(p, run);
   for (Index first = lowest / kKeyBlock * kKeyBlock; first < highest; first += kKeyBlock) {
     const Index count = smaller(kKeyBlock, p.key_length - first);
     const KeyBlock<T> keys =
@@ -249,6 +251,7 @@ void forward_tiles(const AttentionProblem& p, const QueryRun& run, void* memory,
     FiniteRows<T> finite_values(values, count, p.value_dim);
     for (Index t = 0; t < work.tiles; ++t) {
       const QueryTile<T>& place = work.tile[t].queries;
+      if (first + kKeyBlock >= highest) heads.ask(p, place, t, work.tiles, output);
       const Index begin = part_begin(p, first, larger(first, place.lowest_first));
       const Index end = smaller(first + count, place.highest_last);
       if (begin >= end) continue;

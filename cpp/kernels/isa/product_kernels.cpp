@@ -246,8 +246,8 @@ struct NothingAhead {
 };
 
 // A part of the next panel, as large as a share of each line that the tile reads. The strips which ask do so
-// for a panel together, and memory delivers all the time that they take. (What the hardware asks for by itself
-// is late, as a line keeps a tile busy for longer than it looks ahead.)
+// for a panel together, and memory delivers all the time that they take. (What the hardware asks for by
+// itself is late, as a line keeps a tile busy for longer than it looks ahead.)
 struct NextPanel {
   const char* data;
   Index strips;  // that ask
@@ -343,7 +343,8 @@ void narrow_tile(Index rows, Index depth, const T* left, const Stored* right, In
   }
 }
 
-// How many strips of a product ask for the next panel: a power of two, so that their shares make up all of it.
+// How many strips of a product ask for the next panel: a power of two, so that their shares make up all of
+// it.
 //
 // Six encoder layers, times without asking over times with it (Zen 5, two threads). Width 768, AVX-512: 0.75
 // for 1 row, 0.91 for 3, 1.0 for 6, 1.11 for 12, 1.31 for 20, 1.15 for 48, 1.06 for 128, 1.03 for 256, 1.01
