@@ -325,7 +325,16 @@ def test_weights_of_any_layout_give_what_dense_ones_give(rows, product_isa):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
-    "shape", [(37, 61, 31), (193, 513, 65), (49, 1025, 33), (401, 40, 129), (64, 2, 300), (397, 515, 1)]
+    "shape",
+    [
+        (37, 61, 31),
+        (193, 513, 65),
+        (125, 385, 61),
+        (49, 1025, 33),
+        (401, 40, 129),
+        (64, 2, 300),
+        (397, 515, 1),
+    ],
 )
 def test_linear_is_as_accurate_as_numpy_across_the_edges_of_blocks(shape, dtype, product_isa):
     rows, features, outputs = shape
@@ -346,6 +355,31 @@ def test_a_row_of_a_product_has_the_same_bits_whatever_other_rows_there_are(prod
     for first, rows in ((0, 40), (7, 53), (100, 201), (250, 51)):
         part = blasformer.linear(x[first : first + rows], weight)
         assert part.tobytes() == whole[first : first + rows].tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(384, 101), (517, 37), (1029, 1)])
+def test_a_product_has_the_same_bits_whether_its_weight_is_packed_or_read_in_place(shape, dtype, isa):
+    # It is packed for 300 rows; up to 256 rows that fill the vectors of any CPU read it as it lies.
+    features, outputs = shape
+    x, weight, bias = (
+        normal((300, features), dtype, 1),
+        normal(shape[::-1], dtype, 2),
+        normal(outputs, dtype, 3),
+    )
+    x[3::4] *= np.finfo(dtype).tiny ** 0.6  # products by the last row, without bias, round to -0 and 0
+    weight[-1] *= np.finfo(dtype).tiny ** 0.6
+    bias[::2] = -0.0
+    wide = normal((outputs, features + 7), dtype, 4)
+    wide[:, 3:-4] = weight
+    transposed = np.asfortranarray(weight)  # is packed
+    with blasformer.batch_invariant():
+        for added in (None, bias):
+            whole = blasformer.linear(x, weight, added)
+            assert np.signbit(whole).any()
+            for rows in (3, 13, 16, 31, 48, 61, 64, 97, 112, 125, 128, 191, 253, 256):
+                for layout in (weight, wide[:, 3:-4], transposed):
+                    assert same_bits(blasformer.linear(x[:rows], layout, added), whole[:rows])
 
 
 def test_linear_maps_every_leading_axis(product_isa):
@@ -374,7 +408,8 @@ def test_a_nan_in_one_row_of_linear_touches_no_other(rows, product_isa):
 
 
 @pytest.mark.parametrize(
-    "shape", [(1, 300, 500), (16, 300, 500), (17, 300, 500), (600, 70, 400), (5000, 70, 40)]
+    "shape",
+    [(1, 300, 500), (16, 300, 500), (17, 300, 500), (127, 400, 500), (600, 70, 400), (5000, 70, 40)],
 )
 def test_linear_has_the_same_bits_for_every_number_of_threads(shape, product_isa):
     rows, features, outputs = shape

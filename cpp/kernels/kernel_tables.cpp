@@ -54,6 +54,13 @@ template const ProductKernels<double>& product_kernels();
 template const ProductKernels<float, std::uint16_t>& product_kernels();
 
 template <class T>
+const InPlaceProductKernels<T>& in_place_product_kernels() {
+  return table_in_use<InPlaceProductKernels<T>>();
+}
+template const InPlaceProductKernels<float>& in_place_product_kernels();
+template const InPlaceProductKernels<double>& in_place_product_kernels();
+
+template <class T>
 const AttentionKernels<T>& attention_kernels() {
   return table_in_use<AttentionKernels<T>>();
 }

@@ -39,8 +39,25 @@ struct ProductKernels {
   Multiply multiply_from_memory;
 };
 
+// The parts of such a product, of the same sums, whose right side is not packed: c^T is summed up, a whole
+// vector of the rows of left at a time.
+template <class T>
+struct InPlaceProductKernels {
+  Index lanes;         // of a vector
+  Index most_columns;  // of one call
+
+  // sums[column][row] += the product of that row and column, for whole vectors of rows; sums_stride: from one
+  // column to the next. left^T is packed by pack_right of ProductKernels.
+  void (*multiply)(MatrixView<T> right, Index columns, Index depth, const T* left, Index rows, T* sums,
+                   Index sums_stride);
+  // c[row][column] = sums[column][row]
+  void (*write)(const T* sums, Index sums_stride, Index rows, Index columns, T* c, Index c_stride);
+};
+
 // Those of active_isa().
 template <class T, class Stored = T>
 const ProductKernels<T, Stored>& product_kernels();
+template <class T>
+const InPlaceProductKernels<T>& in_place_product_kernels();
 
 }  // namespace blasformer

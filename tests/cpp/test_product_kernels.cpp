@@ -43,7 +43,40 @@ std::vector<float> product(Index rows, Index columns, Index depth, const std::ve
   return c;
 }
 
+// The same where the right side is read as it lies.
+std::vector<float> in_place_product(Index rows, Index columns, Index depth, const std::vector<float>& left,
+                                    const std::vector<float>& right) {
+  const ProductKernels<float>& packing = product_kernels<float>();
+  const InPlaceProductKernels<float>& kernels = in_place_product_kernels<float>();
+  const Index stride = round_up(rows, kernels.lanes);
+  std::vector<float> packed(size(round_up(rows, packing.panel) * depth));
+  std::vector<float> sums(size(columns * stride), 1.0f), c(size(rows * columns));
+  packing.pack_right({left.data(), 1, depth}, depth, rows, packed.data());
+  kernels.multiply({right.data(), 1, depth}, columns, depth, packed.data(), rows, sums.data(), stride);
+  kernels.write(sums.data(), stride, rows, columns, c.data(), columns);
+  return c;
+}
+
 }  // namespace
+
+TEST(columns_read_as_they_lie_give_the_bits_of_packed_ones_within_their_memory) {
+  each_isa([] {
+    for (const Index depth : {1, 2, 15, 31, 33, 64, 67}) {
+      for (const Index columns : {Index{1}, Index{7}, Index{16}, Index{17}, Index{31}, Index{65},
+                                  in_place_product_kernels<float>().most_columns}) {
+        std::vector<float> right(size(columns * depth));
+        for (std::size_t i = 0; i < right.size(); ++i) right[i] = static_cast<float>(i % 89) / 89 - 0.5f;
+        for (const Index rows : {1, 4, 8, 13, 16, 17, 32, 39, 48, 63}) {
+          std::vector<float> left(size(rows * depth));
+          for (std::size_t i = 0; i < left.size(); ++i) left[i] = static_cast<float>(i % 97) / 97 - 0.5f;
+          const std::vector<float> expected = product(rows, columns, depth, left, right);
+          const std::vector<float> c = in_place_product(rows, columns, depth, left, right);
+          CHECK(std::memcmp(c.data(), expected.data(), c.size() * sizeof(float)) == 0);
+        }
+      }
+    }
+  });
+}
 
 TEST(columns_in_bfloat16_give_the_bits_of_widened_ones_within_their_memory) {
   each_isa([] {

@@ -333,7 +333,8 @@ constexpr PanelTile<T, Stored, NothingAhead> kFewRowsTiles[kFewestRows][panels_a
 template <class T, class Stored>
 void narrow_tile(Index rows, Index depth, const T* left, const Stored* right, Index columns, const T* start,
                  Index start_stride, T* c, Index c_stride) {
-  T tile[kMaxRows * kPanel<T>] = {};
+  T tile[kMaxRows * kPanel<T>];
+  for (T& element : tile) element = T(-0.0);  // x + -0 is x for all x, 0 and -0, too
   for (Index r = 0; r < rows && start != nullptr; ++r) {
     for (Index i = 0; i < columns; ++i) tile[r * kPanel<T> + i] = start[r * start_stride + i];
   }
