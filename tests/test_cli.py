@@ -25,6 +25,7 @@ RESULT_KEYS = {
     "allowed_error": float,
     "seconds": float,
     "numpy_seconds": float,
+    "speed": float,
 }
 
 

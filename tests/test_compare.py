@@ -9,7 +9,15 @@ import pytest
 import reference
 from blasformer import _numpy_formulas as formulas
 from blasformer import functional
-from blasformer._compare import CASES, Problem, attention_of, gradients_of, measure, relative_error
+from blasformer._compare import (
+    CASES,
+    Measurement,
+    Problem,
+    attention_of,
+    gradients_of,
+    measure,
+    relative_error,
+)
 
 random = np.random.default_rng(0)
 
@@ -189,6 +197,12 @@ def test_gradients_are_right_up_to_three_times_the_error_of_numpy():
 def test_a_result_is_off_though_numpy_is_not_finite_either():
     result = measure(constant([1.0, math.nan], reordered=[lambda: np.array([1.0, math.nan])]), seconds=0)
     assert not result.ok
+
+
+def test_the_speed_is_the_median_of_rounds_in_which_both_met_the_same_machine():
+    slow, fast, disturbed = (4.0, 8.0), (1.0, 2.0), (8.0, 2.0)
+    measurement = Measurement("float32", 0.0, 0.0, 0.0, rounds=[slow, fast, disturbed])
+    assert (measurement.speed, measurement.seconds, measurement.numpy_seconds) == (2.0, 4.0, 2.0)
 
 
 def test_the_worst_part_of_a_result_decides():

@@ -18,6 +18,7 @@ from . import _numpy_formulas as formulas
 from ._numpy_formulas import Array, Float
 
 EVERY = slice(None)  # feature, in order
+ROUNDS = 3  # of timing
 
 Result: TypeAlias = Array | tuple[Array, ...]
 Shape: TypeAlias = tuple[int, ...]
@@ -49,18 +50,31 @@ class Measurement:
     """How far and how fast a problem was.
 
     Errors are those of the part of the result (output, gradient, ...) that came closest to its bound.
+    rounds: seconds that a call took, and NumPy's right after it, in several turns.
     """
 
     dtype: str
     error: float
     numpy_error: float
     allowed_error: float
-    seconds: float
-    numpy_seconds: float
+    rounds: Sequence[tuple[float, float]]
 
     @property
     def ok(self) -> bool:
         return math.isfinite(self.error) and self.error <= self.allowed_error
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(ours for ours, _ in self.rounds)
+
+    @property
+    def numpy_seconds(self) -> float:
+        return statistics.median(numpys for _, numpys in self.rounds)
+
+    @property
+    def speed(self) -> float:
+        """How many times longer NumPy took: the machine may change from round to round, but hardly within."""
+        return statistics.median(numpys / ours for ours, numpys in self.rounds)
 
 
 def relative_error(actual: Array, exact: Array, terms: float = 0.0) -> float:
@@ -101,24 +115,33 @@ def measure(problem: Problem, *, seconds: float = 0.35) -> Measurement:
     return Measurement(
         np.dtype(problem.dtype).name,
         *worst,
-        seconds=median_seconds(problem.ours, seconds / 2),
-        numpy_seconds=median_seconds(plain, seconds / 2),
+        rounds=[
+            (median_seconds(problem.ours, seconds / 2 / ROUNDS), median_seconds(plain, seconds / 2 / ROUNDS))
+            for _ in range(ROUNDS)
+        ],
     )
 
 
 def median_seconds(function: Callable[[], object], budget: float) -> float:
-    """How long a call takes: the median of at least two, and of as many as the budget (in seconds) allows.
-
-    The pause lets the threads of the BLAS that ran last fall asleep: they go on spinning for a while.
-    """
-    time.sleep(0.03)
+    """How long a call takes: the median of as many as the budget (in seconds) allows, or of one."""
+    _await_idle_threads()
     samples: list[float] = []
     end = time.perf_counter() + budget
-    while len(samples) < 2 or (time.perf_counter() < end and len(samples) < 1000):
+    while not samples or (time.perf_counter() < end and len(samples) < 1000):
         start = time.perf_counter()
         function()
         samples.append(time.perf_counter() - start)
     return statistics.median(samples)
+
+
+def _await_idle_threads() -> None:
+    """Those of the BLAS that ran last spin on for a tenth of a second, on cores that the next one needs."""
+    pause, most_pauses = 0.005, 100
+    for _ in range(most_pauses):
+        before = time.process_time()
+        time.sleep(pause)
+        if time.process_time() - before < pause / 5:
+            return
 
 
 def _parts(result: Result) -> tuple[Array, ...]:
