@@ -251,6 +251,13 @@ struct NothingAhead {
 struct NextPanel {
   const char* data;
   Index strips;  // that ask
+
+  // What strip `number` of those asks for.
+  template <class Stored>
+  static NextPanel share(const Stored* panel, Index size, Index number, Index strips) {
+    return {reinterpret_cast<const char*>(panel + size / strips * number), strips};
+  }
+
   template <Index line_bytes>
   void ask() {
     constexpr Index cache_lines = ceil_div(line_bytes, 64);
@@ -393,8 +400,7 @@ void multiply(const T* left, Index rows, Index depth, const Stored* right, Index
       if (count < kPanel<T>) {
         narrow_tile(height, depth, strip, right, count, begin, start_stride, target, c_stride);
       } else if (number < asking) {
-        const Index share = depth * kPanel<T> / asking;
-        const NextPanel next{reinterpret_cast<const char*>(right + right_stride + number * share), asking};
+        const NextPanel next = NextPanel::share(right + right_stride, depth * kPanel<T>, number, asking);
         kPanelTiles<T, Stored, NextPanel>[height - 1](depth, strip, right, 0, next, begin, start_stride,
                                                       target, c_stride);
       } else {
