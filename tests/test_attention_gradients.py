@@ -444,3 +444,22 @@ def test_gradients_of_shifted_values_are_as_accurate_as_numpy(product_isa):
     (query, key, value, d_output), _ = case("none", Sizes(33, 197, 40, 24), np.float32)
     inputs = (query, key, value + 100, d_output)
     assert_accurate(gradients(*inputs), *inputs)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "split heads", "Fortran"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, ml_dtypes.bfloat16], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_heads_that_come_from_memory_have_the_bits_of_a_few(kv_heads, dtype, layout, product_isa):
+    """Where there are so many that caches do not hold them, kernels ask for the next head while they compute."""
+    few = Sizes(query_length=37, key_length=41, dim=24, value_dim=40, heads=4, kv_heads=kv_heads, batch=(3,))
+    times = 12 * 2**20 // (3 * kv_heads * 41 * (24 + 40) * np.dtype(dtype).itemsize)
+    inputs, arguments = case("window to the left", few, dtype)
+    many = [LAYOUTS[layout](np.tile(x, (times, 1, 1, 1))) for x in inputs]
+    output, saved = blasformer.attention_forward(*inputs[:3], **arguments)
+    grads = blasformer.attention_backward(saved, inputs[3])
+    outputs, saved = blasformer.attention_forward(*many[:3], **arguments)
+    many_grads = blasformer.attention_backward(saved, many[3])
+    assert same_bits(np.ascontiguousarray(outputs), np.tile(output, (times, 1, 1, 1)))
+    for name in ("query", "key", "value"):
+        of_many, of_few = getattr(many_grads, name), getattr(grads, name)
+        assert same_bits(np.ascontiguousarray(of_many), np.tile(of_few, (times, 1, 1, 1))), name

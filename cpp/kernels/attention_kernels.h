@@ -20,16 +20,18 @@ struct AttentionPart {
   T* output;           // (queries, value_dim), before it is divided by the sum
 };
 
-// What forward left, each (batch, query_heads, query_length), and the gradient of its output.
+// What forward left: its statistics, each (batch, query_heads, query_length), and its output, of type T with
+// dense columns; and the gradient of the output.
 template <class T>
 struct BackwardInputs {
-  const T *maximum, *reciprocal_sum, *delta;
-  AttentionOperand d_output;
+  const T *maximum, *reciprocal_sum;
+  AttentionOperand output, d_output;
 };
 
 // Where the gradients of a run go: d_query for its rows alone; key_length rows of d_key and d_value, with
 // dense columns, written or added to. d_bias has a row for every query, with dense columns of type T, written
-// or added to; its data is null if the bias is of another form, or there is none.
+// or added to; its data is null if the bias is of another form, or there is none. delta is rowsum(d_output *
+// output), which the gradient of sinks is made of.
 template <class T>
 struct BackwardOutputs {
   MutableAttentionOperand d_query;
@@ -40,6 +42,7 @@ struct BackwardOutputs {
   bool add;  // to d_key and d_value
   MutableAttentionOperand d_bias;
   bool add_bias;  // to d_bias; else no other query has these rows
+  T* delta;       // (batch, query_heads, query_length), or null
 };
 
 template <class T>
@@ -64,9 +67,6 @@ struct AttentionKernels {
   Index (*weights_workspace)(const AttentionProblem&);
   void (*weights)(const AttentionProblem&, Index batch, Index head, const Index* rows, Index count,
                   const T* maximum, const T* reciprocal_sum, void* workspace, bool add, T* out);
-  // delta = rowsum(d_output * output); output is of type T and has dense columns.
-  void (*delta)(const AttentionProblem&, const HeadRows&, const AttentionOperand& output,
-                const AttentionOperand& d_output, T* delta);
   Index (*backward_workspace)(const AttentionProblem&);
   void (*backward)(const AttentionProblem&, const QueryRun&, const BackwardInputs<T>&, void* workspace,
                    const BackwardOutputs<T>&);

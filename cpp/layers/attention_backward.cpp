@@ -36,22 +36,6 @@ Index query_runs(const AttentionProblem& p) {
   return runs >= enough ? enough : runs >= 2 ? 2 : 1;
 }
 
-template <class T>
-void find_delta(const AttentionProblem& p, const AttentionOperand& output, const AttentionOperand& d_output,
-                Tensor<T>& delta) {
-  const AttentionKernels<T>& kernels = attention_kernels<T>();
-  constexpr Index rows = 256;
-  const Index parts = ceil_div(p.query_length, rows);
-  const double work = static_cast<double>(delta.size() * p.value_dim) * 0.2;
-  parallel_for(p.batch * p.query_heads * parts, work, [&](Index task, int) {
-    const FlushDenormals flush;
-    const Index first = task % parts * rows, head = task / parts;
-    kernels.delta(p,
-                  {head / p.query_heads, head % p.query_heads, first, std::min(rows, p.query_length - first)},
-                  output, d_output, delta.data());
-  });
-}
-
 // The gradient of keys or values, (batch, key_heads, key_length, columns), as the sum of the shares that
 // several tasks compute, in their order. A single share of the type computed in is the gradient itself.
 template <class T>
@@ -103,7 +87,7 @@ struct OperandGradients {
 // d_bias: for a bias whose every row belongs to one query of one head, else without data.
 template <class T>
 void operand_gradients(const AttentionProblem& p, const BackwardInputs<T>& inputs,
-                       const OperandGradients& gradients, const MutableAttentionOperand& d_bias) {
+                       const OperandGradients& gradients, const MutableAttentionOperand& d_bias, T* delta) {
   const AttentionKernels<T>& kernels = attention_kernels<T>();
   const Index heads = p.batch * p.key_heads, queries = p.group() * p.query_length;
   const Index runs = query_runs(p), per_run = round_up(ceil_div(queries, runs), kernels.query_tile);
@@ -117,7 +101,7 @@ void operand_gradients(const AttentionProblem& p, const BackwardInputs<T>& input
     kernels.backward(p, {batch, head, first, std::clamp<Index>(queries - first, 0, per_run)}, inputs,
                      thread_workspace(workspace),
                      {gradients.query, d_key.place(run, batch, head), d_key.stride(),
-                      d_value.place(run, batch, head), d_value.stride(), false, d_bias, false});
+                      d_value.place(run, batch, head), d_value.stride(), false, d_bias, false, delta});
   });
   d_key.add_shares();
   d_value.add_shares();
@@ -139,7 +123,7 @@ void each_chunk(Index size, Index times, const Visit& visit) {
 template <class T>
 void operand_gradients_sharing_bias(const AttentionProblem& p, const BackwardInputs<T>& inputs,
                                     const OperandGradients& gradients, MutableAttentionOperand d_bias,
-                                    Index bias_size, bool one_matrix) {
+                                    Index bias_size, bool one_matrix, T* delta) {
   constexpr Index enough = 8, least_rows = 64;
   const AttentionKernels<T>& kernels = attention_kernels<T>();
   const Index heads = p.batch * p.key_heads;
@@ -169,7 +153,7 @@ void operand_gradients_sharing_bias(const AttentionProblem& p, const BackwardInp
         kernels.backward(
             p, {batch, head, member * p.query_length + first, rows}, inputs, thread_workspace(workspace),
             {gradients.query, d_key.place(run, batch, head), d_key.stride(), d_value.place(run, batch, head),
-             d_value.stride(), member > 0, own_bias, !one_matrix || i > begin || member > 0});
+             d_value.stride(), member > 0, own_bias, !one_matrix || i > begin || member > 0, delta});
       }
     }
   });
@@ -187,7 +171,7 @@ void operand_gradients_sharing_bias(const AttentionProblem& p, const BackwardInp
 
 // A sink's score has the gradient weight * (0 - delta), for its value is 0.
 template <class T>
-void sink_gradients(const AttentionProblem& p, const BackwardInputs<T>& inputs,
+void sink_gradients(const AttentionProblem& p, const BackwardInputs<T>& inputs, const T* delta,
                     const MutableArrayView& d_sinks) {
   for (Index head = 0; head < p.query_heads; ++head) {
     double sum = 0;
@@ -198,7 +182,7 @@ void sink_gradients(const AttentionProblem& p, const BackwardInputs<T>& inputs,
         if (reciprocal_sum == 0) continue;  // attends to nothing
         const double weight =
             std::exp(p.sinks[head] - static_cast<double>(inputs.maximum[i])) * reciprocal_sum;
-        sum -= weight * static_cast<double>(inputs.delta[i]);
+        sum -= weight * static_cast<double>(delta[i]);
       }
     }
     write_element<T>(d_sinks.data, d_sinks.dtype, head, static_cast<T>(sum));
@@ -366,10 +350,10 @@ void attention_backward(const AttentionArguments& arguments, const AttentionStat
     fail<TypeMismatch>("d_output must have the dtype of the output, ", dtype_text(arguments.query.dtype),
                        ", got ", dtype_text(d_output.dtype));
   }
-  Tensor<T> delta(checked.statistics_shape());
-  const BackwardInputs<T> inputs = {statistics.maximum.data(), statistics.reciprocal_sum.data(), delta.data(),
-                                    checked.operand(d_output)};
-  find_delta(p, checked.operand(output), inputs.d_output, delta);
+  Tensor<T> delta;  // of the queries, where sinks need it
+  if (gradients.sinks) delta = Tensor<T>(checked.statistics_shape());
+  const BackwardInputs<T> inputs = {statistics.maximum.data(), statistics.reciprocal_sum.data(),
+                                    checked.operand(output), checked.operand(d_output)};
   const OperandGradients operands = {checked.operand(gradients.query), checked.operand(gradients.key),
                                      checked.operand(gradients.value)};
   std::optional<BiasGradient<T>> bias_gradient;
@@ -384,15 +368,15 @@ void attention_backward(const AttentionArguments& arguments, const AttentionStat
   const bool own_rows = by_rows && bias_gradient->has_own_rows() && d_bias.dtype == dtype_of<T>();
   if (gradients.bias && (!by_rows || p.batch == 0)) clear(*gradients.bias);
   if (own_rows) {
-    operand_gradients(p, inputs, operands, d_bias);
+    operand_gradients(p, inputs, operands, d_bias, delta.data());
   } else if (!by_rows) {
-    operand_gradients(p, inputs, operands, {});
+    operand_gradients(p, inputs, operands, {}, delta.data());
     if (bias_gradient) bias_gradient->run();
   } else {
     operand_gradients_sharing_bias(p, inputs, operands, d_bias, element_count(*gradients.bias),
-                                   bias_gradient->has_one_matrix());
+                                   bias_gradient->has_one_matrix(), delta.data());
   }
-  if (gradients.sinks) sink_gradients(p, inputs, *gradients.sinks);
+  if (gradients.sinks) sink_gradients(p, inputs, delta.data(), *gradients.sinks);
 }
 
 template void attention_backward(const AttentionArguments&, const AttentionStatistics<float>&,

@@ -31,7 +31,6 @@ constexpr AttentionKernels<T> kTable = {
     .join_parts = join_parts<T>,
     .weights_workspace = weights_workspace<T>,
     .weights = weights<T>,
-    .delta = delta<T>,
     .backward_workspace = backward_workspace<T>,
     .backward = backward<T>,
     .bias_gradient_workspace = bias_gradient_workspace<T>,

@@ -18,6 +18,7 @@
 #include "kernels/attention_kernels.h"
 #include "kernels/isa/attention_dropout.h"
 #include "kernels/isa/attention_weights.h"
+#include "kernels/isa/heads_from_memory.h"
 
 namespace blasformer::BLASFORMER_ISA {
 namespace {
@@ -102,19 +103,74 @@ Index backward_workspace(const AttentionProblem& p) {
   return carver.used();
 }
 
-// The rows of a tile, dense and padded with zeros to whole vectors, times factor; unused and unsafe rows are
-// zero. Returns the unsafe ones, one bit each.
+// Rows of a tile as they are packed: what is found out about them on the way.
 template <class T>
-std::uint32_t pack_rows(const AttentionOperand& x, const QueryTile<T>& tile, Index columns, T factor, T* out,
-                        bool (*is_safe)(const T*, Index, Index) = is_finite_row<T>) {
+struct PackedRow {
+  typename Simd<T>::Vector zeros;    // sum of row * 0: NaN in some lane, unless all of it is finite
+  typename Simd<T>::Vector product;  // sum of row * other, if there is another
+};
+
+// out = row * factor, padded with zeros to whole vectors.
+template <class T>
+inline PackedRow<T> pack_row(const T* row, const T* other, Index columns, T factor, T* out) {
+  using S = Simd<T>;
+  const auto scale = S::broadcast(factor);
+  PackedRow<T> result = {S::zero(), S::zero()};
+  const auto take = [&](Index c, typename S::Vector x) {
+    const auto scaled = x * scale;
+    S::store(out + c, scaled);
+    result.zeros += scaled * S::zero();
+  };
+  Index c = 0;
+  for (; c + S::lanes <= columns; c += S::lanes) {
+    const auto x = S::load(row + c);
+    take(c, x);
+    if (other != nullptr) result.product = S::fma(S::load(other + c), x, result.product);
+  }
+  if (c < columns) {
+    const auto x = S::load_first(row + c, columns - c);
+    take(c, x);
+    if (other != nullptr) result.product = S::fma(S::load_first(other + c, columns - c), x, result.product);
+  }
+  return result;
+}
+
+// The rows of a tile, dense and padded with zeros to whole vectors, times factor; unused and unsafe rows are
+// zero. Returns the unsafe ones, one bit each. Where there is another operand, of type T with dense columns,
+// products[l] = sum of row * other in one order, whatever the strides. `copy` holds a row.
+template <class T>
+std::uint32_t pack_rows(const AttentionProblem& p, const AttentionOperand& x, const AttentionOperand* other,
+                        const QueryTile<T>& tile, Index columns, T factor, T* copy, T* out, T* products) {
+  using S = Simd<T>;
   const Index width = whole_vectors<T>(columns);
+  const bool direct = x.dtype == dtype_of<T>() && x.column_stride == 1;
+  auto zeros = S::zero();
+  for (Index l = 0; l < tile.count; ++l) {
+    const T* row = static_cast<const T*>(x.data) + tile.offset(x, l);
+    if (!direct) {
+      copy_rows(x, tile.offset(x, l), 1, columns, copy, columns);
+      row = copy;
+    }
+    const T* const other_row =
+        other == nullptr ? nullptr : static_cast<const T*>(other->data) + tile.offset(*other, l);
+    const PackedRow<T> packed = pack_row(row, other_row, columns, factor, out + l * width);
+    zeros += packed.zeros;
+    if (other != nullptr) products[l] = S::sum(packed.product);
+  }
+  for (Index i = tile.count * width; i < tile.width * width; i += S::lanes) S::store(out + i, S::zero());
+  for (Index l = tile.count; l < tile.width && other != nullptr; ++l) products[l] = T(0);
+
+  auto* is_safe = is_finite_row<T>;
+  bool all_safe = S::sum(zeros) == T(0);
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (p.split != nullptr) {
+      is_safe = is_ordinary_row<T>;
+      all_safe = false;
+    }
+  }
   std::uint32_t unsafe = 0;
-  for (Index l = 0; l < tile.width; ++l) {
-    T* row = out + l * width;
-    for (Index c = 0; c < width; ++c) row[c] = T(0);
-    if (l >= tile.count) continue;
-    copy_rows(x, tile.offset(x, l), 1, columns, row, width);
-    for (Index c = 0; c < columns; ++c) row[c] *= factor;
+  for (Index l = 0; l < tile.count && !all_safe; ++l) {
+    T* const row = out + l * width;
     if (is_safe(row, columns, 1)) continue;
     unsafe |= 1u << l;
     for (Index c = 0; c < columns; ++c) row[c] = T(0);
@@ -126,14 +182,12 @@ template <class T>
 void start_backward_tile(const AttentionProblem& p, const BackwardInputs<T>& inputs,
                          BackwardWorkspace<T>& work, BackwardTile<T>& tile) {
   const QueryTile<T>& place = tile.queries;
+  tile.unsafe_query = pack_rows<T>(p, p.query, nullptr, place, p.dim, static_cast<T>(p.scale), work.dense,
+                                   tile.query_rows, nullptr);
+  tile.unsafe_d_output = pack_rows<T>(p, inputs.d_output, &inputs.output, place, p.value_dim, T(1),
+                                      work.dense, tile.d_output_rows, tile.delta);
   pack_scores_operand(p, place, work.dense, work.split, tile.query);
   pack_query_operand(p, inputs.d_output, place, p.value_dim, work.dense, work.split, tile.d_output);
-  auto* is_safe = is_finite_row<T>;
-  if constexpr (sizeof(T) == sizeof(float)) {
-    if (p.split != nullptr) is_safe = is_ordinary_row<T>;
-  }
-  tile.unsafe_query = pack_rows(p.query, place, p.dim, static_cast<T>(p.scale), tile.query_rows, is_safe);
-  tile.unsafe_d_output = pack_rows(inputs.d_output, place, p.value_dim, T(1), tile.d_output_rows, is_safe);
   if constexpr (sizeof(T) == sizeof(float)) {
     if (p.split != nullptr) {
       p.split->pack_right({tile.query_rows, whole_vectors<T>(p.dim), 1}, place.width, p.dim,
@@ -143,7 +197,6 @@ void start_backward_tile(const AttentionProblem& p, const BackwardInputs<T>& inp
     }
   }
   load_statistics(p, tile.queries, inputs.maximum, inputs.reciprocal_sum, tile.maximum, tile.reciprocal_sum);
-  for (Index l = 0; l < tile.queries.width; ++l) tile.delta[l] = inputs.delta[tile.queries.statistic(p, l)];
   for (Index i = 0; i < p.dim * tile.queries.width; ++i) tile.d_query[i] = T(0);
 }
 
@@ -206,10 +259,10 @@ void score_gradients(Index count, const VisibleQueries& visible, const std::uint
 template <class T>
 void recompute(const AttentionProblem& p, Index first, Index count, const KeyBlock<T>& keys,
                const KeyBlock<T>& values, const VisibleQueries& visible, BackwardWorkspace<T>& work,
-               const BackwardTile<T>& tile) {
+               const BackwardTile<T>& tile, RowsAhead& ahead) {
   using S = Simd<T>;
   const Index width = tile.queries.width;
-  score_product(p, tile.queries, count, keys, tile.query, work.scores);
+  score_product(p, tile.queries, count, keys, tile.query, work.scores, ahead);
   if (p.softcap > 0) {
     for (Index i = 0; i < count * width; i += S::lanes) {
       const auto t = tanh<T>(S::load(work.scores + i) * S::broadcast(static_cast<T>(p.scale / p.softcap)));
@@ -218,7 +271,7 @@ void recompute(const AttentionProblem& p, Index first, Index count, const KeyBlo
   }
   finish_scores(p, tile.queries, first, count, work.bias, work.scores);
   if (!visible.all) hide(tile.queries, count, visible, kMinusInfinity<T>, work.scores);
-  rows_product(p, tile.queries, count, p.value_dim, values, tile.d_output, work.d_scores);
+  rows_product(p, tile.queries, count, p.value_dim, values, tile.d_output, work.d_scores, ahead);
   std::uint32_t keep[kKeyBlock];
   if (p.dropout_p > 0) find_kept(p, tile.queries, first, count, keep);
   score_gradients(count, visible, p.dropout_p > 0 ? keep : nullptr, static_cast<T>(keep_factor(p)),
@@ -231,13 +284,14 @@ template <class T>
 void add_to_keys(const AttentionProblem& p, Index count, const T* weights, const T* rows,
                  const T* packed_rows, Index columns, const AttentionOperand& source, T factor,
                  const VisibleQueries& visible, const QueryTile<T>& tile, std::uint32_t unsafe,
-                 const SplitScratch<T>& scratch, T* gradient) {
+                 const SplitScratch<T>& scratch, T* gradient, RowsAhead& ahead) {
   const Index width = whole_vectors<T>(columns), queries = tile.width;
   if (p.split != nullptr) {
+    ahead.ask(product_tiles(count) * ceil_div(width, kTileQueries<T>));
     add_rows_product(p, tile, count, weights, packed_rows, columns, scratch, gradient, width);
   } else {
     block_product<T, Finish::add>(count, width / Simd<T>::lanes, queries, {weights, queries, 1}, rows, width,
-                                  gradient, width);
+                                  gradient, width, nullptr, ahead);
   }
   if (unsafe == 0) return;
   for (Index l = 0; l < tile.count; ++l) {
@@ -280,17 +334,17 @@ template <class T>
 void backward_block(const AttentionProblem& p, const BackwardInputs<T>& inputs, Index first, Index count,
                     const KeyBlock<T>& keys, FiniteRows<T>& finite_keys, const KeyBlock<T>& values,
                     const PackedColumns& key_columns, BackwardWorkspace<T>& work, BackwardTile<T>& tile,
-                    const BackwardOutputs<T>& outputs) {
+                    const BackwardOutputs<T>& outputs, RowsAhead& ahead) {
   using S = Simd<T>;
   const Index width = tile.queries.width;
   VisibleQueries visible;
   find_visible_for_gradients(p, tile.queries, first, count, work.bias, visible);
   if (visible.seen == 0) return write_no_bias_gradient(tile.queries, first, count, outputs);
-  recompute(p, first, count, keys, values, visible, work, tile);
+  recompute(p, first, count, keys, values, visible, work, tile, ahead);
   if (outputs.d_bias.data != nullptr) write_bias_gradient(tile.queries, first, count, work.d_scores, outputs);
   add_to_keys(p, count, work.scores, tile.d_output_rows, tile.packed_d_output_rows, p.value_dim,
               inputs.d_output, T(1), visible, tile.queries, tile.unsafe_d_output, work.split,
-              work.d_value + first * whole_vectors<T>(p.value_dim));
+              work.d_value + first * whole_vectors<T>(p.value_dim), ahead);
   if (p.softcap > 0) {
     for (Index i = 0; i < count * width; i += S::lanes) {
       S::store(work.d_scores + i, S::load(work.d_scores + i) * S::load(work.cap + i));
@@ -299,8 +353,9 @@ void backward_block(const AttentionProblem& p, const BackwardInputs<T>& inputs, 
   }
   add_to_keys(p, count, work.d_scores, tile.query_rows, tile.packed_query_rows, p.dim, p.query,
               static_cast<T>(p.scale), visible, tile.queries, tile.unsafe_query, work.split,
-              work.d_key + first * whole_vectors<T>(p.dim));
+              work.d_key + first * whole_vectors<T>(p.dim), ahead);
   if (p.split != nullptr) {
+    ahead.ask(product_tiles(p.dim));
     columns_product<T, Finish::add>(p, tile.queries, count, key_columns, keys, visible, work.d_scores,
                                     work.split, tile.d_query);
     return;
@@ -311,7 +366,7 @@ void backward_block(const AttentionProblem& p, const BackwardInputs<T>& inputs, 
                                : replace_unsafe_rows(keys, count, p.dim, work.safe_keys, unsafe);
   block_product<T, Finish::add>(p.dim, tile.queries.vectors, count,
                                 {safe.data, safe.column_stride, safe.row_stride}, work.d_scores, width,
-                                tile.d_query, width);
+                                tile.d_query, width, nullptr, ahead);
   if (unsafe.count > 0)
     add_unsafe_rows(tile.queries, keys, p.dim, unsafe, visible, work.d_scores, tile.d_query);
 }
@@ -343,12 +398,15 @@ void backward(const AttentionProblem& p, const QueryRun& run, const BackwardInpu
   for (Index i = 0; i < p.key_length * value_width; ++i) work.d_value[i] = T(0);
 
   if (p.split != nullptr) p.split->configure();
+  RowsAhead ahead = rows_ahead_of_backward(p, run, inputs, outputs);
   for (Index done = 0; done < run.count;) {
     Index tiles = 0, lowest = p.key_length, highest = 0;
     for (; tiles < kBackwardTiles && done < run.count; ++tiles) {
       BackwardTile<T>& tile = work.tile[tiles];
       done += place_run(p, run, done, tile.queries);
       start_backward_tile(p, inputs, work, tile);
+      for (Index l = 0; l < tile.queries.count && outputs.delta != nullptr; ++l)
+        outputs.delta[tile.queries.statistic(p, l)] = tile.delta[l];
       write_no_bias_gradient(tile.queries, 0, tile.queries.lowest_first, outputs);
       write_no_bias_gradient(tile.queries, tile.queries.highest_last,
                              p.key_length - tile.queries.highest_last, outputs);
@@ -370,7 +428,7 @@ void backward(const AttentionProblem& p, const QueryRun& run, const BackwardInpu
         if (begin >= end) continue;
         backward_block(p, inputs, begin, end - begin, keys.from(begin - first), finite_keys,
                        values.from(begin - first), key_columns.from(begin - first), work, work.tile[t],
-                       outputs);
+                       outputs, ahead);
       }
     }
     for (Index t = 0; t < tiles; ++t) {
@@ -382,37 +440,6 @@ void backward(const AttentionProblem& p, const QueryRun& run, const BackwardInpu
   write_key_gradient(work.d_key, p.key_length, p.dim, outputs.add, outputs.d_key, outputs.d_key_stride);
   write_key_gradient(work.d_value, p.key_length, p.value_dim, outputs.add, outputs.d_value,
                      outputs.d_value_stride);
-}
-
-// delta = rowsum(d_output * output), for rows of one head.
-template <class T>
-void delta(const AttentionProblem& p, const HeadRows& rows, const AttentionOperand& output,
-           const AttentionOperand& d_output, T* delta) {
-  using S = Simd<T>;
-  const Index first = (rows.batch * p.query_heads + rows.head) * p.query_length + rows.first;
-  const Index start = d_output.offset(rows.batch, rows.head) + rows.first * d_output.row_stride;
-  constexpr Index chunk = 64;
-  T copied[chunk];
-  for (Index r = 0; r < rows.count; ++r) {
-    const T* row = static_cast<const T*>(output.data) + output.offset(rows.batch, rows.head) +
-                   (rows.first + r) * output.row_stride;
-    const Index gradient = start + r * d_output.row_stride;
-    auto sum = S::zero();
-    for (Index c = 0; c < p.value_dim; c += chunk) {  // one order of the sum, whatever the strides
-      const Index columns = smaller(chunk, p.value_dim - c);
-      const T* d_row = copied;
-      if (d_output.dtype == dtype_of<T>() && d_output.column_stride == 1) {
-        d_row = static_cast<const T*>(d_output.data) + gradient + c;
-      } else {
-        copy_rows(d_output, gradient + c * d_output.column_stride, 1, columns, copied, chunk);
-      }
-      for (Index v = 0; v < columns; v += S::lanes) {
-        const Index left = smaller(S::lanes, columns - v);
-        sum = S::fma(S::load_first(row + c + v, left), S::load_first(d_row + v, left), sum);
-      }
-    }
-    delta[first + r] = S::sum(sum);
-  }
 }
 
 // out[r][key] += dS for rows of one head and keys [first_key, last_key): the gradient of the bias before it
@@ -431,6 +458,7 @@ void bias_gradient(const AttentionProblem& p, const HeadRows& rows, Index first_
   if (p.split != nullptr) p.split->configure();
   const Index lowest = larger(first_key, tile.queries.lowest_first),
               highest = smaller(last_key, tile.queries.highest_last);
+  RowsAhead nothing_ahead;
   for (Index first = lowest; first < highest; first += kKeyBlock) {
     const Index block = smaller(kKeyBlock, highest - first);
     VisibleQueries visible;
@@ -440,7 +468,7 @@ void bias_gradient(const AttentionProblem& p, const HeadRows& rows, Index first_
         key_block(p, p.key, rows.batch, key_head, first, block, p.dim, work.keys, work.key_rows);
     const KeyBlock<T> values =
         key_block(p, p.value, rows.batch, key_head, first, block, p.value_dim, work.values, work.value_rows);
-    recompute(p, first, block, keys, values, visible, work, tile);
+    recompute(p, first, block, keys, values, visible, work, tile, nothing_ahead);
     T* sum[kTileQueries<T>];
     for (Index r = 0; r < rows.count; ++r) sum[r] = out + r * (last_key - first_key) + (first - first_key);
     write_transposed(work.d_scores, tile.queries.width, block, true, rows.count, sum);

@@ -179,7 +179,8 @@ void finish_statistics(const AttentionProblem& p, const ForwardTile<T>& tile, T*
 template <class T>
 void attend_to_block(const AttentionProblem& p, Index first, Index count, const KeyBlock<T>& keys,
                      const KeyBlock<T>& values, FiniteRows<T>& finite_values,
-                     const PackedColumns& packed_values, ForwardWorkspace<T>& work, ForwardTile<T>& tile) {
+                     const PackedColumns& packed_values, ForwardWorkspace<T>& work, ForwardTile<T>& tile,
+                     RowsAhead& ahead) {
   const QueryTile<T>& place = tile.queries;
   const Index width = place.width;
   VisibleQueries visible;
@@ -189,7 +190,7 @@ void attend_to_block(const AttentionProblem& p, Index first, Index count, const 
   if (visible.seen == 0) return;
   tile.seen |= visible.seen;
 
-  score_product(p, place, count, keys, tile.query, work.scores);
+  score_product(p, place, count, keys, tile.query, work.scores, ahead);
   finish_scores(p, place, first, count, work.bias, work.scores);
   if (!visible.all) hide(place, count, visible, kMinusInfinity<T>, work.scores);
   online_softmax(p, count, work.scores, tile, work.factor);
@@ -200,6 +201,7 @@ void attend_to_block(const AttentionProblem& p, Index first, Index count, const 
   }
 
   if (p.split != nullptr) {
+    ahead.ask(product_tiles(p.value_dim));
     const auto product =
         tile.started ? columns_product<T, Finish::scale_add> : columns_product<T, Finish::store>;
     product(p, place, count, packed_values, values, visible, work.scores, work.split, tile.output,
@@ -214,10 +216,10 @@ void attend_to_block(const AttentionProblem& p, Index first, Index count, const 
   const Broadcast<T> value_columns{safe.data, safe.column_stride, safe.row_stride};
   if (tile.started) {
     block_product<T, Finish::scale_add>(p.value_dim, place.vectors, count, value_columns, work.scores, width,
-                                        tile.output, width, work.factor);
+                                        tile.output, width, work.factor, ahead);
   } else {
     block_product<T, Finish::store>(p.value_dim, place.vectors, count, value_columns, work.scores, width,
-                                    tile.output, width);
+                                    tile.output, width, nullptr, ahead);
     tile.started = true;
   }
   if (unsafe.count > 0)
@@ -230,7 +232,7 @@ void forward_tiles(const AttentionProblem& p, const QueryRun& run, void* memory,
   Carver carver(memory);
   ForwardWorkspace<T> work(p, run.count, carver);
   if (p.split != nullptr) p.split->configure();
-  Index lowest = p.key_length, highest = 0;
+  Index lowest = p.key_length, highest = 0, tiles_of_products = 0;
   for (Index t = 0, done = 0; t < work.tiles; ++t) {
     ForwardTile<T>& tile = work.tile[t];
     done += place_run(p, run, done, tile.queries);
@@ -238,8 +240,9 @@ void forward_tiles(const AttentionProblem& p, const QueryRun& run, void* memory,
     start_statistics(p, tile);
     lowest = smaller(lowest, tile.queries.lowest_first);
     highest = larger(highest, tile.queries.highest_last);
+    tiles_of_products += forward_product_tiles(p, tile.queries.highest_last - tile.queries.lowest_first);
   }
-  const HeadsFromMemory heads(p, run);
+  RowsAhead ahead = rows_ahead_of_forward(p, run, tiles_of_products, output);
   for (Index first = lowest / kKeyBlock * kKeyBlock; first < highest; first += kKeyBlock) {
     const Index count = smaller(kKeyBlock, p.key_length - first);
     const KeyBlock<T> keys =
@@ -251,12 +254,11 @@ void forward_tiles(const AttentionProblem& p, const QueryRun& run, void* memory,
     FiniteRows<T> finite_values(values, count, p.value_dim);
     for (Index t = 0; t < work.tiles; ++t) {
       const QueryTile<T>& place = work.tile[t].queries;
-      if (first + kKeyBlock >= highest) heads.ask(p, place, t, work.tiles, output);
       const Index begin = part_begin(p, first, larger(first, place.lowest_first));
       const Index end = smaller(first + count, place.highest_last);
       if (begin >= end) continue;
       attend_to_block(p, begin, end - begin, keys.from(begin - first), values.from(begin - first),
-                      finite_values, columns.from(begin - first), work, work.tile[t]);
+                      finite_values, columns.from(begin - first), work, work.tile[t], ahead);
     }
   }
   if (p.split != nullptr) p.split->release();

@@ -81,6 +81,7 @@ void weights(const AttentionProblem& p, Index batch, Index head, const Index* ro
     for (Index i = 0; i < count * p.key_length; ++i) out[i] = T(0);
   }
   if (p.split != nullptr) p.split->configure();
+  RowsAhead nothing_ahead;
   for (Index first = tile.lowest_first / kKeyBlock * kKeyBlock; first < tile.highest_last;
        first += kKeyBlock) {
     const Index begin = larger(first, tile.lowest_first), end = smaller(first + kKeyBlock, tile.highest_last);
@@ -91,7 +92,7 @@ void weights(const AttentionProblem& p, Index batch, Index head, const Index* ro
     if (visible.seen == 0) continue;
     const KeyBlock<T> keys =
         stored_block(p, p.key, batch, p.key_head(head), begin, block, p.dim, work.keys, work.key_rows);
-    score_product(p, tile, block, keys, work.query, work.scores);
+    score_product(p, tile, block, keys, work.query, work.scores, nothing_ahead);
     finish_scores(p, tile, begin, block, work.bias, work.scores);
     if (!visible.all) hide(tile, block, visible, kMinusInfinity<T>, work.scores);
     normalised_weights(tile, block, static_cast<T>(p.exponent_factor()), work.maximum, work.reciprocal_sum,

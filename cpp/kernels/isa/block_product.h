@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <utility>
 
+#include "kernels/isa/rows_ahead.h"
 #include "kernels/isa/simd.h"
 
 namespace blasformer::BLASFORMER_ISA {
@@ -28,6 +29,9 @@ constexpr int kMaxRows = 12;
 constexpr int kMaxRows = 6;
 #endif
 constexpr int most_rows(int vectors) { return vectors == 1 ? 12 : 2 * kMaxRows / vectors; }
+
+// How many tiles of two vectors multiply so many rows.
+constexpr Index product_tiles(Index rows) { return ceil_div(rows, most_rows(2)); }
 
 // A strided matrix that is only ever read one element at a time.
 template <class T>
@@ -97,7 +101,7 @@ struct ProductTiles<T, vectors, finish, std::index_sequence<less...>> {
 // `groups` times so many vectors. Rows are outside: those of A are then near while the groups go by.
 template <class T, int vectors, Finish finish>
 inline void product_groups(Index rows, Index groups, Index depth, Broadcast<T> a, const T* b, Index b_stride,
-                           T* c, Index c_stride, const T* factor) {
+                           T* c, Index c_stride, const T* factor, RowsAhead& ahead) {
   constexpr Index most = most_rows(vectors), width = vectors * Simd<T>::lanes;
   using Tiles = ProductTiles<T, vectors, finish, std::make_index_sequence<most>>;
   if (rows == 0) return;
@@ -106,6 +110,7 @@ inline void product_groups(Index rows, Index groups, Index depth, Broadcast<T> a
   for (Index part = 0; part < parts; ++part) {
     const Index height = part < higher ? least + 1 : least;
     for (Index column = 0; column < groups * width; column += width) {
+      ahead.ask();
       Tiles::of_rows[height - 1](depth, a.data + row * a.row_stride, a.row_stride, a.depth_stride, b + column,
                                  b_stride, c + row * c_stride + column, c_stride,
                                  finish == Finish::scale_add ? factor + column : nullptr);
@@ -115,18 +120,20 @@ inline void product_groups(Index rows, Index groups, Index depth, Broadcast<T> a
 }
 
 // rows x (vectors * lanes) outputs, a sum of depth products each. factor: one per lane, for
-// Finish::scale_add.
+// Finish::scale_add. Every tile asks for some of the rows ahead.
 template <class T, Finish finish>
 inline void block_product(Index rows, Index vectors, Index depth, Broadcast<T> a, const T* b, Index b_stride,
-                          T* c, Index c_stride, const T* factor = nullptr) {
+                          T* c, Index c_stride, const T* factor, RowsAhead& ahead) {
   const Index rest = vectors % 2 == 0 ? 0 : vectors == 1 ? 1 : 3;
   const Index column = (vectors - rest) * Simd<T>::lanes;
   const T* const rest_factor = finish == Finish::scale_add ? factor + column : nullptr;
-  product_groups<T, 2, finish>(rows, (vectors - rest) / 2, depth, a, b, b_stride, c, c_stride, factor);
+  product_groups<T, 2, finish>(rows, (vectors - rest) / 2, depth, a, b, b_stride, c, c_stride, factor, ahead);
   if (rest == 1)
-    product_groups<T, 1, finish>(rows, 1, depth, a, b + column, b_stride, c + column, c_stride, rest_factor);
+    product_groups<T, 1, finish>(rows, 1, depth, a, b + column, b_stride, c + column, c_stride, rest_factor,
+                                 ahead);
   if (rest == 3)
-    product_groups<T, 3, finish>(rows, 1, depth, a, b + column, b_stride, c + column, c_stride, rest_factor);
+    product_groups<T, 3, finish>(rows, 1, depth, a, b + column, b_stride, c + column, c_stride, rest_factor,
+                                 ahead);
 }
 
 }  // namespace

@@ -1,77 +1,98 @@
 #pragma once
 
-// Where heads are so many that they come from memory, forward would wait for the rows that a head begins
-// with, one short head after another. So those that attend to a head ask for the first rows of the next one,
-// and for the lines that they will write themselves, while their last block of keys is computed.
-//
-// Time without over time with it, 32 x 12 heads of 64 (Zen 5, two threads, float32): AVX-512 1.12 to 1.16 for
-// 128 tokens, 1.06 for 197; AVX2 1.08 and 1.03.
+// Where heads are so many that they come from memory, a head would wait for its rows, and the next one for
+// its own. So whoever attends to a head asks meanwhile for the rows of the next one, which the same thread
+// will mostly be given, and for what it will write itself.
 
-#include "core/array_view.h"
+#include "kernels/attention_kernels.h"
+#include "kernels/isa/block_product.h"
 #include "kernels/isa/query_tile.h"
+#include "kernels/isa/rows_ahead.h"
 
 namespace blasformer::BLASFORMER_ISA {
 namespace {
 
-// All that follows is inlined: GCC 12 takes functions that do nothing but ask for functions without effects.
-struct AskedRows {
-  const char* first = nullptr;
-  Index count = 0, bytes = 0, stride = 0;
+// Whether keys and values fill so many bytes.
+inline bool heads_fill(const AttentionProblem& p, Index bytes) {
+  const Index heads = p.batch * p.key_heads;
+  return heads * p.key_length * (p.dim + p.value_dim) * item_size(p.key.dtype) >= bytes;
+}
 
-  template <class Operand>
-  static AskedRows of(const Operand& x, Index start, Index count, Index columns) {
-    const Index item = item_size(x.dtype);
-    if (x.column_stride != 1) return {};
-    return {static_cast<const char*>(x.data) + start * item, count, columns * item, x.row_stride * item};
-  }
+// Tiles of products that tell a tile of queries what `keys` keys are to it, and multiply with their values.
+inline Index forward_product_tiles(const AttentionProblem& p, Index keys) {
+  return keys <= 0 ? 0 : product_tiles(keys) + ceil_div(keys, kKeyBlock) * product_tiles(p.value_dim);
+}
 
-  [[gnu::always_inline]] void ask(Index begin, Index end) const {
-    for (Index r = begin; r < end; ++r) {
-      for (Index byte = 0; byte < bytes; byte += 64) __builtin_prefetch(first + r * stride + byte, 0, 2);
-    }
+// The rows of a run's queries in one of the arrays that have a row for each.
+template <class Operand>
+void add_rows_of_run(const AttentionProblem& p, const QueryRun& run, const Operand& x, Index columns,
+                     RowsAhead& ahead) {
+  const Index end = run.first + run.count;
+  for (Index i = run.first; i < end;) {
+    const Index head = run.key_head * p.group() + i / p.query_length, row = i % p.query_length;
+    const Index count = smaller(p.query_length - row, end - i);
+    ahead.add(x, x.offset(run.batch, head) + row * x.row_stride, count, columns);
+    i += count;
   }
-  [[gnu::always_inline]] void ask_to_write() const {
-    for (Index r = 0; r < count; ++r) {
-      for (Index byte = 0; byte < bytes; byte += 64) __builtin_prefetch(first + r * stride + byte, 1, 3);
-    }
-  }
-};
+}
 
-class HeadsFromMemory {
- public:
-  // Two runs ask for the same: what the first has asked for may be on its way only.
-  HeadsFromMemory(const AttentionProblem& p, const QueryRun& run) {
-    // Below that caches may keep all heads, and asking costs up to 5 %.
-    constexpr Index least_bytes = 24 << 20;
-    const Index heads = p.batch * p.key_heads, next = run.batch * p.key_heads + run.key_head + 1;
-    const Index bytes = heads * p.key_length * (p.dim + p.value_dim) * item_size(p.key.dtype);
-    if (bytes < least_bytes || run.first + 2 * run.count < p.group() * p.query_length) return;
-    asks_ = true;
-    if (next == heads) return;
-    const Index batch = next / p.key_heads, key_head = next % p.key_heads;
-    const auto rows_of = [&](const AttentionOperand& x, Index head, Index count, Index columns) {
-      return AskedRows::of(x, x.offset(batch, head), smaller(count, kKeyBlock), columns);
-    };
-    next_[0] = rows_of(p.query, key_head * p.group(), p.query_length, p.dim);
-    next_[1] = rows_of(p.key, key_head, p.key_length, p.dim);
-    next_[2] = rows_of(p.value, key_head, p.key_length, p.value_dim);
-  }
+// That share of the rows of keys or values which a run has of the queries that read them; of long heads the
+// first ones.
+inline void add_key_rows(const AttentionProblem& p, const QueryRun& run, const AttentionOperand& x,
+                         Index columns, RowsAhead& ahead) {
+  constexpr Index most_bytes = 128 << 10;
+  const Index rows = smaller(p.key_length, most_bytes / larger(columns * item_size(x.dtype), 1));
+  const Index queries = p.group() * p.query_length;
+  const Index first = rows * run.first / queries, last = rows * (run.first + run.count) / queries;
+  ahead.add(x, x.offset(run.batch, run.key_head) + first * x.row_stride, last - first, columns);
+}
 
-  // For one tile of `tiles`.
-  template <class T>
-  [[gnu::always_inline]] void ask(const AttentionProblem& p, const QueryTile<T>& tile, Index number,
-                                  Index tiles, const MutableAttentionOperand& output) const {
-    if (!asks_) return;
-    for (const AskedRows& rows : next_)
-      rows.ask(rows.count * number / tiles, rows.count * (number + 1) / tiles);
-    for (Index l = 0; l < tile.count; ++l)
-      AskedRows::of(output, tile.offset(output, l), 1, p.value_dim).ask_to_write();
-  }
+// The same queries of the next key head, if there is one.
+inline bool next_head(const AttentionProblem& p, QueryRun& run) {
+  run.key_head = (run.key_head + 1) % p.key_heads;
+  if (run.key_head == 0) ++run.batch;
+  return run.batch < p.batch;
+}
 
- private:
-  AskedRows next_[3];
-  bool asks_ = false;
-};
+// What forward asks for during a run, with so many tiles of products.
+inline RowsAhead rows_ahead_of_forward(const AttentionProblem& p, QueryRun run, Index tiles,
+                                       const MutableAttentionOperand& output) {
+  RowsAhead ahead;
+  if (!heads_fill(p, 8 << 20)) return ahead;  // below that caches keep them, and asking costs up to 6 %
+  add_rows_of_run(p, run, output, p.value_dim, ahead);
+  if (next_head(p, run)) {
+    add_key_rows(p, run, p.key, p.dim, ahead);
+    add_key_rows(p, run, p.value, p.value_dim, ahead);
+    add_rows_of_run(p, run, p.query, p.dim, ahead);
+  }
+  ahead.spread(tiles);
+  return ahead;
+}
+
+// What backward asks for during a run of all queries of a key head.
+template <class T>
+RowsAhead rows_ahead_of_backward(const AttentionProblem& p, QueryRun run, const BackwardInputs<T>& inputs,
+                                 const BackwardOutputs<T>& outputs) {
+  RowsAhead ahead;
+  if (run.count < p.group() * p.query_length || !heads_fill(p, 5 << 20)) return ahead;
+  add_rows_of_run(p, run, outputs.d_query, p.dim, ahead);
+  ahead.add_written(outputs.d_key, p.key_length, p.dim, outputs.d_key_stride);
+  ahead.add_written(outputs.d_value, p.key_length, p.value_dim, outputs.d_value_stride);
+  if (next_head(p, run)) {
+    add_rows_of_run(p, run, p.query, p.dim, ahead);
+    add_rows_of_run(p, run, inputs.d_output, p.value_dim, ahead);
+    add_rows_of_run(p, run, inputs.output, p.value_dim, ahead);
+    add_key_rows(p, run, p.key, p.dim, ahead);
+    add_key_rows(p, run, p.value, p.value_dim, ahead);
+  }
+  // Scores and their gradients, those of values and keys, those of queries.
+  const Index keys = p.key_length, width = 2 * Simd<T>::lanes;
+  const Index tiles_of_block =
+      product_tiles(keys) * (2 + ceil_div(p.dim, width) + ceil_div(p.value_dim, width)) +
+      ceil_div(keys, kKeyBlock) * product_tiles(p.dim);
+  ahead.spread(ceil_div(run.count, kTileQueries<T>) * tiles_of_block);
+  return ahead;
+}
 
 }  // namespace
 }  // namespace blasformer::BLASFORMER_ISA

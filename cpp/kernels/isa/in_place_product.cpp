@@ -23,10 +23,11 @@ void multiply(MatrixView<T> right, Index columns, Index depth, const T* left, In
               Index sums_stride) {
   constexpr Index lanes = Simd<T>::lanes, panel = 2 * lanes;
   const Broadcast<T> a{right.data, right.column_stride, right.row_stride};
+  RowsAhead nothing_ahead;
   for (Index row = 0; row < rows; row += panel, left += panel * depth) {
     const auto groups = rows - row > lanes ? product_groups<T, 2, Finish::add>  // of as many vectors
                                            : product_groups<T, 1, Finish::add>;
-    groups(columns, 1, depth, a, left, panel, sums + row, sums_stride, nullptr);
+    groups(columns, 1, depth, a, left, panel, sums + row, sums_stride, nullptr, nothing_ahead);
   }
 }
 

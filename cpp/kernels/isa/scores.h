@@ -145,9 +145,9 @@ void few_score_product(const AttentionProblem& p, const QueryTile<T>& tile, Inde
 // that one found would not be the maximum of the others.
 template <class T>
 void score_product(const AttentionProblem& p, const QueryTile<T>& tile, Index count, const KeyBlock<T>& keys,
-                   const T* query, T* scores) {
+                   const T* query, T* scores, RowsAhead& ahead) {
   if (p.few_queries()) return few_score_product(p, tile, count, keys, query, tile.width, scores);
-  rows_product(p, tile, count, p.dim, keys, query, scores);
+  rows_product(p, tile, count, p.dim, keys, query, scores, ahead);
 }
 
 // The float bias of a tile: value[key][query], or one value per key when all queries share it.

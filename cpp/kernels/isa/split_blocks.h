@@ -101,8 +101,9 @@ void pack_query_operand(const AttentionProblem& p, const AttentionOperand& x, co
 // out[key][query] = rows[key] queries[query]^T, over `columns`.
 template <class T>
 void rows_product(const AttentionProblem& p, const QueryTile<T>& tile, Index count, Index columns,
-                  const KeyBlock<T>& rows, const T* queries, T* out) {
+                  const KeyBlock<T>& rows, const T* queries, T* out, RowsAhead& ahead) {
   if constexpr (sizeof(T) == sizeof(float)) {
+    if (p.split != nullptr || is_of_pairs(p, columns)) ahead.ask(product_tiles(count));
     if (p.split != nullptr) {
       p.split->multiply_within(rows.strips, count, columns, 0, queries, 0, columns, tile.width, nullptr, 0,
                                out, tile.width);
@@ -116,7 +117,7 @@ void rows_product(const AttentionProblem& p, const QueryTile<T>& tile, Index cou
   }
   block_product<T, Finish::store>(count, tile.vectors, columns,
                                   {rows.data, rows.row_stride, rows.column_stride}, queries, tile.width, out,
-                                  tile.width);
+                                  tile.width, nullptr, ahead);
 }
 
 // Rows of a tile's queries as right operand of products over the queries: elements they take.
