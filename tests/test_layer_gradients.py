@@ -257,6 +257,13 @@ def test_frozen_parameters_have_no_gradients_and_the_others_are_the_same():
 # ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_saved_value_is_of_its_layer_and_not_of_another_in_its_place():
+    for _ in range(100):  # some lie where the one before has lain
+        y, saved = nn.Linear(3, 2, rng=0).forward(normal((4, 3)))
+        with pytest.raises(ValueError, match="that of another layer"):
+            nn.Linear(3, 2, rng=1).backward(saved, y)
+
+
 def test_a_saved_value_is_used_up():
     layer = nn.Linear(3, 2, rng=0)
     y, saved = layer.forward(normal((4, 3)))

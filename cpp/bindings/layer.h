@@ -57,7 +57,7 @@ Index saved_bytes(const S& saved) {
 template <class L>
 class SavedOf : public Saved {
  public:
-  SavedOf(const void* owner_, std::uint64_t version_) : owner(owner_), version(version_) {}
+  SavedOf(std::uint64_t owner_, std::uint64_t version_) : owner(owner_), version(version_) {}
   Index nbytes() const override { return values ? saved_bytes(*values) : 0; }
   std::string text() const override {
     std::ostringstream text;
@@ -67,7 +67,7 @@ class SavedOf : public Saved {
     return text.str();
   }
 
-  const void* const owner;                                 // the layer as Python holds it
+  const std::uint64_t owner;                               // the number of the layer
   const std::uint64_t version;                             // of the weights of that pass
   std::optional<typename L::Saved> values{std::in_place};  // nothing after backward
   Shape output_shape;
@@ -119,9 +119,13 @@ class Layer {
   void set_frozen(std::set<std::string> names) { frozen_ = std::move(names); }
 
  protected:
+  const std::uint64_t number_ = made_++;  // of this layer alone; where it lies, another one may lie later
   std::uint64_t version_ = 0;
   std::set<std::string> frozen_;
   mutable int computing_ = 0;  // calls that have given up the interpreter lock
+
+ private:
+  inline static std::uint64_t made_ = 0;
 };
 
 // The array of an argument that must be a NumPy array of T.
@@ -354,7 +358,8 @@ class Holding : public Base {
       fail("saved must be of a forward pass of this layer, got that of another kind of layer");
     if (!own->values)
       throw std::runtime_error("saved was used already: a forward pass has one backward pass");
-    if (own->owner != this) fail("saved must be of a forward pass of this layer, got that of another layer");
+    if (own->owner != this->number_)
+      fail("saved must be of a forward pass of this layer, got that of another layer");
     if (own->version != this->version_) {
       throw std::runtime_error(
           "the weights of the layer were changed since the forward pass that saved is of: backward comes "
@@ -384,7 +389,7 @@ class Holding : public Base {
 
   std::unique_ptr<SavedOf<L>> new_saved() const {
     require_trainable();
-    return std::make_unique<SavedOf<L>>(this, this->version_);
+    return std::make_unique<SavedOf<L>>(this->number_, this->version_);
   }
 
   // While it lives the weights stay as they are: changes go to new memory. The layer outlives it.
