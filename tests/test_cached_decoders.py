@@ -1,5 +1,7 @@
 """Decoders whose targets grow step by step: equal to the whole, at the cost of the new positions alone."""
 
+import threading
+
 import numpy as np
 import pytest
 from blasformer import nn
@@ -187,3 +189,33 @@ def test_a_step_that_is_refused_changes_nothing():
     with pytest.raises(IndexError):
         refused.choose([5])
     assert same_bits(refused.add(target), other.add(target))
+
+
+def test_a_cache_takes_one_step_at_a_time():
+    layer = nn.TransformerDecoder(nn.TransformerDecoderLayer(64, 4, 128), 3, rng=0)
+    memory, target = normal((4, 200, 64)), normal((4, 1, 64), seed=1)
+    cache, alone = layer.new_cache(memory, 100), layer.new_cache(memory, 100)
+    expected = [alone.add(target) for _ in range(100)]
+    made, refused, wrong = [], [], []
+
+    def work():
+        while cache.lengths[0] < 100:
+            try:
+                made.append(cache.add(target))
+                cache.choose([0, 1, 2, 3])
+            except RuntimeError as error:
+                refused.append(str(error))
+            except ValueError:  # no room any more
+                pass
+            if len(set(cache.lengths.tolist())) != 1:
+                wrong.append(cache.lengths)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 100
+    assert {y.tobytes() for y in made} == {y.tobytes() for y in expected}
+    assert not wrong
+    assert set(refused) <= {"the cache must be used by one thread at a time, got another step"}

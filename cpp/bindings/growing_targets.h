@@ -65,6 +65,21 @@ auto blocks_of(const Decoder& decoder) {
   }
 }
 
+// A step of a cache, which takes one at a time. It begins and ends with the interpreter lock.
+class CacheStep {
+ public:
+  explicit CacheStep(bool& running) : running_(running) {
+    if (running) throw std::runtime_error("the cache must be used by one thread at a time, got another step");
+    running_ = true;
+  }
+  ~CacheStep() { running_ = false; }
+  CacheStep(const CacheStep&) = delete;
+  CacheStep& operator=(const CacheStep&) = delete;
+
+ private:
+  bool& running_;
+};
+
 template <class L>
 class GrowingTargetsOf : public GrowingTargets {
  public:
@@ -76,10 +91,12 @@ class GrowingTargetsOf : public GrowingTargets {
       : computing_(std::move(computing)),
         layer_(std::move(layer)),
         blocks_(blocks_of(decoder_of(*layer_))),
-        cache_(begin(blocks_, memory, memory_lengths, capacity)) {}
+        cache_(begin(blocks_, memory, memory_lengths, capacity)),
+        lengths_(cache_.seen.copy()) {}
 
   py::object add(const py::object& target, py::object added) override {
     const Tensor<T> x = input<T>(target, "target", false);
+    const CacheStep step(running_);
     const Index targets = cache_.seen.size(), features = blocks_.front().d_model();
     require(x.rank() == 3 && x.extent(0) == targets && x.extent(2) == features,
             "target must have the shape (", targets, ", length, ", features, "), got ",
@@ -99,21 +116,21 @@ class GrowingTargetsOf : public GrowingTargets {
         if (const auto& norm = decoder_of(*layer_).norm) y = norm->forward(y);
       }
     }
+    lengths_ = cache_.seen.copy();
     return numpy_view(y, true);
   }
 
   void choose(const std::vector<Index>& rows) override {
+    const CacheStep step(running_);
     const Index count = cache_.seen.size();
     for (const Index row : rows) {
       if (row < 0 || row >= count) fail<std::out_of_range>("rows must lie in [0, ", count, "), got ", row);
     }
-    const ReleaseGil released;
-    cache_ = cache_.of_targets(rows);
+    cache_ = chosen(rows);
+    lengths_ = cache_.seen.copy();
   }
 
-  py::array lengths() const override {
-    return py::array_t<std::int64_t>(cache_.seen.size(), cache_.seen.data());
-  }
+  py::array lengths() const override { return py::array_t<std::int64_t>(lengths_.size(), lengths_.data()); }
 
   Index nbytes() const override {
     Index bytes = 0;
@@ -130,11 +147,17 @@ class GrowingTargetsOf : public GrowingTargets {
     const ReleaseGil released;
     return decoder_cache(blocks, memory, memory_lengths, capacity);
   }
+  DecoderCache<T> chosen(const std::vector<Index>& rows) const {
+    const ReleaseGil released;
+    return cache_.of_targets(rows);
+  }
 
   std::shared_ptr<void> computing_;
   std::shared_ptr<const L> layer_;
   decltype(blocks_of(decoder_of(std::declval<const L&>()))) blocks_;  // of layer_
   DecoderCache<T> cache_;
+  Tensor<std::int64_t> lengths_;  // before a step that is running
+  bool running_ = false;
 };
 
 // An argument and its name.
