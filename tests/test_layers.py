@@ -634,6 +634,67 @@ def test_wrong_types_alone_are_a_type_error(bias, got):
         layer.load_state_dict({**layer.state_dict(), "bias": bias})
 
 
+def load(layer, arrays):
+    layer.load_state_dict(arrays, strict=False)
+
+
+def replace_in_edit(layer, arrays):
+    with layer.edit() as parameters:
+        parameters.update(arrays)
+
+
+@pytest.mark.parametrize("computing", [False, True])
+@pytest.mark.parametrize("write", [load, replace_in_edit])
+def test_weights_may_be_given_views_of_one_another(write, computing):
+    layer = nn.TransformerDecoderLayer(8, 2, 8, rng=0)
+    # Those who compute, as a cache does, keep the weights, and changes go to new memory.
+    cache = layer.new_cache(normal((2, 5, 8)), 3) if computing else None
+    live = layer.parameters()
+    given = {
+        "linear1.weight": live["linear2.weight"],
+        "linear2.weight": live["linear1.weight"],
+        "linear1.bias": live["linear1.weight"].reshape(-1)[3:11],
+        "linear2.bias": live["linear2.weight"].diagonal()[::-1],
+        "self_attn.out_proj.weight": live["multihead_attn.out_proj.weight"].T,
+        "multihead_attn.out_proj.weight": live["self_attn.out_proj.weight"][::-1],
+        "multihead_attn.in_proj_bias": live["self_attn.in_proj_weight"][:3].reshape(-1),
+        "norm1.weight": np.broadcast_to(live["self_attn.in_proj_weight"][0, :1], (8,)),
+    }
+    expected = {**layer.state_dict(), **{name: array.copy() for name, array in given.items()}}
+    write(layer, given)
+    assert all(same_bits(array, expected[name]) for name, array in layer.parameters().items())
+    del cache
+
+
+@pytest.mark.parametrize("write", [load, replace_in_edit])
+def test_layers_of_a_composite_may_be_given_views_of_one_another(write):
+    model = nn.Sequential(nn.Linear(4, 4, rng=0), nn.Sequential(nn.Linear(4, 4, rng=1)))
+    live, before = model.parameters(), model.state_dict()
+    write(model, {"0.weight": live["1.0.weight"], "1.0.weight": live["0.weight"]})
+    assert same_bits(live["0.weight"], before["1.0.weight"])
+    assert same_bits(live["1.0.weight"], before["0.weight"])
+
+
+def test_weights_of_another_layer_may_be_given_while_it_changes():
+    one, other = nn.FeedForward(64, 256, rng=0), nn.FeedForward(64, 256, rng=1)
+    done = threading.Event()
+
+    def change():
+        while not done.is_set():
+            with other.edit() as parameters:
+                for array in parameters.values():
+                    array += 1
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    for _ in range(50):
+        one.load_state_dict(other.parameters())
+    done.set()
+    thread.join()
+    one.load_state_dict(other.parameters())
+    assert all(same_bits(array, other.parameters()[name]) for name, array in one.parameters().items())
+
+
 def test_loading_that_is_not_strict_returns_what_it_passed_over():
     layer = nn.Linear(3, 4, rng=0)
     before = layer.state_dict()

@@ -436,6 +436,29 @@ def test_parameters_and_gradients_may_have_any_strides():
     assert (memory.T[1::2] == 0).all()
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_may_be_views_of_weights(case):
+    kind, _, values = CASES[case]
+    layer, expected = (nn.FeedForward(8, 8, rng=0) for _ in range(2))
+    optimizer, other = kind(layer, **values), kind(expected, **values)
+    for _ in range(2):
+        live = layer.parameters()
+        grads = {
+            "linear1.weight": live["linear2.weight"],
+            "linear2.weight": live["linear1.weight"],
+            "linear1.bias": live["linear1.weight"][0],
+            "linear2.bias": live["linear2.bias"],
+        }
+        other.step({name: gradient.copy() for name, gradient in grads.items()})
+        optimizer.step(grads)
+    for name, array in layer.parameters().items():
+        assert array.tobytes() == expected.parameters()[name].tobytes()
+    arrays = {"a": np.array([1.0, 2.0]), "b": np.array([3.0, 4.0])}
+    optim.SGD(Parameters(**arrays), lr=1.0).step({"a": arrays["b"], "b": arrays["a"]})
+    assert np.array_equal(arrays["a"], [-2, -2])
+    assert np.array_equal(arrays["b"], [2, 2])
+
+
 def test_our_layers_compute_with_the_new_weights():
     layer = nn.Linear(3, 2, rng=0)
     x = np.ones((5, 3), np.float32)

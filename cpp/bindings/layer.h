@@ -229,6 +229,7 @@ class Holding : public Base {
 
   void load(const py::dict& arrays, std::optional<std::uint64_t> expected_version) override {
     // Gathering them may give the interpreter lock up, writing may not.
+    const bool in_bfloat16 = holds_bfloat16();
     std::map<std::string, Tensor<T>> given;
     std::map<std::string, Tensor<std::uint16_t>> given_bfloat16;
     for (const auto& [name, array] : arrays) {
@@ -243,7 +244,11 @@ class Holding : public Base {
     if (expected_version && *expected_version != this->version_) {
       throw std::runtime_error("the weights must not be changed elsewhere while they are being edited");
     }
+    if (in_bfloat16 != holds_bfloat16()) {
+      throw std::runtime_error("hold_weights must not be called elsewhere while weights are being loaded");
+    }
     prepare_change();
+    copy_own_weights(given);
     L::each_parameter(*layer_, [&](const std::string& name, Tensor<T>& tensor) {
       const auto place = given.find(name);
       if (place != given.end()) std::copy_n(place->second.data(), tensor.size(), tensor.data());
@@ -519,6 +524,20 @@ class Holding : public Base {
     const auto changed = std::make_shared<L>(*layer_);
     each_adapter(*changed, visit);
     replace_layer(changed);
+  }
+
+  // What lies in these weights, as views of them do, is to be read as it is before any of them is written.
+  void copy_own_weights(std::map<std::string, Tensor<T>>& given) const {
+    std::vector<std::pair<const T*, const T*>> own;  // where they begin and end
+    L::each_parameter(*layer_, [&](const std::string&, const Tensor<T>& tensor) {
+      own.emplace_back(tensor.data(), tensor.data() + tensor.size());
+    });
+    for (auto& [name, tensor] : given) {
+      const T *const first = tensor.data(), *const last = first + tensor.size();
+      const bool overlaps = std::ranges::any_of(
+          own, [=](const auto& weight) { return first < weight.second && weight.first < last; });
+      if (overlaps) tensor = tensor.copy();
+    }
   }
 
   // Those who are computing keep the weights as they are.

@@ -1,8 +1,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <iterator>
+#include <map>
 #include <optional>
 #include <string_view>
 #include <tuple>
@@ -118,6 +121,24 @@ void add_parameters(ParameterUpdates& updates, const py::list& entries, std::vec
   }
 }
 
+// Gradients that lie in parameters, as views of weights do, are read from copies, which are returned: a
+// parameter changes when others have been written already.
+template <class T>
+std::vector<Tensor<T>> copy_gradients_in_parameters(std::vector<ParameterUpdate<T>>& updates) {
+  std::map<const T*, const T*> parameters;  // where they begin and end
+  for (const ParameterUpdate<T>& update : updates)
+    parameters.emplace(update.parameter, update.parameter + update.size);
+  std::vector<Tensor<T>> copies;
+  for (ParameterUpdate<T>& update : updates) {
+    const auto behind = parameters.lower_bound(update.gradient + update.size);
+    if (behind == parameters.begin() || std::prev(behind)->second <= update.gradient) continue;
+    copies.emplace_back(Shape{update.size});
+    std::copy_n(update.gradient, update.size, copies.back().data());
+    update.gradient = copies.back().data();
+  }
+  return copies;
+}
+
 // Updates all parameters and returns the norm of the gradients; if that is not finite nothing changes. The
 // update keeps the interpreter lock: nobody begins to compute with weights of which half are new.
 template <class Rule>
@@ -133,6 +154,8 @@ double step(const std::vector<Rule>& rules, const py::list& source_list, const p
   if (!std::isfinite(norm)) return norm;
   for (Source& source : sources) source.open();
   add_parameters(updates, entries, sources);
+  const auto single_copies = copy_gradients_in_parameters(updates.single_precision);
+  const auto double_copies = copy_gradients_in_parameters(updates.double_precision);
   update(updates, rules, norm, max_norm);
   return norm;
 }

@@ -84,6 +84,7 @@ class Composite(ABC):
         wanted = {name: Wanted(array.shape, array.dtype) for name, array in self.parameters().items()}
         subject = f"arrays must be a state dict of this {type(self).__name__}"
         given, incompatible = select_fitting(subject, arrays, wanted, strict)
+        given = {name: array.copy() for name, array in given.items()}  # some may be weights written before
         for prefix, leaf in self._leaves():
             own = {
                 name.removeprefix(prefix): array for name, array in given.items() if name.startswith(prefix)
