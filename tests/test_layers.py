@@ -695,6 +695,41 @@ def test_weights_of_another_layer_may_be_given_while_it_changes():
     assert all(same_bits(array, other.parameters()[name]) for name, array in one.parameters().items())
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_attribute_that_would_not_set_a_parameter_is_refused(name):
+    layer = lively(LAYERS[name])
+    before = layer.state_dict()
+    for parameter, array in before.items():
+        attribute = parameter.split(".")[0]
+        with pytest.raises(AttributeError, match=r"must be set by edit, as in `with layer.edit\(\) as p"):
+            setattr(layer, attribute, array + 1)
+    with pytest.raises(AttributeError, match=r"wieght must be a parameter of \w+, of which there are "):
+        layer.wieght = np.ones(3, np.float32)
+    with pytest.raises(AttributeError, match=r"dtype"):
+        layer.dtype = np.float64
+    assert all(same_bits(array, before[name]) for name, array in layer.parameters().items())
+
+
+def test_attributes_of_composites_arguments_and_classes_of_ones_own():
+    class Scaled(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 4)
+            self.scale = np.ones(4)
+
+    assert Scaled().scale.shape == (4,)
+    with pytest.raises(AttributeError, match="weight must be set by edit"):
+        Scaled().weight = np.ones((4, 3), np.float32)
+    with pytest.raises(
+        AttributeError, match="weight must be a parameter of Sequential, of which "
+    ):
+        nn.Sequential(nn.Linear(3, 4)).weight = np.ones((4, 3), np.float32)
+    layer = nn.TransformerEncoderLayer(8, 2, dropout=0.5)
+    with pytest.raises(AttributeError, match=r"dropout must be given to TransformerEncoderLayer\(\)"):
+        layer.dropout = 0.0
+    with pytest.raises(AttributeError, match=r"self_attn.in_proj_weight must be set by edit, .* self_attn$"):
+        layer.self_attn = nn.MultiheadAttention(8, 2)
+
+
 def test_loading_that_is_not_strict_returns_what_it_passed_over():
     layer = nn.Linear(3, 4, rng=0)
     before = layer.state_dict()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ._attention import Array
-from ._module import frozen_parameters, leaves, matching, write_parameters
+from ._module import frozen_parameters, leaves, matching, refuse_stray_weight, write_parameters
 from ._state_dicts import IncompatibleKeys, Wanted, select_fitting
 
 
@@ -25,6 +25,10 @@ class Composite(ABC):
     @abstractmethod
     def _parts(self) -> dict[str, Any]:
         """Every module once, by its name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        refuse_stray_weight(self, name, value)
+        super().__setattr__(name, value)
 
     def _leaves(self) -> list[tuple[str, Any]]:
         return [

@@ -6,6 +6,8 @@ import fnmatch
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from ._attention import Array
 
 
@@ -83,6 +85,20 @@ def matching(names: Iterable[str], patterns: tuple[str, ...]) -> set[str]:
 def frozen_parameters(module: Any) -> set[str]:
     """The names of the parameters that are not trained and get no gradient."""
     return {prefix + name for prefix, leaf in leaves(module) for name in getattr(leaf, "frozen", ()) or ()}
+
+
+SETTING = "edit, as in `with layer.edit() as p: p[name] = array`, or load_state_dict"
+
+
+def refuse_stray_weight(module: Any, name: str, value: Any) -> None:
+    """Raises AttributeError for an array that a layer of ours is to have as a new attribute, which its code
+    knows nothing of: what is meant is a parameter."""
+    is_ours = type(module).__module__.split(".")[0] == __package__
+    if is_ours and isinstance(value, np.ndarray) and value.dtype.kind == "f" and not hasattr(module, name):
+        raise AttributeError(
+            f"{name} must be a parameter of {type(module).__name__}, of which there are "
+            f"{', '.join(module.parameters()) or 'none'}, and set by {SETTING}, got an attribute"
+        )
 
 
 def write_parameters(module: Any, arrays: Mapping[str, Array]) -> None:

@@ -38,10 +38,17 @@ from ._arguments import (
 from ._attention import Array, Causal, LayerWeights, WeightSelection, choose_layers, choose_weights
 from ._composite import Composite, require_module
 from ._dtypes import bfloat16, dtype_name, float_dtype
-from ._module import Module, add_gradients, infer, matching
+from ._module import SETTING, Module, add_gradients, infer, matching, refuse_stray_weight
 from ._random import Rng, draw_seed, initial_seed, seed_or_none
 from ._sequential import Sequential
-from ._state_dicts import IncompatibleKeys, Wanted, require_mapping, select_fitting
+from ._state_dicts import (
+    IncompatibleKeys,
+    Wanted,
+    array_kind,
+    is_array_of,
+    require_mapping,
+    select_fitting,
+)
 
 __all__ = [
     "DecoderCache",
@@ -79,6 +86,18 @@ class Layer:
 
         def __call__(self, *inputs: Any, **arguments: Any) -> Any: ...
         def forward(self, *inputs: Any, **arguments: Any) -> tuple[Any, Any]: ...
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_held" in vars(self) and not hasattr(type(self), name):
+            for parameter in self._held.parameters():
+                if f"{parameter}.".startswith(f"{name}."):
+                    raise AttributeError(f"{parameter} must be set by {SETTING}, got an attribute {name}")
+            if name in self._arguments:
+                raise AttributeError(
+                    f"{name} must be given to {type(self).__name__}(), got an attribute, which is never read"
+                )
+            refuse_stray_weight(self, name, value)
+        super().__setattr__(name, value)
 
     @property
     def dtype(self) -> np.dtype[Any]:
