@@ -24,10 +24,9 @@ bool is_native(const py::dtype& dtype) {
 }
 
 py::array as_array(const py::object& argument, const char* name, const char* what) {
-  if (!py::isinstance<py::array>(argument)) {
-    fail<TypeMismatch>(name, " must be a NumPy array of ", what, ", got ", type_name(argument));
-  }
-  return py::reinterpret_borrow<py::array>(argument);
+  const std::optional<py::array> array = given_array(argument, name);
+  if (!array) fail<TypeMismatch>(name, " must be a NumPy array of ", what, ", got ", type_name(argument));
+  return *array;
 }
 
 // Elements must lie at multiples of their size; the rare array that breaks this is read from a copy.
@@ -83,6 +82,16 @@ std::string dtype_name(const py::array& array) {
   const py::dtype dtype = array.dtype();
   std::string name = py::str(dtype.attr("name"));
   return is_native(dtype) ? name : name + " in foreign byte order";
+}
+
+std::optional<py::array> given_array(const py::handle& argument, const char* name) {
+  if (!py::isinstance<py::array>(argument)) return std::nullopt;
+  if (Py_TYPE(argument.ptr()) != py::detail::npy_api::get().PyArray_Type_ &&
+      py::isinstance(argument, py::module_::import("numpy.ma").attr("MaskedArray"))) {
+    fail<TypeMismatch>(name, " must be a NumPy array without a mask, which would be ignored, got ",
+                       type_name(argument), "; its filled(value) is one");
+  }
+  return py::reinterpret_borrow<py::array>(argument);
 }
 
 std::optional<DType> dtype_of_array(const py::array& array) {
@@ -155,8 +164,8 @@ std::optional<Beyond> beyond_int64(const py::array& array, const char* name) {
 template <class Error>
 ArrayView checked_int64_view(py::object& argument, const char* name, const char* bounds) {
   py::array array;
-  if (py::isinstance<py::array>(argument)) {
-    array = py::reinterpret_borrow<py::array>(argument);
+  if (const std::optional<py::array> given = given_array(argument, name)) {
+    array = *given;
   } else {
     array = py::array::ensure(argument);
     if (!array) {

@@ -19,6 +19,10 @@ namespace py = pybind11;
 std::string type_name(const py::handle& object);
 std::string dtype_name(const py::array& array);
 
+// The argument as a NumPy array, or nothing if it is none. Raises TypeError for a masked array, whose mask
+// would be ignored.
+std::optional<py::array> given_array(const py::handle& argument, const char* name);
+
 // The element type of a NumPy array, or nothing if the library has no use for it.
 std::optional<DType> dtype_of_array(const py::array& array);
 

@@ -132,16 +132,12 @@ class Layer {
 template <class T>
 py::array array_of(const py::object& argument, const char* name) {
   constexpr DType dtype = dtype_of<T>();
-  if (!py::isinstance<py::array>(argument)) {
+  const std::optional<py::array> array = given_array(argument, name);
+  if (!array || dtype_of_array(*array) != dtype) {
     fail<TypeMismatch>(name, " must be a NumPy array of ", dtype_text(dtype),
-                       ", the dtype of the layer, got ", type_name(argument));
+                       ", the dtype of the layer, got ", array ? dtype_name(*array) : type_name(argument));
   }
-  auto array = py::reinterpret_borrow<py::array>(argument);
-  if (dtype_of_array(array) != dtype) {
-    fail<TypeMismatch>(name, " must be a NumPy array of ", dtype_text(dtype),
-                       ", the dtype of the layer, got ", dtype_name(array));
-  }
-  return array;
+  return *array;
 }
 
 // The input of a layer: borrowed where it lies if it is dense and the call is all that reads it, otherwise
@@ -181,13 +177,13 @@ inline Tensor<std::int64_t> integer_input(py::object& argument, const char* name
 
 // Numbers of bfloat16, from an array of them and as a view that is not written to.
 inline Tensor<std::uint16_t> bfloat16_input(const py::object& argument, const char* name) {
-  if (!py::isinstance<py::array>(argument) ||
-      dtype_of_array(py::reinterpret_borrow<py::array>(argument)) != DType::bfloat16) {
-    fail<TypeMismatch>(name, " must be a NumPy array of bfloat16, in which the weight is held");
+  const std::optional<py::array> array = given_array(argument, name);
+  if (!array || dtype_of_array(*array) != DType::bfloat16) {
+    fail<TypeMismatch>(name, " must be a NumPy array of bfloat16, in which the weight is held, got ",
+                       array ? dtype_name(*array) : type_name(argument));
   }
-  const py::array array = py::reinterpret_borrow<py::array>(argument);
-  Tensor<std::uint16_t> numbers(Shape(array.shape(), array.shape() + array.ndim()));
-  numpy_view(numbers, true).attr("__setitem__")(py::ellipsis(), array.attr("view")("uint16"));
+  Tensor<std::uint16_t> numbers(Shape(array->shape(), array->shape() + array->ndim()));
+  numpy_view(numbers, true).attr("__setitem__")(py::ellipsis(), array->attr("view")("uint16"));
   return numbers;
 }
 

@@ -30,6 +30,15 @@ def checked_integer(name: str, value: SupportsIndex, *, least: int | None = None
     return integer
 
 
+def refuse_masked(name: str, value: Any) -> None:
+    """Raises TypeError for a masked array: as a plain one it would lose its mask."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} must be an array without a mask, which would be ignored, got {type(value).__name__}; "
+            "its filled(value) is one"
+        )
+
+
 def configured_flag(config: Mapping[str, Any], name: str, default: bool) -> bool:
     """What a configuration file says; the default where it says nothing or null."""
     value = config.get(name)

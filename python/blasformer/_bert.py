@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
-from ._arguments import checked_flag, checked_layers, require_supported
+from ._arguments import checked_flag, checked_layers, refuse_masked, require_supported
 from ._attention import Array, ChosenWeights, LayerWeights, choose_layers
 from ._dtypes import float_dtype
 from ._model import read_parameters, save_folder
@@ -497,6 +497,7 @@ def _bert_names(checkpoint: Checkpoint, config: BertConfig) -> dict[str, str]:
 
 
 def _array(name: str, values: npt.ArrayLike) -> Array:
+    refuse_masked(name, values)
     try:
         return np.asarray(values)
     except ValueError as error:

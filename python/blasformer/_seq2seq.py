@@ -17,6 +17,7 @@ from ._arguments import (
     checked_layers,
     checked_name,
     checked_number,
+    refuse_masked,
 )
 from ._attention import Array, LayerWeights, choose_layers
 from ._dtypes import float_dtype
@@ -405,6 +406,7 @@ class Seq2Seq(Model):
             rows, single = sequences_of("source_ids", sources, lengths, vocab_size, "source_lengths")
             return *padded(rows), single
         features = self._arguments["source_features"]
+        refuse_masked("source_lengths", lengths)
         if isinstance(sources, np.ndarray):
             if sources.ndim not in (2, 3):
                 raise ValueError(
@@ -415,6 +417,9 @@ class Seq2Seq(Model):
             return (sources, counts, False) if sources.ndim == 3 else (sources[None], counts, True)
         if lengths is not None:
             raise ValueError("source_lengths must not be given for a list of sources, which have theirs")
+        sources = list(sources)
+        for source in sources:
+            refuse_masked("source_ids", source)
         vectors = [np.asarray(source) for source in sources]
         for source in vectors:
             if source.shape[1:] != (features,) or source.dtype != self.dtype:

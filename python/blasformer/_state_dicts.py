@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 
 class IncompatibleKeys(NamedTuple):
@@ -28,6 +29,18 @@ def require_mapping(name: str, value: Any, *, keys: str = "names", of: str = "ar
         raise TypeError(f"{name} must map {keys} to {of}, got {type(value).__name__}")
 
 
+def is_array_of(dtype: npt.DTypeLike, value: Any) -> bool:
+    """Whether this is an array of that dtype, and nothing else besides: masks would be ignored."""
+    return isinstance(value, np.ndarray) and value.dtype == dtype and not isinstance(value, np.ma.MaskedArray)
+
+
+def array_kind(value: Any) -> str:
+    """What this is instead, for errors."""
+    if isinstance(value, np.ma.MaskedArray):
+        return f"a masked array of {value.dtype}"
+    return str(value.dtype) if isinstance(value, np.ndarray) else type(value).__name__
+
+
 def require_fitting(
     subject: str,
     given: Mapping[str, Any],
@@ -45,9 +58,8 @@ def require_fitting(
         want = wanted.get(name) or (optional or {}).get(name)
         if want is None:
             unexpected.append(str(name))
-        elif not isinstance(array, np.ndarray) or array.dtype != want.dtype:
-            got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-            wrong_type.append(f"{name} must be a NumPy array of {want.dtype}, got {got}")
+        elif not is_array_of(want.dtype, array):
+            wrong_type.append(f"{name} must be a NumPy array of {want.dtype}, got {array_kind(array)}")
         elif array.shape != want.shape:
             wrong_shape.append(f"{name} must have the shape {want.shape}, got {array.shape}")
     problems = {

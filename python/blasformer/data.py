@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._arguments import checked_integer
+from ._arguments import checked_integer, refuse_masked
 from ._attention import Array
 from ._random import Rng, seed_or_none
 
@@ -24,6 +24,9 @@ def _alike(sequences: Sequence[ArrayLike]) -> list[Array]:
     """The sequences as arrays (length, ...) of one dtype that differ in their lengths alone."""
     if isinstance(sequences, (str, bytes)) or not isinstance(sequences, Iterable):
         raise TypeError(f"sequences must be arrays or lists, got {type(sequences).__name__}")
+    sequences = list(sequences)
+    for sequence in sequences:
+        refuse_masked("sequences", sequence)
     arrays = [np.asarray(sequence) for sequence in sequences]
     if not arrays:
         raise ValueError("sequences must not be empty")
@@ -217,6 +220,7 @@ class Batches:
         if batch_size is None and max_tokens is None:
             raise ValueError("batch_size or max_tokens must be given, got neither")
         for index, column in enumerate(columns):
+            refuse_masked("columns", column)
             if not hasattr(column, "__len__") or (isinstance(column, np.ndarray) and column.ndim == 0):
                 raise TypeError(
                     f"columns must be arrays or sequences, got {type(column).__name__} at {index}"
@@ -341,6 +345,7 @@ class ByteTokenizer:
 
         Raises IndexError for ids outside [0, vocab_size), TypeError for what are no integers.
         """
+        refuse_masked("ids", ids)
         array = np.asarray(ids)
         if array.size and array.dtype.kind not in "iu":
             raise TypeError(f"ids must be integers, got {array.dtype}")

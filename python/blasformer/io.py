@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from ._dtypes import FLOATING, float_dtype
 from ._optional import require_package
-from ._state_dicts import require_mapping
+from ._state_dicts import array_kind, require_mapping
 
 __all__ = ["Checkpoint", "load_tensors", "save_tensors"]
 
@@ -194,10 +194,10 @@ def save_tensors(
                 "arrays must not have the name '__metadata__', which the format keeps for itself"
             )
         _require_readable_name(Path(path), name)
-        if not isinstance(array, np.ndarray) or array.dtype.name not in DTYPES.values():
-            got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        known = isinstance(array, np.ndarray) and array.dtype.name in DTYPES.values()
+        if not known or isinstance(array, np.ma.MaskedArray):
             wanted = ", ".join(DTYPES.values())
-            raise TypeError(f"arrays[{name!r}] must be a NumPy array of {wanted}, got {got}")
+            raise TypeError(f"arrays[{name!r}] must be a NumPy array of {wanted}, got {array_kind(array)}")
     if metadata is not None:
         require_mapping("metadata", metadata, of="texts")
     dense = {  # the package writes the memory of an array from its first element on, whatever its strides are

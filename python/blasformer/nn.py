@@ -267,9 +267,10 @@ class Layer:
             )
         for name, array in gradients.items():
             dtype = wanted[name].dtype
-            if not isinstance(array, np.ndarray) or array.dtype != dtype:
-                got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-                raise TypeError(f"accumulate[{name!r}] must be a NumPy array of {dtype}, got {got}")
+            if not is_array_of(dtype, array):
+                raise TypeError(
+                    f"accumulate[{name!r}] must be a NumPy array of {dtype}, got {array_kind(array)}"
+                )
             if array.shape != wanted[name].shape or not array.flags.writeable:
                 raise ValueError(
                     f"accumulate[{name!r}] must be writeable and have the shape {wanted[name].shape}, "

@@ -35,7 +35,7 @@ from ._arguments import checked_flag, checked_integer, checked_number
 from ._attention import Array
 from ._interrupts import DeferredInterrupt
 from ._module import leaves
-from ._state_dicts import Wanted, require_fitting, require_mapping
+from ._state_dicts import Wanted, array_kind, is_array_of, require_fitting, require_mapping
 
 __all__ = [
     "SGD",
@@ -290,11 +290,7 @@ class Optimizer(ABC):
             uses = [_array_of(given[place.layer].get(place.name)) for place in parameter.places]
             places += len(uses)
             for array in uses:
-                fitting = fitting and (
-                    isinstance(array, np.ndarray)
-                    and array.shape == parameter.shape
-                    and array.dtype == parameter.dtype
-                )
+                fitting = fitting and is_array_of(parameter.dtype, array) and array.shape == parameter.shape
             gradients.append(uses)
         if not fitting or sum(map(len, given)) != places:
             self._require_fitting(given, active)
@@ -469,11 +465,10 @@ def _parameters_of(layer: Any) -> dict[str, Array]:
         )
     arrays: dict[str, Array] = layer.parameters()
     for name, array in arrays.items():
-        if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
-            got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        if not (is_array_of(np.float32, array) or is_array_of(np.float64, array)):
             raise TypeError(
                 f"parameter {name} of {type(layer).__name__} must be a NumPy array of float32 or float64, "
-                f"got {got}"
+                f"got {array_kind(array)}"
             )
         if not hasattr(layer, "edit") and not array.flags.writeable:
             raise ValueError(
@@ -801,9 +796,10 @@ def global_norm(grads: Gradients) -> float:
     arrays = []
     for mapping in _mappings(grads):
         for name, array in mapping.items():
-            if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
-                got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-                raise TypeError(f"gradient {name} must be a NumPy array of float32 or float64, got {got}")
+            if not (is_array_of(np.float32, array) or is_array_of(np.float64, array)):
+                raise TypeError(
+                    f"gradient {name} must be a NumPy array of float32 or float64, got {array_kind(array)}"
+                )
             arrays.append(_dense(array))
     return _core.gradient_norm(arrays)
 
