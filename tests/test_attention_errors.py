@@ -138,7 +138,7 @@ MASKS = [
     (
         {"causal": "lower_left"},
         ValueError,
-        'causal must be False, True, "upper_left" or "lower_right", got "lower_left"',
+        'causal must be False, True, "upper_left" or "lower_right", got \'lower_left\'',
     ),
     ({"causal": 1}, TypeError, 'causal must be False, True, "upper_left" or "lower_right", got int'),
     ({"causal": None}, TypeError, 'causal must be False, True, "upper_left" or "lower_right", got NoneType'),

@@ -1,5 +1,7 @@
 """Decoders whose targets grow step by step: equal to the whole, at the cost of the new positions alone."""
 
+import copy
+import pickle
 import threading
 
 import numpy as np
@@ -170,7 +172,7 @@ MEMORY = normal((2, 5, 8))
         ),
         (IndexError, "rows must lie in [0, 2), got 2", lambda new: new(MEMORY, 3).choose([0, 2])),
         (IndexError, "rows must lie in [0, 2), got -1", lambda new: new(MEMORY, 3).choose([-1])),
-        (TypeError, "rows must be an integer, got float", lambda new: new(MEMORY, 3).choose([0.5])),
+        (TypeError, "rows must be integers, got float64", lambda new: new(MEMORY, 3).choose([0.5])),
     ],
 )
 def test_errors_name_the_argument_what_it_must_be_and_what_it_was(kind, text, call):
@@ -189,6 +191,13 @@ def test_a_step_that_is_refused_changes_nothing():
     with pytest.raises(IndexError):
         refused.choose([5])
     assert same_bits(refused.add(target), other.add(target))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_cache_is_not_copied(copied):
+    cache = nn.TransformerDecoderLayer(8, 2, 16).new_cache(MEMORY, 3)
+    with pytest.raises(TypeError, match="choose continues a target in several ways"):
+        copied(cache)
 
 
 def test_a_cache_takes_one_step_at_a_time():

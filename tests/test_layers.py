@@ -719,9 +719,7 @@ def test_attributes_of_composites_arguments_and_classes_of_ones_own():
     assert Scaled().scale.shape == (4,)
     with pytest.raises(AttributeError, match="weight must be set by edit"):
         Scaled().weight = np.ones((4, 3), np.float32)
-    with pytest.raises(
-        AttributeError, match="weight must be a parameter of Sequential, of which "
-    ):
+    with pytest.raises(AttributeError, match="weight must be a parameter of Sequential, of which "):
         nn.Sequential(nn.Linear(3, 4)).weight = np.ones((4, 3), np.float32)
     layer = nn.TransformerEncoderLayer(8, 2, dropout=0.5)
     with pytest.raises(AttributeError, match=r"dropout must be given to TransformerEncoderLayer\(\)"):
@@ -1060,7 +1058,7 @@ ERRORS = {
         "p must lie between 0 and 1, got 1.5": lambda: nn.Dropout(1.5),
         "d_model must be positive and even, got 7": lambda: nn.PositionalEncoding(7),
         "d_model must be positive, got -1": lambda: nn.PositionalEncoding(-1, max_len=3, kind="learned"),
-        "max_len must be positive, got 0": lambda: nn.PositionalEncoding(8, max_len=0, kind="learned"),
+        "max_len must be >= 1, got 0": lambda: nn.PositionalEncoding(8, max_len=0, kind="learned"),
         "max_len must be given for a learned encoding, got None": lambda: nn.PositionalEncoding(
             8, kind="learned"
         ),

@@ -68,7 +68,7 @@ def test_a_number_of_threads_is_a_positive_int(setting: Callable[[Any], object])
         with pytest.raises(ValueError, match=f"the number of threads must be from 1 to 256, got {wrong}"):
             with_context(setting, wrong)
     for wrong in (1.0, "2", None, True):
-        with pytest.raises(TypeError, match=f"n must be an int, got {re.escape(repr(wrong))}"):
+        with pytest.raises(TypeError, match=f"n must be an integer, got {type(wrong).__name__}"):
             with_context(setting, wrong)
     with_context(setting, np.int64(2))
 

@@ -23,10 +23,10 @@ Causal causal_of(const py::object& argument) {
   if (argument.ptr() == Py_False) return Causal::no;
   if (argument.ptr() == Py_True) return Causal::yes;
   if (py::isinstance<py::str>(argument)) {
-    const std::string text = py::str(argument);
-    if (text == "upper_left") return Causal::upper_left;
-    if (text == "lower_right") return Causal::lower_right;
-    fail("causal must be False, True, \"upper_left\" or \"lower_right\", got \"", text, "\"");
+    if (argument.equal(py::str("upper_left"))) return Causal::upper_left;
+    if (argument.equal(py::str("lower_right"))) return Causal::lower_right;
+    fail("causal must be False, True, \"upper_left\" or \"lower_right\", got ",
+         std::string(py::repr(argument)));
   }
   if (type_name(argument) == "bool" || type_name(argument) == "bool_") {  // numpy.bool
     return PyObject_IsTrue(argument.ptr()) == 1 ? Causal::yes : Causal::no;
@@ -37,7 +37,8 @@ Causal causal_of(const py::object& argument) {
 
 void set_window(const py::object& argument, AttentionArguments& arguments) {
   if (argument.is_none()) return;
-  if (!PySequence_Check(argument.ptr()) || PySequence_Size(argument.ptr()) != 2) {
+  if (PyBytes_Check(argument.ptr()) || !PySequence_Check(argument.ptr()) ||
+      PySequence_Size(argument.ptr()) != 2) {
     PyErr_Clear();
     fail<TypeMismatch>("window must be a pair (left, right), got ", std::string(py::repr(argument)));
   }

@@ -62,7 +62,10 @@ Activation gelu_activation(const std::string& approximate) {
 
 int normalized_axes(const py::object& argument, const ArrayView& x) {
   Shape shape;
-  if (PySequence_Check(argument.ptr()) != 0) {
+  const bool is_one = PyBytes_Check(argument.ptr()) || PyUnicode_Check(argument.ptr()) ||
+                      PySequence_Size(argument.ptr()) < 0;  // as that of an integer, and of an array of one
+  PyErr_Clear();
+  if (!is_one) {
     for (const py::handle& extent : argument) {
       shape.push_back(integer(py::reinterpret_borrow<py::object>(extent), "normalized_shape"));
     }

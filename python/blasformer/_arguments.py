@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, SupportsIndex
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 
 def checked_flag(name: str, value: bool) -> bool:
@@ -88,4 +91,35 @@ def checked_epsilon(name: str, value: float) -> float:
 def checked_name(name: str, value: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, got {type(value).__name__}")
+    if not value.isprintable():
+        raise ValueError(f"{name} must be a name, got {value!r}")
     return value
+
+
+def checked_loss_numbers(label_smoothing: float, ignore_index: int) -> tuple[float, int]:
+    """These two arguments of losses."""
+    return (
+        checked_number("label_smoothing", label_smoothing),
+        checked_integer("ignore_index", ignore_index),
+    )
+
+
+def checked_path(name: str, value: str | os.PathLike[str]) -> Path:
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} must be a path, got {type(value).__name__}")
+    return Path(value)
+
+
+def checked_integers(name: str, values: ArrayLike) -> NDArray[np.integer[Any]]:
+    """As an array of whatever integer type they have."""
+    refuse_masked(name, values)
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        kind = type(values).__name__
+        raise TypeError(f"{name} must be integers, got a {kind} of different lengths") from None
+    if array.size == 0 and not isinstance(values, np.ndarray):  # an empty list has no dtype of its own
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers, got {array.dtype}")
+    return array

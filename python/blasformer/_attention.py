@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
+from ._arguments import checked_flag, checked_integer
 from ._batch_invariance import batch_invariant as in_any_batch
 from ._batch_invariance import checked_batch_invariance
 from ._core import AttentionSaved
@@ -104,7 +105,7 @@ def choose_layers(
     elif isinstance(return_weights, bool):
         of_layers = dict.fromkeys(range(layers), return_weights)
     elif isinstance(return_weights, Sequence):
-        of_layers = dict.fromkeys(return_weights, True)
+        of_layers = {checked_integer("layers of return_weights", index): True for index in return_weights}
     else:
         raise TypeError(
             "return_weights must be a bool, layer indices or a dict from them to WeightSelections, "
@@ -253,7 +254,7 @@ def scaled_dot_product_attention(
         dropout_p,
         seed,
         weights,
-        return_logsumexp,
+        checked_flag("return_logsumexp", return_logsumexp),
         checked_batch_invariance(batch_invariant),
         out,
         False,
@@ -332,7 +333,7 @@ def attention_forward(
         dropout_p,
         None if rng is None else _seed(dropout_p, rng),
         None if return_weights is False else _selection(return_weights, query),
-        return_logsumexp,
+        checked_flag("return_logsumexp", return_logsumexp),
         checked_batch_invariance(batch_invariant),
         out,
         True,
@@ -458,7 +459,7 @@ def attention_plan(
         plan = planned(query, key, value, element, bias)
     rows = math.prod(query[:-1])
     result_bytes = rows * value[-1] * element.itemsize
-    if return_logsumexp:
+    if checked_flag("return_logsumexp", return_logsumexp):
         result_bytes += rows * max(element.itemsize, 4)
     if chosen := choose_weights(return_weights, query[-3] if len(query) > 2 else 1, query[-2]):
         heads, chosen_rows, mean = chosen

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from . import _core
-from ._arguments import checked_flag, checked_layers, refuse_masked, require_supported
+from ._arguments import checked_flag, checked_layers, checked_path, refuse_masked, require_supported
 from ._attention import Array, ChosenWeights, LayerWeights, choose_layers
 from ._dtypes import float_dtype
 from ._model import read_parameters, save_folder
@@ -138,7 +137,7 @@ class BertConfig:
     @classmethod
     def from_file(cls, path: PathLike) -> BertConfig:
         """Reads config.json. Raises a ValueError that names what is missing, wrong or not supported."""
-        path = Path(path)
+        path = checked_path("path", path)
         values = read_json(path, dict)
         known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
         required = {

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
-from ._arguments import checked_integer, checked_name, checked_number_or_none
+from ._arguments import checked_integer, checked_loss_numbers, checked_name, checked_number_or_none
 from ._attention import Array
 from ._bert import (
     BertConfig,
@@ -264,7 +264,9 @@ class BertForSequenceClassification(Layer):
         """The mean cross-entropy of the labels, without dropout. Arguments as for `loss_and_gradients`."""
         self._require_classes()
         tokens = _packed(self.config, input_ids, lengths, attention_mask, token_type_ids)
-        return self._held.loss(*tokens.arguments, _labels(labels), divisor, label_smoothing, ignore_index)
+        return self._held.loss(
+            *tokens.arguments, _labels(labels), divisor, *checked_loss_numbers(label_smoothing, ignore_index)
+        )
 
     def loss_and_gradients(
         self,
@@ -300,8 +302,7 @@ class BertForSequenceClassification(Layer):
             *tokens.arguments,
             _labels(labels),
             divisor,
-            label_smoothing,
-            ignore_index,
+            *checked_loss_numbers(label_smoothing, ignore_index),
             seed_or_none(rng),
         )
         return loss, grads if accumulate is None else add_gradients(accumulate, grads)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
-from ._arguments import checked_integer
+from ._arguments import checked_integer, checked_loss_numbers
 from ._attention import Array, LayerWeights
 from ._bert import (
     BertConfig,
@@ -271,7 +271,9 @@ class BertForQuestionAnswering(Layer):
         `loss_and_gradients`."""
         tokens = _packed(self.config, input_ids, lengths, attention_mask, token_type_ids)
         spans = _spans(tokens, candidates, start_positions, end_positions, ignore_index)
-        return self._held.loss(*tokens.arguments, *spans, divisor, label_smoothing, ignore_index)
+        return self._held.loss(
+            *tokens.arguments, *spans, divisor, *checked_loss_numbers(label_smoothing, ignore_index)
+        )
 
     def loss_and_gradients(
         self,
@@ -310,8 +312,7 @@ class BertForQuestionAnswering(Layer):
             *tokens.arguments,
             *spans,
             divisor,
-            label_smoothing,
-            ignore_index,
+            *checked_loss_numbers(label_smoothing, ignore_index),
             seed_or_none(rng),
         )
         return loss, grads if accumulate is None else add_gradients(accumulate, grads)

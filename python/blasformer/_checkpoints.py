@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ._arguments import checked_path
 from ._attention import Array
 from ._optional import require_package
 from .io import Checkpoint, PathLike, save_tensors
@@ -75,7 +76,7 @@ def read_training_state(path: PathLike) -> TrainingState:
 
     Raises FileNotFoundError if there is none, ValueError if it is damaged or something else.
     """
-    file = Path(path)
+    file = checked_path("path", path)
     if file.is_dir():
         files = _files_of(file)
         if not files:

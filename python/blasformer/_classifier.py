@@ -15,6 +15,7 @@ from ._arguments import (
     checked_integer,
     checked_integer_or_none,
     checked_layers,
+    checked_loss_numbers,
     checked_name,
     checked_number,
 )
@@ -232,9 +233,8 @@ class Classifier(Model):
         >>> model.loss([[1, 2, 3], [4, 5, 6]], [0, 2]) > 0
         True
         """
-        return self._held.loss(
-            x, targets, lengths, mask, divisor, label_smoothing, class_weight, ignore_index
-        )
+        smoothing, ignored = checked_loss_numbers(label_smoothing, ignore_index)
+        return self._held.loss(x, targets, lengths, mask, divisor, smoothing, class_weight, ignored)
 
     def loss_and_gradients(
         self,
@@ -274,6 +274,8 @@ class Classifier(Model):
         """
         seed = seed_or_none(rng)
 
+        smoothing, ignored = checked_loss_numbers(label_smoothing, ignore_index)
+
         def compute(arrays: dict[str, Array] | None) -> tuple[float, dict[str, Array]]:
             return self._held.loss_and_gradients(
                 x,
@@ -281,9 +283,9 @@ class Classifier(Model):
                 lengths,
                 mask,
                 divisor,
-                label_smoothing,
+                smoothing,
                 class_weight,
-                ignore_index,
+                ignored,
                 seed,
                 arrays,
             )
@@ -308,7 +310,7 @@ class Classifier(Model):
         >>> model.target_count([[1, 2, 3], [4, 5, 6]], [0, -100])
         1.0
         """
-        return self._held.target_weight(targets, class_weight, ignore_index)
+        return self._held.target_weight(targets, class_weight, checked_integer("ignore_index", ignore_index))
 
 
 def image_patches(images: Array, patch_size: int | tuple[int, int]) -> Array:

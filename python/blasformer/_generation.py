@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _core
-from ._arguments import checked_integer, checked_number, refuse_masked
+from ._arguments import checked_integer, checked_integers, checked_number, refuse_masked
 from ._attention import Array
 from ._random import Rng, draw_seed
 from .functional import log_softmax
@@ -27,8 +27,8 @@ def sequences_of(
     """
     if not isinstance(sequences, (np.ndarray, Sequence)) or isinstance(sequences, (str, bytes)):
         raise TypeError(f"{name} must be integers, got {type(sequences).__name__}")
-    for row in (sequences, lengths) if isinstance(sequences, np.ndarray) else (*sequences, lengths):
-        refuse_masked(lengths_name if row is lengths else name, row)
+    for row in [sequences] if isinstance(sequences, np.ndarray) else sequences:
+        refuse_masked(name, row)
     ragged = not isinstance(sequences, np.ndarray) and any(np.ndim(row) > 0 for row in sequences)
     rows = [np.asarray(row) for row in sequences] if ragged else []
     if not ragged:
@@ -40,9 +40,7 @@ def sequences_of(
     else:
         single = False
     if lengths is not None:
-        counts = np.atleast_1d(np.asarray(lengths))
-        if counts.dtype.kind not in "iu":
-            raise TypeError(f"{lengths_name} must be integers, got {counts.dtype}")
+        counts = np.atleast_1d(checked_integers(lengths_name, lengths))
         if counts.shape != (len(rows),):
             raise ValueError(
                 f"{lengths_name} must have the shape ({len(rows)},) to fit {name}, got {counts.shape}"

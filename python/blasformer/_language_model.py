@@ -15,6 +15,7 @@ from ._arguments import (
     checked_integer,
     checked_integer_or_none,
     checked_layers,
+    checked_loss_numbers,
     checked_name,
     checked_number,
     checked_number_or_none,
@@ -229,7 +230,9 @@ class LanguageModel(Model):
         >>> bool(abs(model.loss([[0, 1, 2, 3]]) - np.log(7)) < 0.1)  # at first all tokens are about as likely
         True
         """
-        return self._held.loss(ids, targets, lengths, segments, divisor, label_smoothing, ignore_index)
+        return self._held.loss(
+            ids, targets, lengths, segments, divisor, *checked_loss_numbers(label_smoothing, ignore_index)
+        )
 
     def loss_and_gradients(
         self,
@@ -273,7 +276,14 @@ class LanguageModel(Model):
 
         def compute(arrays: dict[str, Array] | None) -> tuple[float, dict[str, Array]]:
             return self._held.loss_and_gradients(
-                ids, targets, lengths, segments, divisor, label_smoothing, ignore_index, seed, arrays
+                ids,
+                targets,
+                lengths,
+                segments,
+                divisor,
+                *checked_loss_numbers(label_smoothing, ignore_index),
+                seed,
+                arrays,
             )
 
         return self._accumulated(compute, accumulate)
@@ -295,7 +305,11 @@ class LanguageModel(Model):
         >>> model.target_count([[0, 1, 2, 3], [4, 5, 0, 0]], lengths=[4, 2])
         4
         """
-        return int(self._held.target_count(ids, targets, lengths, segments, ignore_index))
+        return int(
+            self._held.target_count(
+                ids, targets, lengths, segments, checked_integer("ignore_index", ignore_index)
+            )
+        )
 
     def generate(
         self,

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ._arguments import checked_path
 from ._attention import Array
 from ._dtypes import FLOATING, float_dtype
 from .io import Checkpoint, PathLike, existing_folder, read_json, save_tensors, some_names, write_file
@@ -125,7 +126,7 @@ class Model(Layer, ABC):
 
 def save_folder(model: Layer, folder: PathLike, config: Mapping[str, Any]) -> None:
     """Writes config.json, and model.safetensors with all parameters but those of adapters."""
-    folder = Path(folder)
+    folder = checked_path("folder", folder)
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {
         model._stored_name(name): array.T if model._is_stored_transposed(name) else array

@@ -44,7 +44,7 @@ def checked_precision(mode: Precision | None) -> Precision:
     """The mode that a `precision` argument asks for: None is that of the context."""
     if mode is None:
         return _current.get()
-    if mode not in get_args(Precision):
+    if not isinstance(mode, str) or mode not in get_args(Precision):
         raise ValueError(f'precision must be "highest", "high", "medium" or "ieee", got {mode!r}')
     return mode
 

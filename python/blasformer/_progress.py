@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ._arguments import checked_flag
 from ._optional import require_package
 
 DELAY = 2.0  # seconds of work before a bar appears that was not asked for
@@ -22,6 +23,8 @@ def progress_bar(
     argument: what the user called it, for the error if True needs a package that is not there
     done: how many of the total were done before
     """
+    if show is not None:
+        checked_flag(argument, show)
     interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
     tqdm = None
     if show or (show is None and interactive):

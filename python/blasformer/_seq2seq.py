@@ -14,7 +14,9 @@ from ._arguments import (
     checked_flag,
     checked_integer,
     checked_integer_or_none,
+    checked_integers,
     checked_layers,
+    checked_loss_numbers,
     checked_name,
     checked_number,
     refuse_masked,
@@ -242,7 +244,12 @@ class Seq2Seq(Model):
         True
         """
         return self._held.loss(
-            source_ids, target_ids, source_lengths, target_lengths, divisor, label_smoothing, ignore_index
+            source_ids,
+            target_ids,
+            source_lengths,
+            target_lengths,
+            divisor,
+            *checked_loss_numbers(label_smoothing, ignore_index),
         )
 
     def loss_and_gradients(
@@ -290,8 +297,7 @@ class Seq2Seq(Model):
                 source_lengths,
                 target_lengths,
                 divisor,
-                label_smoothing,
-                ignore_index,
+                *checked_loss_numbers(label_smoothing, ignore_index),
                 seed,
                 arrays,
             )
@@ -316,7 +322,13 @@ class Seq2Seq(Model):
         5
         """
         return int(
-            self._held.target_count(source_ids, target_ids, source_lengths, target_lengths, ignore_index)
+            self._held.target_count(
+                source_ids,
+                target_ids,
+                source_lengths,
+                target_lengths,
+                checked_integer("ignore_index", ignore_index),
+            )
         )
 
     def generate(
@@ -406,14 +418,13 @@ class Seq2Seq(Model):
             rows, single = sequences_of("source_ids", sources, lengths, vocab_size, "source_lengths")
             return *padded(rows), single
         features = self._arguments["source_features"]
-        refuse_masked("source_lengths", lengths)
         if isinstance(sources, np.ndarray):
             if sources.ndim not in (2, 3):
                 raise ValueError(
                     f"source_ids must have the shape (batch, length, {features}) or (length, {features}), "
                     f"got {sources.shape}"
                 )
-            counts = None if lengths is None else np.atleast_1d(np.asarray(lengths))
+            counts = None if lengths is None else np.atleast_1d(checked_integers("source_lengths", lengths))
             return (sources, counts, False) if sources.ndim == 3 else (sources[None], counts, True)
         if lengths is not None:
             raise ValueError("source_lengths must not be given for a list of sources, which have theirs")

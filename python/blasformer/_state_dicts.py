@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ._arguments import checked_flag
+
 
 class IncompatibleKeys(NamedTuple):
     """What load_state_dict(..., strict=False) passed over."""
@@ -82,6 +84,7 @@ def select_fitting(
     Raises what require_fitting raises.
     """
     require_mapping("arrays", arrays)
+    checked_flag("strict", strict)
     given = {name: _as_array(arrays[name]) for name in wanted if name in arrays}
     if strict:
         require_fitting(subject, {**arrays, **given}, wanted)

@@ -5,6 +5,7 @@ from types import ModuleType
 from typing import Any
 
 from . import _core
+from ._arguments import checked_integer
 
 
 def get_num_threads() -> int:
@@ -59,9 +60,7 @@ def _overridden(n: int) -> Iterator[None]:
 
 
 def _checked(n: int) -> int:
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"n must be an int, got {n!r}")
-    return n
+    return checked_integer("n", n)
 
 
 class _TellThreadpoolctl:

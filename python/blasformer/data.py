@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._arguments import checked_integer, refuse_masked
+from ._arguments import checked_flag, checked_integer, checked_integers, refuse_masked
 from ._attention import Array
 from ._random import Rng, seed_or_none
 
@@ -22,7 +22,8 @@ __all__ = ["Batches", "ByteTokenizer", "Packed", "pack", "pad"]
 
 def _alike(sequences: Sequence[ArrayLike]) -> list[Array]:
     """The sequences as arrays (length, ...) of one dtype that differ in their lengths alone."""
-    if isinstance(sequences, (str, bytes)) or not isinstance(sequences, Iterable):
+    is_scalar = isinstance(sequences, np.ndarray) and sequences.ndim == 0
+    if isinstance(sequences, (str, bytes)) or not isinstance(sequences, Iterable) or is_scalar:
         raise TypeError(f"sequences must be arrays or lists, got {type(sequences).__name__}")
     sequences = list(sequences)
     for sequence in sequences:
@@ -221,7 +222,8 @@ class Batches:
             raise ValueError("batch_size or max_tokens must be given, got neither")
         for index, column in enumerate(columns):
             refuse_masked("columns", column)
-            if not hasattr(column, "__len__") or (isinstance(column, np.ndarray) and column.ndim == 0):
+            is_sequence = hasattr(column, "__len__") and hasattr(column, "__getitem__")
+            if not is_sequence or (isinstance(column, np.ndarray) and column.ndim == 0):
                 raise TypeError(
                     f"columns must be arrays or sequences, got {type(column).__name__} at {index}"
                 )
@@ -232,8 +234,8 @@ class Batches:
             raise TypeError(f"collate must be a function, got {type(collate).__name__}")
         self._columns, self._collate = columns, collate
         self._seed = seed_or_none(rng)
-        given = _lengths_of(columns) if lengths is None else np.asarray(lengths)
-        if given is not None and (given.shape != (sizes[0],) or given.dtype.kind not in "iu"):
+        given = _lengths_of(columns) if lengths is None else checked_integers("lengths", lengths)
+        if given is not None and given.shape != (sizes[0],):
             raise ValueError(f"lengths must be {sizes[0]} integers, got {given.dtype} {given.shape}")
         if lengths is None and given is not None and collate is None:
             raise ValueError("collate must be given for sequences of different lengths, got None")
@@ -336,8 +338,12 @@ class ByteTokenizer:
         """(length,) int64: the bytes, between bos_id and eos_id if these are asked for."""
         if not isinstance(text, str):
             raise TypeError(f"text must be a string, got {type(text).__name__}")
-        content = np.frombuffer(text.encode(), np.uint8)
-        first, last = [self.bos_id] if bos else [], [self.eos_id] if eos else []
+        try:
+            content = np.frombuffer(text.encode(), np.uint8)
+        except UnicodeEncodeError as error:
+            raise ValueError(f"text must be text that UTF-8 can encode, got {text!r}") from error
+        first = [self.bos_id] if checked_flag("bos", bos) else []
+        last = [self.eos_id] if checked_flag("eos", eos) else []
         return np.concatenate([first, content, last]).astype(np.int64)
 
     def decode(self, ids: ArrayLike) -> str:
@@ -345,10 +351,7 @@ class ByteTokenizer:
 
         Raises IndexError for ids outside [0, vocab_size), TypeError for what are no integers.
         """
-        refuse_masked("ids", ids)
-        array = np.asarray(ids)
-        if array.size and array.dtype.kind not in "iu":
-            raise TypeError(f"ids must be integers, got {array.dtype}")
+        array = checked_integers("ids", ids)
         if array.ndim != 1:
             raise ValueError(f"ids must have the shape (length,), got {array.shape}")
         outside = (array < 0) | (array >= self.vocab_size)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import _core
+from ._arguments import checked_name
 from ._dtypes import array_dtype
 
 Array: TypeAlias = NDArray[Any]
@@ -76,7 +77,7 @@ def gelu(
     >>> gelu(np.array([-1.0, 0.0, 1.0])).round(4)
     array([-0.1587,  0.    ,  0.8413])
     """
-    return _core.gelu(x, approximate, out)
+    return _core.gelu(x, checked_name("approximate", approximate), out)
 
 
 def relu(x: Array, *, out: Array | None = None) -> Array:
@@ -252,7 +253,9 @@ def sinusoidal_positions(
     array([[0.    , 1.    , 0.    , 1.    ],
            [0.8415, 0.5403, 0.01  , 1.    ]], dtype=float32)
     """
-    return _core.sinusoidal_positions(length, d_model, layout, first, array_dtype(dtype))
+    return _core.sinusoidal_positions(
+        length, d_model, checked_name("layout", layout), first, array_dtype(dtype)
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -319,7 +322,7 @@ def gelu_backward(
     >>> gelu_backward(np.array([-1.0, 0.0, 1.0]), np.ones(3)).round(4)
     array([-0.0833,  0.5   ,  1.0833])
     """
-    return _core.gelu_backward(x, d_output, approximate, out)
+    return _core.gelu_backward(x, d_output, checked_name("approximate", approximate), out)
 
 
 def relu_backward(x: Array, d_output: Array, *, out: Array | None = None) -> Array:
@@ -561,4 +564,6 @@ def cross_entropy(
     >>> round(loss, 4), d_logits.round(4).tolist()
     (0.2231, [[0.2, -0.2], [0.0, 0.0]])
     """
-    return _core.cross_entropy(logits, targets, ignore_index, label_smoothing, weight, reduction, out)
+    return _core.cross_entropy(
+        logits, targets, ignore_index, label_smoothing, weight, checked_name("reduction", reduction), out
+    )

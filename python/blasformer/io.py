@@ -19,6 +19,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ._arguments import checked_path
 from ._dtypes import FLOATING, float_dtype
 from ._optional import require_package
 from ._state_dicts import array_kind, require_mapping
@@ -68,7 +69,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: PathLike) -> None:
-        self.path = Path(path)
+        self.path = checked_path("path", path)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         self.metadata: dict[str, str] = {}
@@ -185,6 +186,7 @@ def save_tensors(
     """
     safetensors = require_package("safetensors", extra="io", purpose="writing checkpoints")
     numpy_format = require_package("safetensors.numpy", extra="io", purpose="writing checkpoints")
+    file = checked_path("path", path)
     require_mapping("arrays", arrays)
     for name, array in arrays.items():
         if not isinstance(name, str):
@@ -193,7 +195,7 @@ def save_tensors(
             raise ValueError(
                 "arrays must not have the name '__metadata__', which the format keeps for itself"
             )
-        _require_readable_name(Path(path), name)
+        _require_readable_name(file, name)
         known = isinstance(array, np.ndarray) and array.dtype.name in DTYPES.values()
         if not known or isinstance(array, np.ma.MaskedArray):
             wanted = ", ".join(DTYPES.values())
@@ -210,7 +212,7 @@ def save_tensors(
         except safetensors.SafetensorError as error:
             raise OSError(f"{path} cannot be written: {error}") from error
 
-    _write_whole(Path(path), write)
+    _write_whole(file, write)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -263,9 +265,7 @@ def read_json(path: Path, kind: type[Json]) -> Json:
 
 def existing_folder(folder: PathLike) -> Path:
     """That of a model, which some know by a name that other packages would fetch it by."""
-    if not isinstance(folder, (str, os.PathLike)):
-        raise TypeError(f"folder must be a path, got {type(folder).__name__}")
-    path = Path(folder)
+    path = checked_path("folder", folder)
     if not path.is_dir():
         raise FileNotFoundError(
             f"{path} is not a folder: models are read from where they lie, none is fetched"

@@ -24,13 +24,12 @@ import fnmatch
 import json
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import _core
-from ._arguments import checked_integer, checked_number, configured_flag, require_supported
+from ._arguments import checked_integer, checked_number, checked_path, configured_flag, require_supported
 from ._attention import Array
 from ._dtypes import FLOATING
 from ._random import Rng, draw_seed
@@ -152,17 +151,17 @@ def save(model: Layer, folder: PathLike) -> None:
     adapter_config.json and adapter_model.safetensors: a small part of the model's size. Each file appears as
     a whole or not at all. Raises OSError if the folder cannot be written to.
 
-    >>> import tempfile
+    >>> import os, tempfile
     >>> from blasformer import nn
     >>> layer = nn.FeedForward(8, 32, rng=0)
     >>> names = add(layer, "linear1", rank=2, rng=1)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save(layer, folder)
-    ...     sorted(file.name for file in Path(folder).iterdir())
+    ...     sorted(os.listdir(folder))
     ['adapter_config.json', 'adapter_model.safetensors']
     """
     settings = _adapted(model)
-    folder = Path(folder)
+    folder = checked_path("folder", folder)
     folder.mkdir(parents=True, exist_ok=True)
     parameters = model.parameters()
     saved = {name: PREFIX + model._stored_name(name) for name in _saved_names(settings)}
@@ -198,7 +197,7 @@ def load(model: Layer, folder: PathLike) -> list[str]:
     Returns the names of the linear layers that have adapters. Raises ValueError for adapters of another kind,
     or of another model: nothing is changed then.
 
-    >>> import tempfile
+    >>> import os, tempfile
     >>> from blasformer import nn
     >>> layer, other = nn.FeedForward(8, 32, rng=0), nn.FeedForward(8, 32, rng=0)
     >>> names = add(layer, "linear1", rank=2, rng=1)
@@ -208,7 +207,7 @@ def load(model: Layer, folder: PathLike) -> list[str]:
     ['linear1']
     """
     _require_none(model)
-    folder = Path(folder)
+    folder = checked_path("folder", folder)
     file = folder / CONFIG_FILE
     config = read_json(file, dict)
     try:

@@ -31,6 +31,7 @@ from ._arguments import (
     checked_flag,
     checked_integer,
     checked_integer_or_none,
+    checked_integers,
     checked_layers,
     checked_name,
     checked_number,
@@ -352,7 +353,8 @@ def _require_float_weights(name: str, layer: Layer) -> None:
 
 
 def _axes(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
-    extents = normalized_shape if isinstance(normalized_shape, Sequence) else (normalized_shape,)
+    is_one = isinstance(normalized_shape, bytes) or not isinstance(normalized_shape, Sequence)
+    extents: Any = (normalized_shape,) if is_one else normalized_shape
     return tuple(checked_integer("normalized_shape", extent) for extent in extents)
 
 
@@ -805,7 +807,7 @@ class MultiheadAttention(Layer):
         rng: Rng | None = None,
     ) -> None:
         arguments = self._arguments = {
-            "embed_dim": checked_integer("embed_dim", embed_dim),
+            "embed_dim": checked_integer("embed_dim", embed_dim, least=1),
             "num_heads": checked_integer("num_heads", num_heads),
             "dropout": checked_number("dropout", dropout),
             "bias": checked_flag("bias", bias),
@@ -970,7 +972,7 @@ class PositionalEncoding(Layer):
         self._arguments = {
             "d_model": checked_integer("d_model", d_model),
             "dropout": checked_number("dropout", dropout),
-            "max_len": None if max_len is None else checked_integer("max_len", max_len),
+            "max_len": None if max_len is None else checked_integer("max_len", max_len, least=1),
             "kind": checked_name("kind", kind),
             "scale": checked_number("scale", scale),
             "dtype": float_dtype(dtype).name,
@@ -1348,7 +1350,10 @@ class DecoderCache:
         >>> cache.add(np.ones((4, 1, 8), np.float32)).shape
         (4, 1, 8)
         """
-        self._held.choose([checked_integer("rows", row) for row in rows])
+        chosen = checked_integers("rows", rows)
+        if chosen.ndim != 1:
+            raise ValueError(f"rows must have one dimension, got {chosen.ndim}")
+        self._held.choose([checked_integer("rows", row) for row in chosen])
 
     @property
     def lengths(self) -> Array:
@@ -1359,6 +1364,9 @@ class DecoderCache:
     def nbytes(self) -> int:
         """Bytes of the keys and values, those of positions to come included."""
         return self._held.nbytes()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("DecoderCache must stay one, got a copy: choose continues a target in several ways")
 
     def __repr__(self) -> str:
         lengths = np.array2string(self.lengths, separator=", ", threshold=20)

@@ -121,7 +121,7 @@ class Optimizer(ABC):
         nonfinite: str,
         **values: Any,
     ) -> None:
-        if nonfinite not in ("error", "skip"):
+        if not isinstance(nonfinite, str) or nonfinite not in ("error", "skip"):
             raise ValueError(f"nonfinite must be 'error' or 'skip', got {nonfinite!r}")
         if clip_norm is not None and _number("clip_norm", clip_norm) == 0:
             raise ValueError("clip_norm must be > 0 or None, got 0")
@@ -134,9 +134,7 @@ class Optimizer(ABC):
         if not self._layers:
             raise ValueError("layers must not be empty")
         self._values, self._lr_ratios, self._frozen = [values], [1.0], [False]
-        if not isinstance(groups, (list, tuple)):
-            raise TypeError(f"groups must be a list of dicts, got {type(groups).__name__}")
-        for group in groups:
+        for group in _groups(groups):
             self._add_group(group, values)
         self._leaves = [
             (index, prefix, leaf)
@@ -149,7 +147,6 @@ class Optimizer(ABC):
 
     def _add_group(self, group: Mapping[str, Any], defaults: dict[str, Any]) -> None:
         """The values of a group: its own, and the constructor's for the rest."""
-        require_mapping("a group", group, of="values")
         known = ("match", "frozen", "lr", *defaults)
         if unknown := [str(key) for key in group if key not in known]:
             raise ValueError(f"a group may have the keys {', '.join(known)}, got {', '.join(unknown)}")
@@ -444,6 +441,14 @@ class Optimizer(ABC):
         return f"{type(self).__name__}(lr={self._lr}, {values})  # {count:,} parameters, {self._steps} steps"
 
 
+def _groups(groups: Any) -> Sequence[Mapping[str, Any]]:
+    if not isinstance(groups, (list, tuple)):
+        raise TypeError(f"groups must be a list of dicts, got {type(groups).__name__}")
+    for group in groups:
+        require_mapping("a group", group, of="values")
+    return groups
+
+
 def _number_of(name: str, value: Any) -> Array:
     """A number of a state dict, also as an array, which files hold."""
     try:
@@ -588,7 +593,8 @@ class SGD(Optimizer):
         clip_norm: float | None = None,
         nonfinite: str = "error",
     ) -> None:
-        self._with_momentum = momentum != 0 or any(group.get("momentum", 0) != 0 for group in groups)
+        momenta = [momentum, *(group["momentum"] for group in _groups(groups) if "momentum" in group)]
+        self._with_momentum = any(_number("momentum", value) != 0 for value in momenta)
         self._memory_names = ("momentum_buffer",) if self._with_momentum else ()
         values = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
         super().__init__(layers, lr, groups, clip_norm, nonfinite, **values)

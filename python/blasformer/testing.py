@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from ._arguments import checked_integer, checked_number
 from ._attention import Array
 from ._composite import require_module
 from ._module import frozen_parameters, write_parameters
@@ -71,6 +73,11 @@ def check_gradients(
       input 0: wrong at 2 of 2 elements, worst at [1]: backward gives ..., the derivative is ...
     """
     require_module("layer", layer)
+    for name, number in (("step", step), ("tolerance", tolerance)):
+        if number is not None and not 0 < checked_number(name, number) < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {number}")
+    if elements is not None:
+        checked_integer("elements", elements, least=1)
     losses = _Losses(layer, inputs, seed_or_none(rng), step, arguments)
     gradients = losses.gradients()
     allowed = losses.tolerance if tolerance is None else tolerance
