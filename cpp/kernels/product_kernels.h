@@ -15,6 +15,10 @@ struct MatrixView {
   }
 };
 
+// The panels of every instruction set make up whole ones of so many columns.
+template <class T>
+constexpr Index kWidestPanel = 128 / Index{sizeof(T)};
+
 // The parts of a matrix product c = left right, (rows, depth) times (depth, columns). Both operands are
 // packed in the order in which the product reads them: left in strips of rows, right in panels of `panel`
 // columns. An element of c is one sum over the depth in rising order, by fused multiply-adds where the CPU

@@ -26,6 +26,7 @@ namespace {
 
 template <class T>
 constexpr Index kPanel = 2 * Simd<T>::lanes;
+static_assert(kWidestPanel<float> % kPanel<float> == 0 && kWidestPanel<double> % kPanel<double> == 0);
 
 // Calls visit(first_row, rows) for each strip: evenly cut, so that none has too few rows to hide the latency
 // of its sums.
