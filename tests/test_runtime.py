@@ -570,6 +570,35 @@ print(np.array_equal(attend(), expected))"""
     assert run_python(program) == "True"
 
 
+def test_a_forked_child_reads_the_packed_weights_of_a_layer_that_others_use() -> None:
+    program = """
+import os, signal, threading, warnings, numpy as np
+from blasformer import nn
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of every fork with threads
+blasformer.set_num_threads(1)
+encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 16, rng=0), 8)
+x = np.linspace(-1, 1, 256, dtype=np.float32).reshape(1, 16, 16)
+expected = encoder(x)
+stop = threading.Event()
+def compute():
+    while not stop.is_set():
+        encoder(x)
+others = [threading.Thread(target=compute) for _ in range(3)]
+for other in others:
+    other.start()
+for _ in range(300):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # the end of who hangs
+        os._exit(0 if np.array_equal(encoder(x), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+stop.set()
+for other in others:
+    other.join()
+print("done")"""
+    assert run_python(program) == "done"
+
+
 def test_a_process_that_may_not_create_threads_computes_with_one() -> None:
     program = """
 import os, resource, threading

@@ -2,7 +2,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <utility>
 
 #include "core/index.h"
@@ -44,7 +43,6 @@ class PackedWeight {
   void hold(Tensor<std::uint16_t> bfloat16) const { bfloat16_ = std::move(bfloat16); }
 
  private:
-  mutable std::mutex mutex_;
   mutable std::shared_ptr<const PackedRight<T>> packed_[2];  // the second is split
   mutable bool kept_ = false;
   mutable Tensor<std::uint16_t> bfloat16_;
