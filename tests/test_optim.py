@@ -436,6 +436,17 @@ def test_parameters_and_gradients_may_have_any_strides():
     assert (memory.T[1::2] == 0).all()
 
 
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.AdamW, optim.Lion])
+def test_an_attribute_that_would_change_nothing_is_refused(kind):
+    optimizer = kind(nn.Linear(2, 2))
+    for name in ("weight_decay", "clip_norm", "momentum" if kind is optim.SGD else "betas"):
+        with pytest.raises(AttributeError, match=rf"{name} must be given to {kind.__name__}\(\)"):
+            setattr(optimizer, name, 0.5)
+    optimizer.lr = 0.5
+    optimizer.note = "of mine"
+    assert (optimizer.lr, copy.deepcopy(optimizer).note) == (0.5, "of mine")
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_may_be_views_of_weights(case):
     kind, _, values = CASES[case]

@@ -145,6 +145,13 @@ class Optimizer(ABC):
         self._steps = 0
         self._in_use = threading.Lock()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("clip_norm", "groups", "layers", *vars(self).get("_values", [{}])[0]):
+            raise AttributeError(
+                f"{name} must be given to {type(self).__name__}(), got an attribute, which is never read"
+            )
+        super().__setattr__(name, value)
+
     def _add_group(self, group: Mapping[str, Any], defaults: dict[str, Any]) -> None:
         """The values of a group: its own, and the constructor's for the rest."""
         known = ("match", "frozen", "lr", *defaults)
