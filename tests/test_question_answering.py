@@ -281,3 +281,11 @@ def test_errors_name_the_argument_what_it_must_be_and_what_it_was(text):
 
 def test_it_is_a_module():
     assert isinstance(MODEL, nn.Module)
+
+
+def test_sequences_without_tokens_have_no_answers():
+    model = models.BertForQuestionAnswering(models.BertConfig(5, 8, 1, 2, 16), rng=0)
+    for shape in ((2, 0), (0, 3), (0, 0)):
+        answers = model.answers(np.zeros(shape, np.int64))
+        assert np.array_equal(answers.start, np.full(shape[0], -1))
+        assert np.array_equal(answers.probability, np.zeros(shape[0]))

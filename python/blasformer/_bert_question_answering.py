@@ -211,7 +211,8 @@ class BertForQuestionAnswering(Layer):
         length = logits.shape[-1]
         distances = np.arange(length) - np.arange(length)[:, None]
         impossible = (distances < 0) | (distances >= count)
-        found = [_best_pair(of_one, impossible) for of_one in logits.reshape(-1, 2, length)]
+        sequences = logits if logits.ndim == 3 else logits[None]
+        found = [_best_pair(of_one, impossible) for of_one in sequences]
         pairs = np.array([pair for pair, _ in found], np.int64).reshape(-1, 2)
         probability = np.array([probability for _, probability in found])
         start, end = pairs.T.reshape(2, *logits.shape[:-2])
