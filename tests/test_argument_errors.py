@@ -4,6 +4,7 @@ were."""
 import numpy as np
 import pytest
 from blasformer import (
+    WeightSelection,
     attention_plan,
     data,
     functional,
@@ -16,6 +17,7 @@ from blasformer import (
     precision,
     scaled_dot_product_attention,
     set_num_threads,
+    train,
 )
 from blasformer.testing import check_gradients
 
@@ -29,6 +31,7 @@ CACHE = nn.TransformerDecoderLayer(8, 2, 16, rng=0).new_cache(X, 3)
 LINEAR = nn.Linear(8, 8, rng=0)
 DOUBLE = nn.Linear(3, 3, dtype="float64", rng=0)
 RAGGED = [[1, 2], [3]]
+BERT = models.BertConfig(5, 8, 1, 2, 16)
 TEXT = "\ud800"  # which UTF-8 cannot encode
 
 CALLS = [
@@ -61,7 +64,11 @@ CALLS = [
     ),
     (TypeError, "normalized_shape must be an integer, got bytes", lambda: functional.rms_norm(X, b"\x08")),
     (TypeError, "normalized_shape must be an integer, got bytes", lambda: nn.LayerNorm(b"\x08")),
-    (ValueError, "activation must be a name, got '\\ud800'", lambda: nn.FeedForward(8, 8, activation=TEXT)),
+    (
+        ValueError,
+        "activation must be text that UTF-8 can encode, got '\\ud800'",
+        lambda: nn.FeedForward(8, 8, activation=TEXT),
+    ),
     (ValueError, "embed_dim must be >= 1, got -4", lambda: nn.MultiheadAttention(-4, 2)),
     (ValueError, "max_len must be >= 1, got -1", lambda: nn.PositionalEncoding(8, max_len=-1)),
     (
@@ -100,10 +107,35 @@ CALLS = [
         lambda: data.ByteTokenizer().decode(RAGGED),
     ),
     (ValueError, "n must fit into 64 bits, got 1000", lambda: set_num_threads(10**30)),
+    (
+        ValueError,
+        "the number of threads must be from 1 to 256, got 4294967298",
+        lambda: num_threads(2**32 + 2),
+    ),
     (TypeError, "n must be an integer, got ndarray", lambda: num_threads(np.ones(1, np.float32))),
     (ValueError, "step must be positive and finite, got 0", lambda: check_gradients(DOUBLE, X[0], step=0)),
     (TypeError, "tolerance must be a number, got str", lambda: check_gradients(DOUBLE, X[0], tolerance="x")),
     (TypeError, "elements must be an integer, got str", lambda: check_gradients(DOUBLE, X[0], elements="x")),
+    (TypeError, "mean of a WeightSelection must be a bool, got str", lambda: attend_and_return(mean="no")),
+    (
+        TypeError,
+        "pooling must be a string, got ndarray",
+        lambda: models.BertForSequenceClassification(BERT, 2, X),
+    ),
+    (
+        TypeError,
+        "labels must be names, got float",
+        lambda: models.BertForSequenceClassification(BERT, 2, labels=0.5),
+    ),
+    (
+        TypeError,
+        "ignore_index must be an integer, got NoneType",
+        lambda: models.BertForQuestionAnswering(BERT).loss(IDS, [0, 1], [1, 2], ignore_index=None),
+    ),
+    (TypeError, "accumulate must be an integer, got NoneType", lambda: fit(accumulate=None)),
+    (TypeError, "resume must be a bool, got str", lambda: fit(resume="no")),
+    (TypeError, "checkpoint must be a path, got float", lambda: fit(checkpoint=0.5)),
+    (TypeError, "restore_best must be a bool, got int", lambda: train.EarlyStopping(restore_best=1)),
     (TypeError, "path must be a path, got NoneType", lambda: io.save_tensors(None, {"x": X})),
     (TypeError, "path must be a path, got float", lambda: io.Checkpoint(1.5)),
     (TypeError, "folder must be a path, got NoneType", lambda: MODEL.save(None)),
@@ -113,6 +145,15 @@ CALLS = [
 
 def attend(**arguments):
     return scaled_dot_product_attention(HEADS, HEADS, HEADS, **arguments)
+
+
+def attend_and_return(**selection):
+    return attend(return_weights=WeightSelection(**selection))
+
+
+def fit(**arguments):
+    batches = data.Batches(X[0], [0, 1, 2], batch_size=2)
+    return train.fit(LINEAR, batches, optimizer=optim.SGD(LINEAR), loss=functional.cross_entropy, **arguments)
 
 
 @pytest.mark.parametrize(("kind", "text", "call"), CALLS, ids=[text for _, text, _ in CALLS])

@@ -91,8 +91,10 @@ def checked_epsilon(name: str, value: float) -> float:
 def checked_name(name: str, value: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, got {type(value).__name__}")
-    if not value.isprintable():
-        raise ValueError(f"{name} must be a name, got {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be text that UTF-8 can encode, got {value!r}") from None
     return value
 
 

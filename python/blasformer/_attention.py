@@ -90,7 +90,8 @@ def choose_weights(
     selected = _indices(chosen.heads, heads, "heads")
     if chosen.mean and not selected:
         raise ValueError("heads of a WeightSelection with mean=True must not be empty")
-    return selected, _indices(chosen.rows, length, "rows"), chosen.mean
+    mean = checked_flag("mean of a WeightSelection", chosen.mean)
+    return selected, _indices(chosen.rows, length, "rows"), mean
 
 
 LayerWeights: TypeAlias = bool | Sequence[int] | Mapping[int, bool | WeightSelection]

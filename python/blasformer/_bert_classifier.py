@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,8 +108,10 @@ class BertForSequenceClassification(Layer):
         count = checked_integer("num_labels", num_labels)
         if count < 1:
             raise ValueError(f"num_labels must be positive, got {count}")
-        if pooling not in POOLINGS:
+        if checked_name("pooling", pooling) not in POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
+        if labels is not None and not isinstance(labels, Iterable):
+            raise TypeError(f"labels must be names, got {type(labels).__name__}")
         names = None if labels is None else tuple(checked_name("labels", name) for name in labels)
         if names is not None:
             if isinstance(labels, str) or len(names) != count or len(set(names)) != count:

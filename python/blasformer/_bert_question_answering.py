@@ -381,6 +381,7 @@ def _spans(
 ) -> tuple[Array, list[int], Array]:
     """The candidates among the tokens of all sequences, where those of each sequence begin, and which of them
     are wanted."""
+    ignore_index = checked_integer("ignore_index", ignore_index)
     allowed = np.atleast_2d(_allowed(tokens, candidates))
     batch, length = allowed.shape
     numbers = np.cumsum(allowed, axis=-1) - 1

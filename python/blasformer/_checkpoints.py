@@ -36,7 +36,7 @@ class CheckpointFolder:
 
     def __init__(self, folder: PathLike, keep: int) -> None:
         require_package("safetensors", extra="io", purpose="writing checkpoints")
-        self.folder, self.keep = Path(folder), keep
+        self.folder, self.keep = checked_path("checkpoint", folder), keep
 
     def prepare(self) -> None:
         """Makes the folder, removes what a killed process left half-written, and finds out at once, not hours

@@ -60,7 +60,10 @@ def _overridden(n: int) -> Iterator[None]:
 
 
 def _checked(n: int) -> int:
-    return checked_integer("n", n)
+    count = checked_integer("n", n)
+    if not 1 <= count <= 256:
+        raise ValueError(f"the number of threads must be from 1 to 256, got {count}")
+    return count
 
 
 class _TellThreadpoolctl:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._arguments import checked_flag, checked_integer, checked_integers, refuse_masked
+from ._arguments import checked_flag, checked_integer, checked_integers, checked_name, refuse_masked
 from ._attention import Array
 from ._random import Rng, seed_or_none
 
@@ -336,12 +336,7 @@ class ByteTokenizer:
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> Array:
         """(length,) int64: the bytes, between bos_id and eos_id if these are asked for."""
-        if not isinstance(text, str):
-            raise TypeError(f"text must be a string, got {type(text).__name__}")
-        try:
-            content = np.frombuffer(text.encode(), np.uint8)
-        except UnicodeEncodeError as error:
-            raise ValueError(f"text must be text that UTF-8 can encode, got {text!r}") from error
+        content = np.frombuffer(checked_name("text", text).encode(), np.uint8)
         first = [self.bos_id] if checked_flag("bos", bos) else []
         last = [self.eos_id] if checked_flag("eos", eos) else []
         return np.concatenate([first, content, last]).astype(np.int64)

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from ._arguments import checked_integer, checked_name, checked_number
+from ._arguments import checked_flag, checked_integer, checked_name, checked_number
 from ._attention import Array
 from ._checkpoints import CheckpointFolder, TrainingState, part, read_training_state
 from ._composite import require_module
@@ -77,6 +77,8 @@ class EarlyStopping:
         checked_integer("patience", self.patience, least=1)
         checked_name("metric", self.metric)
         checked_number("min_delta", self.min_delta)
+        checked_flag("larger_is_better", self.larger_is_better)
+        checked_flag("restore_best", self.restore_best)
         if not 0 <= self.min_delta < math.inf:
             raise ValueError(f"min_delta must be >= 0 and finite, got {self.min_delta}")
 
@@ -408,12 +410,12 @@ def fit(
         "max_steps": max_steps,
         "evaluate_every": evaluate_every,
         "checkpoint_every": checkpoint_every,
-        "accumulate": accumulate,
-        "keep_checkpoints": keep_checkpoints,
     }
     for name, value in limits.items():
         if value is not None:
             checked_integer(name, value, least=1)
+    for name, value in {"accumulate": accumulate, "keep_checkpoints": keep_checkpoints}.items():
+        checked_integer(name, value, least=1)
     if epochs is None and max_steps is None:
         raise ValueError("epochs or max_steps must be given, got None for both")
     if isinstance(batches, Iterator) and epochs != 1:
@@ -453,7 +455,7 @@ def fit(
         folder=None if checkpoint is None else CheckpointFolder(checkpoint, keep_checkpoints),
         checkpoint_every=checkpoint_every,
     )
-    run.begin(resume)
+    run.begin(checked_flag("resume", resume))
     with (
         StopRequest() as request,
         progress_bar(
