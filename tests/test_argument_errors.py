@@ -139,6 +139,7 @@ CALLS = [
     (TypeError, "path must be a path, got NoneType", lambda: io.save_tensors(None, {"x": X})),
     (TypeError, "path must be a path, got float", lambda: io.Checkpoint(1.5)),
     (TypeError, "folder must be a path, got NoneType", lambda: MODEL.save(None)),
+    (ValueError, "targets must name at least one linear layer, got none", lambda: lora.add(LINEAR, [])),
     (TypeError, "folder must be a path, got NoneType", lambda: lora.load(LINEAR, None)),
 ]
 

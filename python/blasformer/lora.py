@@ -379,6 +379,8 @@ def _patterns(name: str, values: str | Iterable[str]) -> list[str]:
 
 def _matching(names: list[str], targets: list[str]) -> list[str]:
     """The names that any target means, in their order."""
+    if not targets:
+        raise ValueError("targets must name at least one linear layer, got none")
     found = set()
     for target in targets:
         matching = {name for name in names if fnmatch.fnmatch(name, target) or name.endswith(f".{target}")}
