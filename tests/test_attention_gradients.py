@@ -446,11 +446,10 @@ def test_gradients_of_shifted_values_are_as_accurate_as_numpy(product_isa):
     assert_accurate(gradients(*inputs), *inputs)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "split heads", "Fortran"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, ml_dtypes.bfloat16], ids=lambda dtype: dtype.__name__)
-@pytest.mark.parametrize("kv_heads", [4, 2])
-def test_heads_that_come_from_memory_have_the_bits_of_a_few(kv_heads, dtype, layout, product_isa):
-    """Where there are so many that caches do not hold them, kernels ask for the next head while they compute."""
+@pytest.mark.parametrize(("kv_heads", "layout"), [(4, "contiguous"), (2, "split heads"), (2, "Fortran")])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, ml_dtypes.bfloat16], ids=lambda x: x.__name__)
+def test_heads_that_come_from_memory_have_the_bits_of_a_few(dtype, kv_heads, layout, product_isa):
+    """Where caches do not hold them all, kernels ask for the next head while they compute."""
     few = Sizes(query_length=37, key_length=41, dim=24, value_dim=40, heads=4, kv_heads=kv_heads, batch=(3,))
     times = 12 * 2**20 // (3 * kv_heads * 41 * (24 + 40) * np.dtype(dtype).itemsize)
     inputs, arguments = case("window to the left", few, dtype)
@@ -463,3 +462,28 @@ def test_heads_that_come_from_memory_have_the_bits_of_a_few(kv_heads, dtype, lay
     for name in ("query", "key", "value"):
         of_many, of_few = getattr(many_grads, name), getattr(grads, name)
         assert same_bits(np.ascontiguousarray(of_many), np.tile(of_few, (times, 1, 1, 1))), name
+
+
+@pytest.mark.parametrize("kind", ["none", "mask bhij", "bias hij", "softcap", "dropout", "key lengths"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rest", [1, 2, 3, 4, 5])
+def test_a_tile_of_few_queries_has_the_bits_of_a_full_one(rest, dtype, kind, product_isa):
+    """The last queries of a head may fill a few lanes of a tile, which are computed otherwise."""
+    sizes = Sizes(query_length=64 + 32, key_length=149, dim=70, value_dim=33)
+    (query, key, value, d_output), arguments = case(kind, sizes, dtype)
+    count = 64 + rest
+    few = {
+        name: x[..., :count, :] if name in ("mask", "bias") else x
+        for name, x in arguments.items()
+        if name != "rng"
+    }
+    if "rng" in arguments:
+        arguments["rng"], few["rng"] = 5, 5
+    if "mask" in arguments:
+        value[..., 7, :] = np.inf  # kept out of the products
+    outputs, saved = blasformer.attention_forward(query, key, value, **arguments)
+    output, saved_of_few = blasformer.attention_forward(query[..., :count, :], key, value, **few)
+    assert same_bits(output, np.ascontiguousarray(outputs[..., :count, :]))
+    d_query = blasformer.attention_backward(saved, d_output).query
+    d_query_of_few = blasformer.attention_backward(saved_of_few, d_output[..., :count, :]).query
+    assert same_bits(d_query_of_few, np.ascontiguousarray(d_query[..., :count, :]))

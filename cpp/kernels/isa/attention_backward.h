@@ -54,22 +54,22 @@ struct BackwardWorkspace {
 
   BackwardWorkspace(const AttentionProblem& p, Carver& carver) {
     constexpr Index queries = kTileQueries<T>;
-    scores = carver.take<T>(kKeyBlock * queries);
-    d_scores = carver.take<T>(kKeyBlock * queries);
-    cap = carver.take<T>(p.softcap > 0 ? kKeyBlock * queries : 0);
+    scores = carver.take<T>(kMostKeys * queries);
+    d_scores = carver.take<T>(kMostKeys * queries);
+    cap = carver.take<T>(p.softcap > 0 ? kMostKeys * queries : 0);
     keys = carver.take<T>(copy_size<T>(p, p.key, p.dim));
     values = carver.take<T>(copy_size<T>(p, p.value, p.value_dim));
-    safe_keys = carver.take<T>(kKeyBlock * p.dim);
+    safe_keys = carver.take<T>(kMostKeys * p.dim);
     key_rows = carver.take<unsigned char>(packed_rows_bytes(p, p.dim));
     key_columns = carver.take<unsigned char>(packed_columns_bytes(p, p.dim));
     value_rows = carver.take<unsigned char>(packed_rows_bytes(p, p.value_dim));
     const Index widest = whole_vectors<T>(larger(p.dim, p.value_dim));
-    split.take(p, larger(kKeyBlock * widest, p.dim * queries), carver);
+    split.take(p, larger(kMostKeys * widest, p.dim * queries), carver);
     dense = carver.take<T>(queries * larger(p.dim, p.value_dim));
     scale = carver.take<T>(queries);
     const bool biased = p.bias.data != nullptr;
-    bias.value = carver.take<T>(biased ? kKeyBlock * queries : 0);
-    bias.dense = carver.take<T>(biased ? kKeyBlock * queries : 0);
+    bias.value = carver.take<T>(biased ? kMostKeys * queries : 0);
+    bias.dense = carver.take<T>(biased ? kMostKeys * queries : 0);
     for (BackwardTile<T>& t : tile) {
       t.query = carver.take<T>(query_operand_size<T>(p, p.dim));
       t.query_rows = carver.take<T>(queries * whole_vectors<T>(p.dim));
@@ -272,7 +272,7 @@ void recompute(const AttentionProblem& p, Index first, Index count, const KeyBlo
   finish_scores(p, tile.queries, first, count, work.bias, work.scores);
   if (!visible.all) hide(tile.queries, count, visible, kMinusInfinity<T>, work.scores);
   rows_product(p, tile.queries, count, p.value_dim, values, tile.d_output, work.d_scores, ahead);
-  std::uint32_t keep[kKeyBlock];
+  std::uint32_t keep[kMostKeys];
   if (p.dropout_p > 0) find_kept(p, tile.queries, first, count, keep);
   score_gradients(count, visible, p.dropout_p > 0 ? keep : nullptr, static_cast<T>(keep_factor(p)),
                   static_cast<T>(p.exponent_factor()), tile, work.scores, work.d_scores);
@@ -290,8 +290,8 @@ void add_to_keys(const AttentionProblem& p, Index count, const T* weights, const
     ahead.ask(product_tiles(count) * ceil_div(width, kTileQueries<T>));
     add_rows_product(p, tile, count, weights, packed_rows, columns, scratch, gradient, width);
   } else {
-    block_product<T, Finish::add>(count, width / Simd<T>::lanes, queries, {weights, queries, 1}, rows, width,
-                                  gradient, width, nullptr, ahead);
+    block_product<T, Finish::add>(count, width / Simd<T>::lanes, tile.count, {weights, queries, 1}, rows,
+                                  width, gradient, width, nullptr, ahead);
   }
   if (unsafe == 0) return;
   for (Index l = 0; l < tile.count; ++l) {
@@ -364,9 +364,8 @@ void backward_block(const AttentionProblem& p, const BackwardInputs<T>& inputs, 
   const KeyBlock<T> safe = visible.all || finite_keys.all()
                                ? keys
                                : replace_unsafe_rows(keys, count, p.dim, work.safe_keys, unsafe);
-  block_product<T, Finish::add>(p.dim, tile.queries.vectors, count,
-                                {safe.data, safe.column_stride, safe.row_stride}, work.d_scores, width,
-                                tile.d_query, width, nullptr, ahead);
+  weighted_columns<T, Finish::add>(tile.queries, count, p.dim, safe, work.d_scores, tile.d_query, nullptr,
+                                   ahead);
   if (unsafe.count > 0)
     add_unsafe_rows(tile.queries, keys, p.dim, unsafe, visible, work.d_scores, tile.d_query);
 }
@@ -413,8 +412,8 @@ void backward(const AttentionProblem& p, const QueryRun& run, const BackwardInpu
       lowest = smaller(lowest, tile.queries.lowest_first);
       highest = larger(highest, tile.queries.highest_last);
     }
-    for (Index first = lowest / kKeyBlock * kKeyBlock; first < highest; first += kKeyBlock) {
-      const Index count = smaller(kKeyBlock, p.key_length - first);
+    for (Index first = lowest / kKeyBlock * kKeyBlock, count; first < highest; first += count) {
+      count = keys_of_block(p, first);
       const KeyBlock<T> keys =
           key_block(p, p.key, run.batch, run.key_head, first, count, p.dim, work.keys, work.key_rows);
       const KeyBlock<T> values = key_block(p, p.value, run.batch, run.key_head, first, count, p.value_dim,

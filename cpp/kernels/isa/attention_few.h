@@ -54,7 +54,7 @@ struct FewWorkspace {
     safe_values = carver.take<T>(kKeyBlock * p.value_dim);
     const bool biased = p.bias.data != nullptr;
     bias.value = carver.take<T>(biased ? kKeyBlock * width : 0);
-    bias.dense = carver.take<T>(biased ? kKeyBlock * width : 0);
+    bias.dense = carver.take<T>(biased ? kMostKeys * width : 0);
   }
 };
 

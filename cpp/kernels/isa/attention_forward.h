@@ -50,18 +50,18 @@ struct ForwardWorkspace {
       : tiles(ceil_div(rows, kTileQueries<T>)) {
     constexpr Index queries = kTileQueries<T>;
     tile = carver.take<ForwardTile<T>>(tiles);
-    scores = carver.take<T>(kKeyBlock * queries);
+    scores = carver.take<T>(kMostKeys * queries);
     keys = carver.take<T>(copy_size<T>(p, p.key, p.dim));
     values = carver.take<T>(copy_size<T>(p, p.value, p.value_dim));
-    safe_values = carver.take<T>(kKeyBlock * p.value_dim);
+    safe_values = carver.take<T>(kMostKeys * p.value_dim);
     key_rows = carver.take<unsigned char>(packed_rows_bytes(p, p.dim));
     value_columns = carver.take<unsigned char>(packed_columns_bytes(p, p.value_dim));
     split.take(p, p.value_dim * queries, carver);
     dense = carver.take<T>(queries * larger(p.dim, p.value_dim));
     factor = carver.take<T>(queries);
     const bool biased = p.bias.data != nullptr;
-    bias.value = carver.take<T>(biased ? kKeyBlock * queries : 0);
-    bias.dense = carver.take<T>(biased ? kKeyBlock * queries : 0);
+    bias.value = carver.take<T>(biased ? kMostKeys * queries : 0);
+    bias.dense = carver.take<T>(biased ? kMostKeys * queries : 0);
     for (Index t = 0; t < tiles; ++t) {
       T* const query = carver.take<T>(query_operand_size<T>(p, p.dim));
       T* const output = carver.take<T>(p.value_dim * queries);
@@ -182,7 +182,6 @@ void attend_to_block(const AttentionProblem& p, Index first, Index count, const 
                      const PackedColumns& packed_values, ForwardWorkspace<T>& work, ForwardTile<T>& tile,
                      RowsAhead& ahead) {
   const QueryTile<T>& place = tile.queries;
-  const Index width = place.width;
   VisibleQueries visible;
   find_visible(p, place, first, count, visible);
   if (visible.seen == 0) return;
@@ -195,7 +194,7 @@ void attend_to_block(const AttentionProblem& p, Index first, Index count, const 
   if (!visible.all) hide(place, count, visible, kMinusInfinity<T>, work.scores);
   online_softmax(p, count, work.scores, tile, work.factor);
   if (p.dropout_p > 0) {
-    std::uint32_t keep[kKeyBlock];
+    std::uint32_t keep[kMostKeys];
     find_kept(p, place, first, count, keep);
     drop(place, count, keep, static_cast<T>(keep_factor(p)), work.scores);
   }
@@ -213,15 +212,10 @@ void attend_to_block(const AttentionProblem& p, Index first, Index count, const 
   const KeyBlock<T> safe = visible.all || finite_values.all()
                                ? values
                                : replace_unsafe_rows(values, count, p.value_dim, work.safe_values, unsafe);
-  const Broadcast<T> value_columns{safe.data, safe.column_stride, safe.row_stride};
-  if (tile.started) {
-    block_product<T, Finish::scale_add>(p.value_dim, place.vectors, count, value_columns, work.scores, width,
-                                        tile.output, width, work.factor, ahead);
-  } else {
-    block_product<T, Finish::store>(p.value_dim, place.vectors, count, value_columns, work.scores, width,
-                                    tile.output, width, nullptr, ahead);
-    tile.started = true;
-  }
+  const auto product =
+      tile.started ? weighted_columns<T, Finish::scale_add> : weighted_columns<T, Finish::store>;
+  product(place, count, p.value_dim, safe, work.scores, tile.output, work.factor, ahead);
+  tile.started = true;
   if (unsafe.count > 0)
     add_unsafe_rows(place, values, p.value_dim, unsafe, visible, work.scores, tile.output);
 }
@@ -243,8 +237,8 @@ void forward_tiles(const AttentionProblem& p, const QueryRun& run, void* memory,
     tiles_of_products += forward_product_tiles(p, tile.queries.highest_last - tile.queries.lowest_first);
   }
   RowsAhead ahead = rows_ahead_of_forward(p, run, tiles_of_products, output);
-  for (Index first = lowest / kKeyBlock * kKeyBlock; first < highest; first += kKeyBlock) {
-    const Index count = smaller(kKeyBlock, p.key_length - first);
+  for (Index first = lowest / kKeyBlock * kKeyBlock, count; first < highest; first += count) {
+    count = keys_of_block(p, first);
     const KeyBlock<T> keys =
         stored_block(p, p.key, run.batch, run.key_head, first, count, p.dim, work.keys, work.key_rows);
     const KeyBlock<T> values =

@@ -30,7 +30,7 @@ struct WeightsWorkspace {
     reciprocal_sum = carver.take<T>(queries);
     const bool biased = p.bias.data != nullptr;
     bias.value = carver.take<T>(biased ? kKeyBlock * queries : 0);
-    bias.dense = carver.take<T>(biased ? kKeyBlock * queries : 0);
+    bias.dense = carver.take<T>(biased ? kMostKeys * queries : 0);
   }
 };
 

@@ -92,7 +92,7 @@ bool needs_copy(const AttentionProblem& p, const AttentionOperand& x) {
 template <class T>
 Index copy_size(const AttentionProblem& p, const AttentionOperand& x, Index columns) {
   if (!needs_copy<T>(p, x)) return 0;
-  return kKeyBlock * columns * (p.pairs != nullptr && x.column_stride != 1 ? 2 : 1);
+  return kMostKeys * columns * (p.pairs != nullptr && x.column_stride != 1 ? 2 : 1);
 }
 
 template <class T>
@@ -109,7 +109,7 @@ KeyBlock<T> key_block(const AttentionProblem& p, const AttentionOperand& x, Inde
     block.row_stride = columns;
     block.column_stride = 1;
     if (p.pairs != nullptr && x.column_stride != 1) {
-      auto* halves = reinterpret_cast<std::uint16_t*>(buffer + kKeyBlock * columns);
+      auto* halves = reinterpret_cast<std::uint16_t*>(buffer + kMostKeys * columns);
       copy_halves(x, start, count, columns, halves);
       block.halves = halves;
       block.halves_stride = columns;
@@ -184,7 +184,7 @@ class FiniteRows {
 // get its share separately (add_unsafe_rows).
 struct UnsafeRows {
   Index count = 0;
-  Index key[kKeyBlock];
+  Index key[kMostKeys];
 };
 
 template <class T>

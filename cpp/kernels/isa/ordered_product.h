@@ -16,8 +16,8 @@ constexpr Index kOrderedLanes = 2 * Simd<T>::lanes;
 // c (rows, kOrderedLanes) = left (rows, depth) right^T for the rows of `right`, `count` <= kOrderedLanes of
 // them; lanes beyond them repeat the last. Asks for as many rows behind them, which may not be there.
 template <class T, int rows>
-inline void ordered_product(Index depth, const T* left, Index left_stride, Index count, const T* right,
-                            Index right_stride, T* c) {
+inline void ordered_product(Index depth, const T* left, Index left_stride, Index left_depth_stride,
+                            Index count, const T* right, Index right_stride, T* c) {
   using S = Simd<T>;
   constexpr Index lanes = kOrderedLanes<T>, columns = 64, line = 64 / Index{sizeof(T)};
   T transposed[columns * lanes];
@@ -35,7 +35,7 @@ inline void ordered_product(Index depth, const T* left, Index left_stride, Index
     for (Index k = 0; k < deep; ++k) {
       const auto x = S::load(transposed + k * lanes), y = S::load(transposed + k * lanes + S::lanes);
       for (int r = 0; r < rows; ++r) {
-        const auto factor = S::broadcast(left[r * left_stride + begin + k]);
+        const auto factor = S::broadcast(left[r * left_stride + (begin + k) * left_depth_stride]);
         sum[r][0] = S::fma(factor, x, sum[r][0]);
         sum[r][1] = S::fma(factor, y, sum[r][1]);
       }

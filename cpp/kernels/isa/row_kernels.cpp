@@ -350,7 +350,7 @@ void ordered_rows(const T* x, Index x_stride, Index features, Index block, const
   for (Index o = 0; o < outputs; o += lanes) {
     const Index count = smaller(lanes, outputs - o);
     for (Index i = 0; i == 0 || i < features; i += block) {
-      ordered_product<T, rows>(smaller(block, features - i), x + i, x_stride, count,
+      ordered_product<T, rows>(smaller(block, features - i), x + i, x_stride, 1, count,
                                weight + o * weight_stride + i, weight_stride, sums);
       for (Index r = 0; r < rows; ++r) {
         T* const target = y + r * y_stride + o;

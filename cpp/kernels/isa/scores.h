@@ -96,8 +96,8 @@ void few_ordered_scores(Index count, Index dim, const KeyBlock<T>& keys, const T
   T score[queries * lanes];
   for (Index first = 0; first < count; first += lanes) {
     const Index block = smaller(lanes, count - first);
-    ordered_product<T, queries>(dim, rows, dim, block, keys.data + first * keys.row_stride, keys.row_stride,
-                                score);
+    ordered_product<T, queries>(dim, rows, dim, 1, block, keys.data + first * keys.row_stride,
+                                keys.row_stride, score);
     for (Index k = 0; k < block; ++k) {
       for (Index l = 0; l < width; ++l)
         scores[(first + k) * width + l] = score[smaller(l, queries - 1) * lanes + k];
@@ -153,8 +153,8 @@ void score_product(const AttentionProblem& p, const QueryTile<T>& tile, Index co
 // The float bias of a tile: value[key][query], or one value per key when all queries share it.
 template <class T>
 struct BiasTile {
-  T* value;  // kKeyBlock x kTileQueries
-  T* dense;  // kTileQueries x kKeyBlock
+  T* value;  // kMostKeys x kTileQueries
+  T* dense;  // kTileQueries x kMostKeys
   bool shared;
 };
 
@@ -192,8 +192,8 @@ void load_bias(const AttentionProblem& p, const QueryTile<T>& tile, Index first,
       if (x.dtype == dtype_of<T>() && x.column_stride == 1) {
         row[l] = static_cast<const T*>(x.data) + start;
       } else {
-        copy_rows(x, start, 1, count, bias.dense + l * kKeyBlock, kKeyBlock);
-        row[l] = bias.dense + l * kKeyBlock;
+        copy_rows(x, start, 1, count, bias.dense + l * kMostKeys, kMostKeys);
+        row[l] = bias.dense + l * kMostKeys;
       }
     }
     transpose_rows(row, tile.width, count, bias.value);

@@ -21,6 +21,7 @@
 
 #include "kernels/isa/block_product.h"
 #include "kernels/isa/carver.h"
+#include "kernels/isa/few_lanes.h"
 #include "kernels/isa/key_block.h"
 #include "kernels/split_product.h"
 
@@ -32,10 +33,10 @@ inline Index strips_bytes(const SplitProductKernels& split, Index lines, Index d
 }
 // Bytes that the rows of a block take, packed, and its columns.
 inline Index packed_rows_bytes(const AttentionProblem& p, Index columns) {
-  return p.split == nullptr ? 0 : strips_bytes(*p.split, kKeyBlock, columns);
+  return p.split == nullptr ? 0 : strips_bytes(*p.split, kMostKeys, columns);
 }
 inline Index packed_columns_bytes(const AttentionProblem& p, Index columns) {
-  return p.split == nullptr ? 0 : strips_bytes(*p.split, columns, kKeyBlock);
+  return p.split == nullptr ? 0 : strips_bytes(*p.split, columns, kMostKeys);
 }
 // Elements that queries of a tile take as the other operand of a product with rows: transposed, or packed.
 template <class T>
@@ -59,7 +60,7 @@ struct SplitScratch {
     constexpr Index queries = kTileQueries<T>;
     const bool split = p.split != nullptr;
     turned = carver.take<T>(split ? larger(p.dim, p.value_dim) * queries : 0);
-    raised = carver.take<T>(split ? kKeyBlock * queries : 0);
+    raised = carver.take<T>(split ? kMostKeys * queries : 0);
     product = carver.take<T>(split ? product_size : 0);
     strips = carver.take<unsigned char>(packed_rows_bytes(p, queries));
     panel = carver.take<unsigned char>(packed_columns_bytes(p, queries));
@@ -114,6 +115,10 @@ void rows_product(const AttentionProblem& p, const QueryTile<T>& tile, Index cou
               tile.width);
       return;
     }
+  }
+  if (has_few_lanes(tile, rows)) {
+    ahead.ask(product_tiles(count));
+    return few_rows_product(tile, count, columns, rows.data, rows.row_stride, queries, out);
   }
   block_product<T, Finish::store>(count, tile.vectors, columns,
                                   {rows.data, rows.row_stride, rows.column_stride}, queries, tile.width, out,
@@ -177,7 +182,7 @@ struct PackedColumns {
   }
 };
 
-// Nothing where a problem has no split products. `safe` holds kKeyBlock x columns.
+// Nothing where a problem has no split products. `safe` holds kMostKeys x columns.
 template <class T>
 PackedColumns pack_columns(const AttentionProblem& p, const KeyBlock<T>& rows, Index count, Index columns,
                            T* safe, unsigned char* strips) {

@@ -11,7 +11,7 @@ namespace {
 
 // For each key of a block, the queries of the tile (one bit each) that may attend to it.
 struct VisibleQueries {
-  std::uint32_t bits[kKeyBlock];
+  std::uint32_t bits[kMostKeys];
   bool all;            // every query sees every key of the block: bits are not filled in
   std::uint32_t seen;  // queries that see any key of the block
 };
@@ -24,7 +24,7 @@ bool is_shared(const AttentionOperand& x, const QueryTile<T>& tile) {
 
 template <class T>
 void visible_by_range(const QueryTile<T>& tile, Index first, Index count, std::uint32_t* bits) {
-  std::uint32_t change[kKeyBlock + 1] = {};  // bit l flips where query l's range begins and ends
+  std::uint32_t change[kMostKeys + 1] = {};  // bit l flips where query l's range begins and ends
   for (Index l = 0; l < tile.width; ++l) {
     const Index begin = larger(tile.first[l] - first, 0), end = smaller(tile.last[l] - first, count);
     if (begin < end) {
@@ -63,7 +63,7 @@ void visible_by_mask(const AttentionProblem& p, const QueryTile<T>& tile, Index 
     for (Index k = 0; k < count; ++k) bits[k] &= row[k * mask.column_stride] != 0 ? ~0u : 0u;
     return;
   }
-  std::uint32_t allowed[kKeyBlock] = {};
+  std::uint32_t allowed[kMostKeys] = {};
   for (Index l = 0; l < tile.width; ++l) {
     const unsigned char* row = data + tile.offset(mask, l);
     if (mask.column_stride == 1) {
