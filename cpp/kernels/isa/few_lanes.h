@@ -1,12 +1,13 @@
 #pragma once
 
-// The products of a tile that holds few queries, as the last one of a head of 129: most lanes of its one vector
-// would compute what is thrown away. Here lanes are keys, or columns of values, and every element is the sum
-// that block_product makes, in its order, with its bits. Operands and results are where those of a tile are.
+// The products of a tile that holds few queries, as the last one of a head of 129: most lanes of its one
+// vector would compute what is thrown away. Here lanes are keys, or columns of values, and every element is
+// the sum that block_product makes, in its order, with its bits. Operands and results are where those of a
+// tile are.
 //
-// Old over new time with AVX-512, 12 heads of 64, two threads of a Zen 4, forward and forward + backward (whose
-// sums over the queries are as short as they are, too): float32 129 tokens 1.05, 1.06; 132 tokens 1.04, 1.04;
-// float64 129 tokens 1.02, 1.02. Tiles of AVX2 are half as wide: 0.99.
+// Old over new time with AVX-512, 12 heads of 64, two threads of a Zen 4, forward and forward + backward:
+// float32 129 tokens 1.05, 1.06; 132 tokens 1.04, 1.04; float64 129 tokens 1.02, 1.02. Tiles of AVX2 are half
+// as wide: 0.99.
 
 #include <cmath>
 #include <type_traits>
@@ -40,8 +41,8 @@ inline void with_few(Index queries, const Body& body) {
   body(std::integral_constant<int, 4>());
 }
 
-// out[row][lane] = rows[row] query[lane]^T, where rows are `stride` apart and queries transposed; lanes beyond
-// the queries repeat the last.
+// out[row][lane] = rows[row] query[lane]^T, where rows are `stride` apart and queries transposed; lanes
+// beyond the queries repeat the last.
 template <class T>
 void few_rows_product(const QueryTile<T>& tile, Index count, Index columns, const T* rows, Index stride,
                       const T* queries, T* out) {

@@ -56,9 +56,9 @@ struct QueryTile {
   }
 };
 
-// How many keys the block has that begins with key `first`. A short rest is no block of its own: it would cost
-// more than it holds (129 tokens would take 1.02 to 1.04 times as long). Where the order of a sum must not depend on
-// the length of other sequences, it is.
+// How many keys the block has that begins with key `first`. A short rest is no block of its own: it would
+// cost more than it holds (129 tokens would take 1.02 to 1.04 times as long). Where the order of a sum must
+// not depend on the length of other sequences, it is.
 inline Index keys_of_block(const AttentionProblem& p, Index first) {
   const Index left = p.key_length - first;
   return left <= (p.ordered_scores ? kKeyBlock : kMostKeys) ? left : kKeyBlock;
