@@ -583,7 +583,7 @@ stop = threading.Event()
 def compute():
     while not stop.is_set():
         encoder(x)
-others = [threading.Thread(target=compute) for _ in range(3)]
+others = [threading.Thread(target=compute, daemon=True) for _ in range(3)]
 for other in others:
     other.start()
 for _ in range(300):
