@@ -487,3 +487,11 @@ def test_a_tile_of_few_queries_has_the_bits_of_a_full_one(rest, dtype, kind, pro
     d_query = blasformer.attention_backward(saved, d_output).query
     d_query_of_few = blasformer.attention_backward(saved_of_few, d_output[..., :count, :]).query
     assert same_bits(d_query_of_few, np.ascontiguousarray(d_query[..., :count, :]))
+
+
+def test_no_queries_give_no_gradient_to_keys_that_come_from_memory(product_isa):
+    sizes = Sizes(query_length=0, key_length=2000, dim=64, value_dim=64, heads=8, kv_heads=8)
+    (query, key, value, d_output), _ = case("none", sizes, np.float32)
+    grads = gradients(query, key, value, d_output)
+    assert grads.query.shape == query.shape
+    assert not grads.key.any() and not grads.value.any()

@@ -74,7 +74,7 @@ template <class T>
 RowsAhead rows_ahead_of_backward(const AttentionProblem& p, QueryRun run, const BackwardInputs<T>& inputs,
                                  const BackwardOutputs<T>& outputs) {
   RowsAhead ahead;
-  if (run.count < p.group() * p.query_length || !heads_fill(p, 5 << 20)) return ahead;
+  if (run.count == 0 || run.count < p.group() * p.query_length || !heads_fill(p, 5 << 20)) return ahead;
   add_rows_of_run(p, run, outputs.d_query, p.dim, ahead);
   ahead.add_written(outputs.d_key, p.key_length, p.dim, outputs.d_key_stride);
   ahead.add_written(outputs.d_value, p.key_length, p.value_dim, outputs.d_value_stride);
