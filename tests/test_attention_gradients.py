@@ -494,4 +494,5 @@ def test_no_queries_give_no_gradient_to_keys_that_come_from_memory(product_isa):
     (query, key, value, d_output), _ = case("none", sizes, np.float32)
     grads = gradients(query, key, value, d_output)
     assert grads.query.shape == query.shape
-    assert not grads.key.any() and not grads.value.any()
+    assert not grads.key.any()
+    assert not grads.value.any()

@@ -570,6 +570,23 @@ print(np.array_equal(attend(), expected))"""
     assert run_python(program) == "True"
 
 
+def test_nobody_imports_what_masked_arrays_are_to_refuse_them() -> None:
+    """A process may have changed to a user who cannot read what is installed."""
+    program = """
+import sys, numpy as np
+class Other(np.ndarray):
+    pass
+x = np.ones((1, 2), np.float32)
+layer = blasformer.nn.Linear(2, 2)
+optimizer = blasformer.optim.SGD(layer, lr=0.1)
+y, saved = layer.forward(x.view(Other))
+optimizer.step(layer.backward(saved, y)[1])
+layer.load_state_dict(layer.state_dict())
+layer.note = [1, 2]
+print("numpy.ma" in sys.modules)"""
+    assert run_python(program) == "False"
+
+
 def test_a_forked_child_reads_the_packed_weights_of_a_layer_that_others_use() -> None:
     program = """
 import os, signal, threading, warnings, numpy as np

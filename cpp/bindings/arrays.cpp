@@ -23,6 +23,12 @@ bool is_native(const py::dtype& dtype) {
   return order == '=' || order == '|';
 }
 
+// Who has a masked array has imported numpy.ma, which NumPy itself does only then.
+bool is_masked(const py::handle& array) {
+  const py::object module = py::module_::import("sys").attr("modules").attr("get")("numpy.ma");
+  return py::hasattr(module, "MaskedArray") && py::isinstance(array, module.attr("MaskedArray"));
+}
+
 py::array as_array(const py::object& argument, const char* name, const char* what) {
   const std::optional<py::array> array = given_array(argument, name);
   if (!array) fail<TypeMismatch>(name, " must be a NumPy array of ", what, ", got ", type_name(argument));
@@ -86,8 +92,7 @@ std::string dtype_name(const py::array& array) {
 
 std::optional<py::array> given_array(const py::handle& argument, const char* name) {
   if (!py::isinstance<py::array>(argument)) return std::nullopt;
-  if (Py_TYPE(argument.ptr()) != py::detail::npy_api::get().PyArray_Type_ &&
-      py::isinstance(argument, py::module_::import("numpy.ma").attr("MaskedArray"))) {
+  if (Py_TYPE(argument.ptr()) != py::detail::npy_api::get().PyArray_Type_ && is_masked(argument)) {
     fail<TypeMismatch>(name, " must be a NumPy array without a mask, which would be ignored, got ",
                        type_name(argument), "; its filled(value) is one");
   }

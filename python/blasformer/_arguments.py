@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -33,9 +34,15 @@ def checked_integer(name: str, value: SupportsIndex, *, least: int | None = None
     return integer
 
 
+def is_masked(value: Any) -> bool:
+    """Whether this is a masked array. Who has one has imported numpy.ma, which NumPy does only then."""
+    masked_arrays = getattr(sys.modules.get("numpy.ma"), "MaskedArray", ())
+    return isinstance(value, masked_arrays)
+
+
 def refuse_masked(name: str, value: Any) -> None:
     """Raises TypeError for a masked array: as a plain one it would lose its mask."""
-    if isinstance(value, np.ma.MaskedArray):
+    if is_masked(value):
         raise TypeError(
             f"{name} must be an array without a mask, which would be ignored, got {type(value).__name__}; "
             "its filled(value) is one"

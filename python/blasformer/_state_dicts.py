@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ._arguments import checked_flag
+from ._arguments import checked_flag, is_masked
 
 
 class IncompatibleKeys(NamedTuple):
@@ -33,12 +33,12 @@ def require_mapping(name: str, value: Any, *, keys: str = "names", of: str = "ar
 
 def is_array_of(dtype: npt.DTypeLike, value: Any) -> bool:
     """Whether this is an array of that dtype, and nothing else besides: masks would be ignored."""
-    return isinstance(value, np.ndarray) and value.dtype == dtype and not isinstance(value, np.ma.MaskedArray)
+    return isinstance(value, np.ndarray) and value.dtype == dtype and not is_masked(value)
 
 
 def array_kind(value: Any) -> str:
     """What this is instead, for errors."""
-    if isinstance(value, np.ma.MaskedArray):
+    if is_masked(value):
         return f"a masked array of {value.dtype}"
     return str(value.dtype) if isinstance(value, np.ndarray) else type(value).__name__
 

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ._arguments import checked_path
+from ._arguments import checked_path, is_masked
 from ._dtypes import FLOATING, float_dtype
 from ._optional import require_package
 from ._state_dicts import array_kind, require_mapping
@@ -197,7 +197,7 @@ def save_tensors(
             )
         _require_readable_name(file, name)
         known = isinstance(array, np.ndarray) and array.dtype.name in DTYPES.values()
-        if not known or isinstance(array, np.ma.MaskedArray):
+        if not known or is_masked(array):
             wanted = ", ".join(DTYPES.values())
             raise TypeError(f"arrays[{name!r}] must be a NumPy array of {wanted}, got {array_kind(array)}")
     if metadata is not None:
