@@ -30,6 +30,17 @@ constexpr int kMaxRows = 6;
 #endif
 constexpr int most_rows(int vectors) { return vectors == 1 ? 12 : 2 * kMaxRows / vectors; }
 
+// Rows of A that lie whole pages apart share one set of the L1 cache, of which many CPUs have eight ways: with
+// more rows at once each of their lines would have left it before its next element is read. Old over new time
+// with AVX-512 (Zen 4, two threads): linear 128 x 3072 -> 768 1.09, 48 x 3072 -> 768 1.15, 128 x 1024 -> 1024
+// 1.03, 128 x 4096 -> 4096 1.08; attention of 16 heads of 64 whose rows lie so, forward 1.04 to 1.08.
+template <class T>
+constexpr Index most_rows_at_once(int vectors, Index row_stride) {
+  constexpr Index page_bytes = 4096, ways = 8;
+  const bool in_one_set = row_stride * Index{sizeof(T)} % page_bytes == 0;
+  return in_one_set && most_rows(vectors) > ways ? ways : most_rows(vectors);
+}
+
 // How many tiles of two vectors multiply so many rows.
 constexpr Index product_tiles(Index rows) { return ceil_div(rows, most_rows(2)); }
 
@@ -102,9 +113,10 @@ struct ProductTiles<T, vectors, finish, std::index_sequence<less...>> {
 template <class T, int vectors, Finish finish>
 inline void product_groups(Index rows, Index groups, Index depth, Broadcast<T> a, const T* b, Index b_stride,
                            T* c, Index c_stride, const T* factor, RowsAhead& ahead) {
-  constexpr Index most = most_rows(vectors), width = vectors * Simd<T>::lanes;
-  using Tiles = ProductTiles<T, vectors, finish, std::make_index_sequence<most>>;
+  constexpr Index width = vectors * Simd<T>::lanes;
+  using Tiles = ProductTiles<T, vectors, finish, std::make_index_sequence<most_rows(vectors)>>;
   if (rows == 0) return;
+  const Index most = most_rows_at_once<T>(vectors, a.row_stride);
   const Index parts = ceil_div(rows, most), least = rows / parts, higher = rows - parts * least;
   Index row = 0;
   for (Index part = 0; part < parts; ++part) {
