@@ -12,8 +12,8 @@ namespace blasformer {
 namespace {
 
 // Around the bounds of a cache line, of the sizes that share blocks, of large blocks and of huge pages.
-constexpr std::size_t kSizes[] = {0,     1,     63,    64,     65,      1000,    2047,         2049,
-                                  32703, 32704, 32705, 100000, 1 << 20, 4 << 20, (4 << 20) + 1};
+constexpr std::size_t kSizes[] = {0,     1,     63,    64,    65,     1000,    2047,    2049,
+                                  31745, 32767, 32768, 32769, 100000, 1 << 20, 4 << 20, (4 << 20) + 1};
 
 bool is_filled(const unsigned char* memory, std::size_t bytes, unsigned char value) {
   return std::all_of(memory, memory + bytes, [&](unsigned char byte) { return byte == value; });
@@ -62,6 +62,15 @@ TEST(a_block_is_held_by_one_at_a_time_in_every_thread) {
 }
 
 #ifndef __SANITIZE_ADDRESS__  // under which nothing is kept
+TEST(large_blocks_begin_in_the_middle_of_a_page) {
+  for (const std::size_t bytes : kSizes) {
+    if (bytes < kLargeBlock) continue;
+    void* const memory = allocate_memory(bytes);
+    CHECK(reinterpret_cast<std::uintptr_t>(memory) % 4096 == 2048);
+    release_memory(memory);
+  }
+}
+
 TEST(what_is_released_serves_the_next_request_of_its_size) {
   for (const std::size_t bytes : kSizes) {
     if (bytes < 64) continue;
