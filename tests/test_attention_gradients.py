@@ -464,6 +464,27 @@ def test_heads_that_come_from_memory_have_the_bits_of_a_few(dtype, kv_heads, lay
         assert same_bits(np.ascontiguousarray(of_many), np.tile(of_few, (times, 1, 1, 1))), name
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "split heads", "Fortran"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, ml_dtypes.bfloat16], ids=lambda x: x.__name__)
+def test_keys_that_no_query_attends_to_change_no_bit_however_many_they_are(dtype, layout, product_isa):
+    """Where caches do not hold the keys of one head, kernels ask for the next block while they compute."""
+    sizes = Sizes(query_length=70, key_length=15001, dim=33, value_dim=40, heads=2, kv_heads=1, batch=(1,))
+    (query, key, value, d_output), _ = case("none", sizes, dtype)
+    seen, fewer = 977, 1400
+    results = []
+    for rows in (sizes.key_length, fewer):
+        inputs = [LAYOUTS[layout](x) for x in (query, key[..., :rows, :], value[..., :rows, :])]
+        output, saved = blasformer.attention_forward(*inputs, key_lengths=np.array([seen]))
+        results.append((output, blasformer.attention_backward(saved, d_output)))
+    (output_of_many, of_many), (output, grads) = results
+    assert same_bits(np.ascontiguousarray(output_of_many), np.ascontiguousarray(output))
+    assert same_bits(np.ascontiguousarray(of_many.query), np.ascontiguousarray(grads.query))
+    for name in ("key", "value"):
+        of_all, of_few = getattr(of_many, name), getattr(grads, name)
+        assert same_bits(np.ascontiguousarray(of_all[..., :fewer, :]), np.ascontiguousarray(of_few)), name
+        assert not of_all[..., seen:, :].any()
+
+
 @pytest.mark.parametrize("kind", ["none", "mask bhij", "bias hij", "softcap", "dropout", "key lengths"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("rest", [1, 2, 3, 4, 5])

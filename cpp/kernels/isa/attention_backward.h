@@ -398,6 +398,8 @@ void backward(const AttentionProblem& p, const QueryRun& run, const BackwardInpu
 
   if (p.split != nullptr) p.split->configure();
   RowsAhead ahead = rows_ahead_of_backward(p, run, inputs, outputs);
+  const bool from_memory = passes_from_memory(
+      p, (p.dim + p.value_dim) * item_size(p.key.dtype) + (key_width + value_width) * Index{sizeof(T)});
   for (Index done = 0; done < run.count;) {
     Index tiles = 0, lowest = p.key_length, highest = 0;
     for (; tiles < kBackwardTiles && done < run.count; ++tiles) {
@@ -420,6 +422,10 @@ void backward(const AttentionProblem& p, const QueryRun& run, const BackwardInpu
                                            work.values, work.value_rows);
       const PackedColumns key_columns = pack_columns(p, keys, count, p.dim, work.safe_keys, work.key_columns);
       FiniteRows<T> finite_keys(keys, count, p.dim);
+      if (from_memory) {
+        ahead = rows_ahead_of_backward_block<T>(p, run, first, count, highest, tiles, work.d_key, key_width,
+                                                work.d_value, value_width);
+      }
       for (Index t = 0; t < tiles; ++t) {
         const QueryTile<T>& place = work.tile[t].queries;
         const Index begin = part_begin(p, first, larger(first, place.lowest_first));

@@ -237,6 +237,7 @@ void forward_tiles(const AttentionProblem& p, const QueryRun& run, void* memory,
     tiles_of_products += forward_product_tiles(p, tile.queries.highest_last - tile.queries.lowest_first);
   }
   RowsAhead ahead = rows_ahead_of_forward(p, run, tiles_of_products, output);
+  const bool from_memory = passes_from_memory(p, (p.dim + p.value_dim) * item_size(p.key.dtype));
   for (Index first = lowest / kKeyBlock * kKeyBlock, count; first < highest; first += count) {
     count = keys_of_block(p, first);
     const KeyBlock<T> keys =
@@ -246,6 +247,7 @@ void forward_tiles(const AttentionProblem& p, const QueryRun& run, void* memory,
     const PackedColumns columns =
         pack_columns(p, values, count, p.value_dim, work.safe_values, work.value_columns);
     FiniteRows<T> finite_values(values, count, p.value_dim);
+    if (from_memory) ahead = rows_ahead_of_forward_block(p, run, first, count, highest, work.tiles);
     for (Index t = 0; t < work.tiles; ++t) {
       const QueryTile<T>& place = work.tile[t].queries;
       const Index begin = part_begin(p, first, larger(first, place.lowest_first));
