@@ -30,10 +30,11 @@ constexpr int kMaxRows = 6;
 #endif
 constexpr int most_rows(int vectors) { return vectors == 1 ? 12 : 2 * kMaxRows / vectors; }
 
-// Rows of A that lie whole pages apart share one set of the L1 cache, of which many CPUs have eight ways: with
-// more rows at once each of their lines would have left it before its next element is read. Old over new time
-// with AVX-512 (Zen 4, two threads): linear 128 x 3072 -> 768 1.09, 48 x 3072 -> 768 1.15, 128 x 1024 -> 1024
-// 1.03, 128 x 4096 -> 4096 1.08; attention of 16 heads of 64 whose rows lie so, forward 1.04 to 1.08.
+// Rows of A that lie whole pages apart share one set of the L1 cache, of which many CPUs have eight ways:
+// with more rows at once each of their lines would have left it before its next element is read. Old over
+// new time with AVX-512 (Zen 4, two threads): linear 128 x 3072 -> 768 1.09, 48 x 3072 -> 768 1.15, 128 x
+// 1024 -> 1024 1.03, 128 x 4096 -> 4096 1.08; attention of 16 heads of 64 whose rows lie so, forward 1.04 to
+// 1.08.
 template <class T>
 constexpr Index most_rows_at_once(int vectors, Index row_stride) {
   constexpr Index page_bytes = 4096, ways = 8;
