@@ -464,6 +464,23 @@ def test_heads_that_come_from_memory_have_the_bits_of_a_few(dtype, kv_heads, lay
         assert same_bits(np.ascontiguousarray(of_many), np.tile(of_few, (times, 1, 1, 1))), name
 
 
+@pytest.mark.parametrize("query_length", [37, 385])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda x: x.__name__)
+def test_rows_that_lie_whole_pages_apart_have_the_bits_of_dense_ones(dtype, query_length, product_isa):
+    """Such rows share a few sets of the caches: kernels read fewer of them at once, or copy them."""
+    heads = 4096 // np.dtype(dtype).itemsize // 64
+    sizes = Sizes(query_length, key_length=277, dim=64, value_dim=64, heads=heads, kv_heads=heads, batch=(1,))
+    inputs, arguments = case("causal, lengths", sizes, dtype)
+    apart = [LAYOUTS["split heads"](x) for x in inputs]
+    assert {x.strides[-2] for x in apart} == {4096}
+    results = []
+    for query, key, value, d_output in (inputs, apart):
+        output, saved = blasformer.attention_forward(query, key, value, **arguments)
+        results.append((output, *blasformer.attention_backward(saved, d_output)[:3]))
+    for dense, of_apart in zip(*results, strict=True):
+        assert same_bits(np.ascontiguousarray(of_apart), np.ascontiguousarray(dense))
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "split heads", "Fortran"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, ml_dtypes.bfloat16], ids=lambda x: x.__name__)
 def test_keys_that_no_query_attends_to_change_no_bit_however_many_they_are(dtype, layout, product_isa):
