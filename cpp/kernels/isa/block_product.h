@@ -5,12 +5,12 @@
 //   C[m][lane] (=, +=, = C * factor[lane] +) sum over k of A[m, k] * B[k][lane]
 //
 // B and C are rows of whole vectors; A is read element by element by broadcasting loads, so it may lie
-// anywhere with any strides: keys and values are used where the caller keeps them, never transposed and never
-// copied. A register tile is kMaxRows x 2 vectors (24 of 32 registers with AVX-512, 12 of 16 otherwise),
-// which needs 14 loads for 24 multiply-adds: the multiply-add units are the limit. An odd vector goes with
-// two others, of fewer rows. Rows are split evenly (64 = 11 + 11 + 11 + 11 + 10 + 10), so that no tile is
-// left with too few accumulators to hide their latency. Measured against calling BLAS on the same blocks: see
-// benchmarks/README.md.
+// anywhere with any strides: keys and values are used where the caller keeps them, never transposed and
+// hardly ever copied (key_block.h). A register tile is kMaxRows x 2 vectors (24 of 32 registers with
+// AVX-512, 12 of 16 otherwise), which needs 14 loads for 24 multiply-adds: the multiply-add units are the
+// limit. An odd vector goes with two others, of fewer rows. Rows are split evenly (64 = 11 + 11 + 11 + 11 +
+// 10 + 10), so that no tile is left with too few accumulators to hide their latency. Measured against
+// calling BLAS on the same blocks: see benchmarks/README.md.
 
 #include <cstddef>
 #include <utility>
