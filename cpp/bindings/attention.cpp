@@ -246,6 +246,7 @@ py::tuple backward(SavedAttention& saved, const py::object& d_output) {
 }
 
 // A call on shapes alone, for the functions that explain instead of compute.
+// Without memory; rows are dense.
 AttentionArguments shapes_only(const std::vector<Index>& query_shape, const std::vector<Index>& key_shape,
                                const std::vector<Index>& value_shape, DType dtype) {
   const auto view = [dtype](const std::vector<Index>& shape, const char* name) {
@@ -259,6 +260,8 @@ AttentionArguments shapes_only(const std::vector<Index>& query_shape, const std:
               shape_text(shape.data(), result.rank));
       result.shape[axis] = shape[axis];
     }
+    if (result.rank > 0) result.stride[result.rank - 1] = 1;
+    if (result.rank > 1) result.stride[result.rank - 2] = result.shape[result.rank - 1];
     return result;
   };
   AttentionArguments arguments;

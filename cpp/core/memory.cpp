@@ -75,9 +75,9 @@ std::size_t available_memory() {
 
 Header* fresh_block(std::size_t capacity) noexcept {
   const std::size_t front = front_of(capacity), size = front + capacity;
-  const std::size_t alignment = size >= 2 * kHugePage     ? kHugePage
-                                : capacity >= kLargeBlock ? kPage
-                                                          : kAlignment;
+  const std::size_t alignment = size >= 2 * kHugePage    ? kHugePage
+                                : front > sizeof(Header) ? kPage
+                                                         : kAlignment;
   void* const memory = std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
   if (memory == nullptr) return nullptr;
   // Whole huge pages only: of the last one little may be used.

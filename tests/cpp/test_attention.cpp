@@ -25,11 +25,13 @@ struct Size {
   Index query_length, key_length, key_heads;
 };
 constexpr Size kTiles{37, 131, 2}, kFourQueries{1, 4301, 1}, kOneQuery{1, 131, 4};
+constexpr Size kManyTiles{205, 131, 2}, kLongHead{3, 17001, 1};  // the latter more than caches hold
 
 enum class Layout {
   dense,     // the last axis is contiguous
   reversed,  // the first axis is, and all are counted down: every stride is negative, the last one is large
   repeated,  // one batch entry and one head stand for all: strides of 0
+  apart,     // of four axes: heads side by side, in rows that are a page apart
 };
 
 // An array of a type that users store.
@@ -44,6 +46,13 @@ class Array {
       if (layout == Layout::repeated && axis + 2 < view_.rank) continue;
       view_.stride[axis] = layout == Layout::reversed ? -size_ : size_;
       size_ *= view_.shape[axis];
+    }
+    if (layout == Layout::apart && view_.rank == 4) {
+      view_.stride[1] = shape[3];
+      view_.stride[2] = 4096 / item_size(dtype);
+      view_.stride[0] = shape[2] * view_.stride[2];
+      size_ = 1;
+      for (int axis = 0; axis < view_.rank; ++axis) size_ += (shape[axis] - 1) * view_.stride[axis];
     }
     memory_ = Tensor<char>::full({size_ * item_size(dtype)}, 0);
     view_.data = memory_.data() + (layout == Layout::reversed ? (size_ - 1) * item_size(dtype) : 0);
@@ -253,6 +262,15 @@ TEST(attention_of_every_type_and_layout_has_the_same_bits_for_any_number_of_thre
         check<double>(size, DType::float64, layout, choose, 1e-13);
       }
     }
+  }
+}
+
+TEST(attention_of_rows_a_page_apart_and_of_long_heads_has_the_same_bits_for_any_number_of_threads) {
+  for (const Choice& choose : {Choice(choose_nothing), Choice(choose_everything)}) {
+    check<float>(kManyTiles, DType::float32, Layout::apart, choose, 1e-5);
+    check<float>(kManyTiles, DType::bfloat16, Layout::apart, choose, 0x1p-6);
+    check<double>(kManyTiles, DType::float64, Layout::apart, choose, 1e-13);
+    check<float>(kLongHead, DType::float32, Layout::dense, choose, 1e-5);
   }
 }
 

@@ -26,7 +26,7 @@ bool blocks_are_its_own(unsigned seed) {
   for (unsigned i = 0; i < 3000; ++i) {
     seed = seed * 1664525 + 1013904223;
     if (held.size() < 40 && (seed >> 16) % 2 == 0) {
-      const std::size_t bytes = kSizes[(seed >> 20) % 12];
+      const std::size_t bytes = kSizes[(seed >> 20) % 13];
       auto* const memory = static_cast<unsigned char*>(allocate_memory(bytes));
       std::memset(memory, static_cast<int>(held.size() % 251), bytes);
       held.emplace_back(memory, bytes);

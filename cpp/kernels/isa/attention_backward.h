@@ -57,8 +57,8 @@ struct BackwardWorkspace {
     scores = carver.take<T>(kMostKeys * queries);
     d_scores = carver.take<T>(kMostKeys * queries);
     cap = carver.take<T>(p.softcap > 0 ? kMostKeys * queries : 0);
-    keys = carver.take<T>(copy_size<T>(p, p.key, p.dim));
-    values = carver.take<T>(copy_size<T>(p, p.value, p.value_dim));
+    keys = carver.take<T>(copy_size<T>(p, p.key, p.dim, kBackwardTiles));
+    values = carver.take<T>(copy_size<T>(p, p.value, p.value_dim, kBackwardTiles));
     safe_keys = carver.take<T>(kMostKeys * p.dim);
     key_rows = carver.take<unsigned char>(packed_rows_bytes(p, p.dim));
     key_columns = carver.take<unsigned char>(packed_columns_bytes(p, p.dim));
@@ -417,9 +417,9 @@ void backward(const AttentionProblem& p, const QueryRun& run, const BackwardInpu
     for (Index first = lowest / kKeyBlock * kKeyBlock, count; first < highest; first += count) {
       count = keys_of_block(p, first);
       const KeyBlock<T> keys =
-          key_block(p, p.key, run.batch, run.key_head, first, count, p.dim, work.keys, work.key_rows);
+          key_block(p, p.key, run.batch, run.key_head, first, count, p.dim, tiles, work.keys, work.key_rows);
       const KeyBlock<T> values = key_block(p, p.value, run.batch, run.key_head, first, count, p.value_dim,
-                                           work.values, work.value_rows);
+                                           tiles, work.values, work.value_rows);
       const PackedColumns key_columns = pack_columns(p, keys, count, p.dim, work.safe_keys, work.key_columns);
       FiniteRows<T> finite_keys(keys, count, p.dim);
       if (from_memory) {
@@ -470,9 +470,9 @@ void bias_gradient(const AttentionProblem& p, const HeadRows& rows, Index first_
     find_visible_for_gradients(p, tile.queries, first, block, work.bias, visible);
     if (visible.seen == 0) continue;
     const KeyBlock<T> keys =
-        key_block(p, p.key, rows.batch, key_head, first, block, p.dim, work.keys, work.key_rows);
-    const KeyBlock<T> values =
-        key_block(p, p.value, rows.batch, key_head, first, block, p.value_dim, work.values, work.value_rows);
+        key_block(p, p.key, rows.batch, key_head, first, block, p.dim, 1, work.keys, work.key_rows);
+    const KeyBlock<T> values = key_block(p, p.value, rows.batch, key_head, first, block, p.value_dim, 1,
+                                         work.values, work.value_rows);
     recompute(p, first, block, keys, values, visible, work, tile, nothing_ahead);
     T* sum[kTileQueries<T>];
     for (Index r = 0; r < rows.count; ++r) sum[r] = out + r * (last_key - first_key) + (first - first_key);

@@ -259,7 +259,7 @@ void attend_few(const AttentionProblem& p, Index first, Index count, FewWorkspac
   if (visible.seen == 0) return;
   tile.seen |= visible.seen;
   const KeyBlock<T> keys =
-      stored_block(p, p.key, place.batch, place.key_head, first, count, p.dim, work.keys);
+      stored_block(p, p.key, place.batch, place.key_head, first, count, p.dim, 1, work.keys);
   few_score_product(p, place, count, keys, tile.query, width, work.scores);
   finish_few_scores<T, queries>(p, place, first, count, work.bias, work.scores);
   const auto hidden = S::broadcast(kMinusInfinity<T>);
@@ -280,8 +280,8 @@ void attend_few(const AttentionProblem& p, Index first, Index count, FewWorkspac
   UnsafeRows unsafe;
   const KeyBlock<T> values =
       visible.all
-          ? stored_block(p, p.value, place.batch, place.key_head, first, count, p.value_dim, work.values)
-          : key_block(p, p.value, place.batch, place.key_head, first, count, p.value_dim, work.values);
+          ? stored_block(p, p.value, place.batch, place.key_head, first, count, p.value_dim, 1, work.values)
+          : key_block(p, p.value, place.batch, place.key_head, first, count, p.value_dim, 1, work.values);
   const KeyBlock<T> safe =
       visible.all ? values : replace_unsafe_rows(values, count, p.value_dim, work.safe_values, unsafe);
   few_values<T, queries>(count, p.value_dim, safe, work.scores, width, work.factor, tile.started,

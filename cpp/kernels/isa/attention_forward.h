@@ -51,8 +51,8 @@ struct ForwardWorkspace {
     constexpr Index queries = kTileQueries<T>;
     tile = carver.take<ForwardTile<T>>(tiles);
     scores = carver.take<T>(kMostKeys * queries);
-    keys = carver.take<T>(copy_size<T>(p, p.key, p.dim));
-    values = carver.take<T>(copy_size<T>(p, p.value, p.value_dim));
+    keys = carver.take<T>(copy_size<T>(p, p.key, p.dim, tiles));
+    values = carver.take<T>(copy_size<T>(p, p.value, p.value_dim, tiles));
     safe_values = carver.take<T>(kMostKeys * p.value_dim);
     key_rows = carver.take<unsigned char>(packed_rows_bytes(p, p.dim));
     value_columns = carver.take<unsigned char>(packed_columns_bytes(p, p.value_dim));
@@ -237,13 +237,13 @@ void forward_tiles(const AttentionProblem& p, const QueryRun& run, void* memory,
     tiles_of_products += forward_product_tiles(p, tile.queries.highest_last - tile.queries.lowest_first);
   }
   RowsAhead ahead = rows_ahead_of_forward(p, run, tiles_of_products, output);
-  const bool from_memory = passes_from_memory(p, (p.dim + p.value_dim) * item_size(p.key.dtype));
+  const bool from_memory = forward_passes_from_memory(p, run);
   for (Index first = lowest / kKeyBlock * kKeyBlock, count; first < highest; first += count) {
     count = keys_of_block(p, first);
-    const KeyBlock<T> keys =
-        stored_block(p, p.key, run.batch, run.key_head, first, count, p.dim, work.keys, work.key_rows);
+    const KeyBlock<T> keys = stored_block(p, p.key, run.batch, run.key_head, first, count, p.dim, work.tiles,
+                                          work.keys, work.key_rows);
     const KeyBlock<T> values =
-        key_block(p, p.value, run.batch, run.key_head, first, count, p.value_dim, work.values);
+        key_block(p, p.value, run.batch, run.key_head, first, count, p.value_dim, work.tiles, work.values);
     const PackedColumns columns =
         pack_columns(p, values, count, p.value_dim, work.safe_values, work.value_columns);
     FiniteRows<T> finite_values(values, count, p.value_dim);

@@ -21,7 +21,7 @@ struct WeightsWorkspace {
     constexpr Index queries = kTileQueries<T>;
     query = carver.take<T>(query_operand_size<T>(p, p.dim));
     scores = carver.take<T>(kKeyBlock * queries);
-    keys = carver.take<T>(copy_size<T>(p, p.key, p.dim));
+    keys = carver.take<T>(copy_size<T>(p, p.key, p.dim, 1));
     key_rows = carver.take<unsigned char>(packed_rows_bytes(p, p.dim));
     split.take(p, 0, carver);
     dense = carver.take<T>(queries * p.dim);
@@ -91,7 +91,7 @@ void weights(const AttentionProblem& p, Index batch, Index head, const Index* ro
     if (visible.seen != 0 && p.bias.data != nullptr) load_bias(p, tile, begin, block, work.bias, visible);
     if (visible.seen == 0) continue;
     const KeyBlock<T> keys =
-        stored_block(p, p.key, batch, p.key_head(head), begin, block, p.dim, work.keys, work.key_rows);
+        stored_block(p, p.key, batch, p.key_head(head), begin, block, p.dim, 1, work.keys, work.key_rows);
     score_product(p, tile, block, keys, work.query, work.scores, nothing_ahead);
     finish_scores(p, tile, begin, block, work.bias, work.scores);
     if (!visible.all) hide(tile, block, visible, kMinusInfinity<T>, work.scores);

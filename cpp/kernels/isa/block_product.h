@@ -38,11 +38,11 @@ constexpr int most_rows(int vectors) { return vectors == 1 ? 12 : 2 * kMaxRows /
 template <class T>
 constexpr Index most_rows_at_once(int vectors, Index row_stride) {
   constexpr Index page_bytes = 4096, ways = 8;
-  const bool in_one_set = row_stride * Index{sizeof(T)} % page_bytes == 0;
+  const bool in_one_set = row_stride != 0 && row_stride * Index{sizeof(T)} % page_bytes == 0;
   return in_one_set && most_rows(vectors) > ways ? ways : most_rows(vectors);
 }
 
-// How many tiles of two vectors multiply so many rows.
+// How many tiles of two vectors multiply so many rows, at least.
 constexpr Index product_tiles(Index rows) { return ceil_div(rows, most_rows(2)); }
 
 // A strided matrix that is only ever read one element at a time.

@@ -6,10 +6,11 @@
 //
 // Where one head is more than a core's caches hold, every pass over its keys would wait for each block. So
 // whoever is at a block asks for the next one. Old over new time, two threads of a Zen 4 (1 MB of L2),
-// float32, two runs each, AVX-512 | AVX2. Forward: 4096 tokens of 4 heads of 96 1.05, 1.05 | 1.08, 1.03; of
-// 160 1.07 | 1.15; 16384 of 64 1.05, 1.03 | 1.08, 1.03. Forward + backward: 4096 tokens of 160 1.10, 1.06 |
-// 1.19, 1.09; of 64 1.08, 1.02 | 1.08, 1.14. Where a pass is over 2 MB or less, nothing is gained: 0.99 to
-// 1.04 | 0.93 to 1.02.
+// float32, two runs each where there are two figures, AVX-512 | AVX2. Forward: 4096 tokens of 4 heads of 96
+// 1.05, 1.05 | 1.08, 1.03; of 160 1.07 | 1.15; 16384 of 64 1.05, 1.03 | 1.08, 1.03. Forward + backward: 4096
+// tokens of 160 1.10, 1.06 | 1.19, 1.09; of 64 1.08, 1.02 | 1.08, 1.14. Where a pass is over 2 MB or less,
+// nothing is gained: 0.99 to 1.04 | 0.93 to 1.02. Few queries of long caches, one pass: 32/4 heads of 128,
+// 8192 keys 1.84 | 1.64, 32768 keys 1.76 | 1.49; 8 queries of 64 heads of 64, 2048 keys 1.45 | 1.28.
 
 #include "kernels/attention_kernels.h"
 #include "kernels/isa/block_product.h"
@@ -84,10 +85,19 @@ inline RowsAhead rows_ahead_of_forward(const AttentionProblem& p, QueryRun run, 
   return ahead;
 }
 
-// Whether a pass over the keys of a head, of which so many bytes belong to each, is too much for the caches.
+// Whether a pass over the keys of a head, of which so many bytes belong to each, is too much for the caches of
+// a core.
 inline bool passes_from_memory(const AttentionProblem& p, Index bytes_of_key) {
   constexpr Index held_bytes = 2 << 20;
   return p.key_length * bytes_of_key > held_bytes;
+}
+
+// Where a run has all queries of a head there is one pass over its keys, and they come from wherever all heads
+// have been since the call before.
+inline bool forward_passes_from_memory(const AttentionProblem& p, const QueryRun& run) {
+  constexpr Index least_keys = 8 * kKeyBlock;
+  if (run.count >= p.group() * p.query_length) return p.key_length >= least_keys && heads_fill(p, 16 << 20);
+  return passes_from_memory(p, (p.dim + p.value_dim) * item_size(p.key.dtype));
 }
 
 // The keys and values of the block from `first` on, as far as `end`.

@@ -35,8 +35,8 @@ RowOrder row_order(const AttentionProblem& p, const AttentionOperand& x, Index c
   return x.dtype == DType::bfloat16 ? RowOrder::bfloat16 : RowOrder::plain;
 }
 
-// Keys or values [first, first + count) of a head, in place when they have the type computed in, else widened
-// into `buffer`; and, where a product wants them so, packed.
+// Keys or values [first, first + count) of a head, in place if they can be read so, else copied, in the type
+// computed in, into `buffer`; and, where a product wants them so, packed.
 template <class T>
 struct KeyBlock {
   const T* data;
@@ -84,44 +84,45 @@ void with_stored_rows(const KeyBlock<T>& block, Body body) {
 }
 
 // Rows that lie whole pages apart, as those of 16 heads of 64 side by side, share a few sets of the caches,
-// which do not keep a block of them: every tile would read it from further away. With wide tiles a copy
-// takes about what it saves. Old over new time with AVX2 (Zen 4, two threads, float32), forward, forward +
-// backward: 16 heads of 64, 512 tokens 1.06, 1.08, 1024 tokens 1.08, 1.04, 2048 tokens 1.17, 1.04; 32 heads
-// of 128, 1024 tokens 1.04, 0.99. 128 tokens 0.92, 0.98; with AVX-512 0.89 to 1.07.
+// which do not keep a block of them: every tile of queries would read it from further away. With wide tiles
+// a copy takes about what it saves. Old over new time with AVX2 (Zen 4, two threads, float32), forward,
+// forward + backward: 16 heads of 64, 512 tokens 1.06, 1.08, 1024 tokens 1.08, 1.04, 2048 tokens 1.17, 1.04;
+// 32 heads of 128, 1024 tokens 1.04, 0.99; 197 tokens 0.98, 1.13; with two tiles (128 tokens) 0.92; with
+// AVX-512 0.89 to 1.07.
 template <class T>
-bool rows_drive_each_other_out([[maybe_unused]] const AttentionProblem& p,
-                               [[maybe_unused]] const AttentionOperand& x) {
+bool tiles_need_copy([[maybe_unused]] const AttentionOperand& x, [[maybe_unused]] Index tiles) {
 #if defined(BLASFORMER_ISA_avx512)
   return false;
 #else
-  constexpr Index page_bytes = 4096, least_queries = 384;
-  return p.query_length >= least_queries && x.column_stride == 1 &&
+  constexpr Index page_bytes = 4096, enough_tiles = 4;
+  return tiles >= enough_tiles && x.column_stride == 1 && x.row_stride != 0 &&
          x.row_stride * Index{sizeof(T)} % page_bytes == 0;
 #endif
 }
 
 template <class T>
-bool needs_copy(const AttentionProblem& p, const AttentionOperand& x) {
+bool needs_copy(const AttentionProblem& p, const AttentionOperand& x, Index tiles) {
   return x.dtype != dtype_of<T>() || ((p.few_queries() || p.split != nullptr) && x.column_stride != 1) ||
-         rows_drive_each_other_out<T>(p, x);
+         tiles_need_copy<T>(x, tiles);
 }
 
-// Elements of T that the copy of a block takes.
+// Elements of T that the copy of a block takes, which so many tiles of queries read.
 template <class T>
-Index copy_size(const AttentionProblem& p, const AttentionOperand& x, Index columns) {
-  if (!needs_copy<T>(p, x)) return 0;
+Index copy_size(const AttentionProblem& p, const AttentionOperand& x, Index columns, Index tiles) {
+  if (!needs_copy<T>(p, x, tiles)) return 0;
   return kMostKeys * columns * (p.pairs != nullptr && x.column_stride != 1 ? 2 : 1);
 }
 
 template <class T>
 KeyBlock<T> key_block(const AttentionProblem& p, const AttentionOperand& x, Index batch, Index key_head,
-                      Index first, Index count, Index columns, T* buffer, unsigned char* strips = nullptr) {
+                      Index first, Index count, Index columns, Index tiles, T* buffer,
+                      unsigned char* strips = nullptr) {
   const Index start = x.offset(batch, key_head) + first * x.row_stride;
   KeyBlock<T> block = halves_block<T>(p, x, batch, key_head, first, columns);
   block.data = static_cast<const T*>(x.data) + start;
   block.row_stride = x.row_stride;
   block.column_stride = x.column_stride;
-  if (needs_copy<T>(p, x)) {
+  if (needs_copy<T>(p, x, tiles)) {
     copy_rows(x, start, count, columns, buffer, columns);
     block.data = buffer;
     block.row_stride = columns;
@@ -147,11 +148,11 @@ KeyBlock<T> key_block(const AttentionProblem& p, const AttentionOperand& x, Inde
 // In place, if they can be read so, or as key_block gives them.
 template <class T>
 KeyBlock<T> stored_block(const AttentionProblem& p, const AttentionOperand& x, Index batch, Index key_head,
-                         Index first, Index count, Index columns, T* buffer,
+                         Index first, Index count, Index columns, Index tiles, T* buffer,
                          unsigned char* strips = nullptr) {
   const KeyBlock<T> block = halves_block<T>(p, x, batch, key_head, first, columns);
   if (block.halves != nullptr) return block;
-  return key_block(p, x, batch, key_head, first, count, columns, buffer, strips);
+  return key_block(p, x, batch, key_head, first, count, columns, tiles, buffer, strips);
 }
 
 // The sum of x * 0 over a row: NaN in some lane, unless all of the row is finite.

@@ -41,16 +41,18 @@ class RowsAhead {
   }
 
   [[gnu::always_inline]] void ask(Index tiles = 1) {
-    for (Index left = lines_of_tile_ * tiles; left > 0 && next_ < parts_; --left) {
+    for (Index left = lines_of_tile_ * tiles; left > 0 && next_ < parts_;) {
       Part& part = part_[next_];
-      const void* const line = reinterpret_cast<const void*>(part.first + byte_);
+      const Index in_row = ceil_div(part.bytes - byte_, kLine), count = left < in_row ? left : in_row;
+      const std::uintptr_t line = part.first + static_cast<std::uintptr_t>(byte_);
       if (part.written) {
-        __builtin_prefetch(line, 1, 2);
+        for (Index i = 0; i < count; ++i) __builtin_prefetch(place(line, i), 1, 2);
       } else {
-        __builtin_prefetch(line, 0, 2);
+        for (Index i = 0; i < count; ++i) __builtin_prefetch(place(line, i), 0, 2);
       }
-      byte_ += kLine;
-      if (byte_ < static_cast<std::uintptr_t>(part.bytes)) continue;
+      left -= count;
+      byte_ += count * kLine;
+      if (byte_ < part.bytes) continue;
       byte_ = 0;
       part.first += static_cast<std::uintptr_t>(part.stride);
       if (--part.rows == 0) ++next_;
@@ -66,6 +68,10 @@ class RowsAhead {
     bool written;
   };
 
+  static const void* place(std::uintptr_t first, Index line) {
+    return reinterpret_cast<const void*>(first + static_cast<std::uintptr_t>(line * kLine));
+  }
+
   void add(std::uintptr_t first, Index rows, Index bytes, Index stride, bool written) {
     if (rows <= 0 || bytes <= 0 || parts_ == kMostParts) return;
     const bool gapless = stride == bytes;
@@ -74,7 +80,7 @@ class RowsAhead {
 
   Part part_[kMostParts];
   int parts_ = 0, next_ = 0;
-  std::uintptr_t byte_ = 0;
+  Index byte_ = 0;
   Index lines_of_tile_ = 0;
 };
 
