@@ -442,8 +442,8 @@ def attention_plan(
     query_tile, key_block: queries computed side by side, and keys per step of the online softmax
     queries_per_task, keys_per_task, tasks, threads: how the work is cut, and how many threads would share it
         now; keys are cut where there are few queries
-    peak_bytes: memory of the call: its results and all scratch memory; linear in the lengths, but for weights.
-        Of keys and values that are not dense, each thread may copy 160 rows more
+    peak_bytes: memory of the call: its results and all scratch memory; linear in the lengths, but for
+        weights. Each thread may copy 160 rows more of keys and of values that are not dense
 
     Raises what scaled_dot_product_attention raises for shapes and dtypes.
 

@@ -85,15 +85,15 @@ inline RowsAhead rows_ahead_of_forward(const AttentionProblem& p, QueryRun run, 
   return ahead;
 }
 
-// Whether a pass over the keys of a head, of which so many bytes belong to each, is too much for the caches of
-// a core.
+// Whether a pass over the keys of a head, of which so many bytes belong to each, is more than the caches of a
+// core hold.
 inline bool passes_from_memory(const AttentionProblem& p, Index bytes_of_key) {
   constexpr Index held_bytes = 2 << 20;
   return p.key_length * bytes_of_key > held_bytes;
 }
 
-// Where a run has all queries of a head there is one pass over its keys, and they come from wherever all heads
-// have been since the call before.
+// Where a run has all queries of a head there is one pass over its keys, which come from wherever those of all
+// heads are.
 inline bool forward_passes_from_memory(const AttentionProblem& p, const QueryRun& run) {
   constexpr Index least_keys = 8 * kKeyBlock;
   if (run.count >= p.group() * p.query_length) return p.key_length >= least_keys && heads_fill(p, 16 << 20);
