@@ -92,8 +92,8 @@ inline bool passes_from_memory(const AttentionProblem& p, Index bytes_of_key) {
   return p.key_length * bytes_of_key > held_bytes;
 }
 
-// Where a run has all queries of a head there is one pass over its keys, which come from wherever those of all
-// heads are.
+// Where a run has all queries of a head there is one pass over its keys, and they come from wherever those of
+// all heads are.
 inline bool forward_passes_from_memory(const AttentionProblem& p, const QueryRun& run) {
   constexpr Index least_keys = 8 * kKeyBlock;
   if (run.count >= p.group() * p.query_length) return p.key_length >= least_keys && heads_fill(p, 16 << 20);
