@@ -52,7 +52,7 @@ class Array {
       view_.stride[2] = 4096 / item_size(dtype);
       view_.stride[0] = shape[2] * view_.stride[2];
       size_ = 1;
-      for (int axis = 0; axis < view_.rank; ++axis) size_ += (shape[axis] - 1) * view_.stride[axis];
+      for (int axis = 0; axis < view_.rank; ++axis) size_ += (view_.shape[axis] - 1) * view_.stride[axis];
     }
     memory_ = Tensor<char>::full({size_ * item_size(dtype)}, 0);
     view_.data = memory_.data() + (layout == Layout::reversed ? (size_ - 1) * item_size(dtype) : 0);
