@@ -650,6 +650,19 @@ print(min(idle() for _ in range(5)))  # a busy machine can make one of them look
     assert float(run_python(program)) < 0.005
 
 
+# pybind11 looks NumPy's functions up with the GIL released in a way that aborts a process which exits
+# meanwhile, if a daemon thread does it: one exit in 150 after the first calls of three threads.
+def test_the_first_call_looks_nothing_up_in_numpy() -> None:
+    program = """
+import numpy as np
+def look_up(version):
+    raise AssertionError("looked up at the first call, not at import")
+np.lib.NumpyVersion = look_up
+x = np.ones((1, 1, 2, 4), np.float32)
+print(blasformer.scaled_dot_product_attention(x, x, x).shape)"""
+    assert run_python(program) == "(1, 1, 2, 4)"
+
+
 @pytest.mark.parametrize("milliseconds", [1, 5, 13, 29])
 def test_an_exit_while_daemon_threads_compute_neither_crashes_nor_hangs(milliseconds: int) -> None:
     program = f"""

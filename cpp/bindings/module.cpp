@@ -1,3 +1,4 @@
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include <exception>
@@ -36,6 +37,9 @@ PYBIND11_MODULE(_core, module) {
       PyErr_SetString(PyExc_MemoryError, "not enough memory for this call's arrays");
     }
   });
+  // Looks NumPy's functions up. By itself pybind11 would do it at the first array, with the GIL released in a
+  // way that aborts the process when a daemon thread does it while the interpreter shuts down (see gil.h).
+  py::detail::npy_api::get();
   blasformer::bindings::bind_attention(module);
   blasformer::bindings::bind_functional(module);
   blasformer::bindings::bind_gradients(module);
