@@ -34,7 +34,8 @@ using Clock = std::chrono::steady_clock;
 
 // Every thread gets at least this much to do. A sleeping worker starts its first task 10 to 30 us after it is
 // woken (a spinning one after 0.1 us), and waking it costs the calling thread 2 us or more.
-constexpr double kLeastWorkPerThread = 10e3;  // ns
+constexpr double kLeastWorkPerThread = 10e3;        // ns
+constexpr double kLeastWorkOfSpinningThread = 2e3;  // ns
 
 // How long a worker without work spins before it sleeps: long enough to bridge the gap between the loops of
 // one call, far too short to be seen as load or to take a core from another library.
@@ -327,6 +328,25 @@ int default_num_threads() {
 std::atomic<int> process_num_threads{0};  // 0: not decided yet
 thread_local std::optional<int> overridden_num_threads;
 
+// Until then those spin that ran the last loop. Workers that did not are woken for no more than this either:
+// where one loop follows the other the next ones find them spinning. (Zen 4, two threads, called again and
+// again: layer_norm and gelu of 16384 numbers are 1.4 and 1.6 times as fast as with the least work above,
+// attention of 8 heads of 32 tokens 1.8 times, training steps of 64 to 256 features 1.05 to 1.12 times.)
+std::atomic<Clock::rep> spinning_until{0};
+
+bool workers_spin() {
+  return Clock::now().time_since_epoch().count() < spinning_until.load(std::memory_order_relaxed);
+}
+
+void workers_spin_from_now() {
+  spinning_until.store((Clock::now() + kSpinTime).time_since_epoch().count(), std::memory_order_relaxed);
+}
+
+int useful_threads(Index tasks, double work, int threads, double least_work) {
+  const double useful = std::min(static_cast<double>(std::min<Index>(tasks, threads)), work / least_work);
+  return useful > 1 ? static_cast<int>(useful) : 1;
+}
+
 void require_sane(int count) {
   require(count >= 1 && count <= kMaxThreads, "the number of threads must be from 1 to ", kMaxThreads,
           ", got ", count);
@@ -356,13 +376,21 @@ std::optional<int> override_num_threads(std::optional<int> count) {
 }
 
 int planned_threads(Index tasks, double work, int threads) {
-  const double useful =
-      std::min(static_cast<double>(std::min<Index>(tasks, threads)), work / kLeastWorkPerThread);
-  return useful > 1 ? static_cast<int>(useful) : 1;
+  return useful_threads(tasks, work, threads, kLeastWorkPerThread);
+}
+
+int most_threads(Index tasks, double work, int threads) {
+  return useful_threads(tasks, work, threads, kLeastWorkOfSpinningThread);
 }
 
 void parallel_for(Index tasks, double work, TaskFunction function, int threads) {
-  threads = inside_task ? 1 : planned_threads(tasks, work, threads);
+  const int most = inside_task ? 1 : most_threads(tasks, work, threads);
+  if (most == 1) return run_serially(tasks, work, function);
+  struct AtEnd {
+    ~AtEnd() { workers_spin_from_now(); }
+  } at_end;
+  threads = planned_threads(tasks, work, threads);
+  if (threads < most && workers_spin()) threads = most;
   if (threads == 1) return run_serially(tasks, work, function);
   Pool& shared = pool();
   if (!shared.try_acquire()) return run_serially(tasks, work, function);

@@ -214,7 +214,7 @@ AttentionPlan attention_plan(const AttentionArguments& arguments) {
         cut.per_run,
         keys.per_part,
         tasks,
-        planned_threads(tasks, attention_work(p)),
+        most_threads(tasks, attention_work(p)),
         kernels.forward_workspace(p, cut.per_run),
         results * item_size(arguments.query.dtype == DType::float64 ? DType::float64 : DType::float32)};
   };

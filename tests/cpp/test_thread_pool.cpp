@@ -1,6 +1,7 @@
 #include <atomic>
 #include <chrono>
 #include <limits>
+#include <mutex>
 #include <set>
 #include <stdexcept>
 #include <thread>
@@ -33,6 +34,22 @@ bool every_task_runs_once(Index tasks, int threads, double work = kLargeWork) {
       threads);
   for (const std::atomic<int>& count : runs) ok = ok && count == 1;
   return ok;
+}
+
+// Which workers took a part of work that is worth a spinning worker, but not waking one.
+std::set<int> workers_of_little_work() {
+  std::set<int> workers;
+  std::mutex mutex;
+  const auto task = [&](Index, int worker) {
+    {
+      const std::lock_guard lock(mutex);
+      workers.insert(worker);
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(1));  // the others' turn, where there is one core
+  };
+  CHECK(planned_threads(8, 8e3, 2) == 1 && most_threads(8, 8e3, 2) == 2);
+  parallel_for(8, 8e3, task, 2);
+  return workers;
 }
 
 }  // namespace
@@ -86,6 +103,27 @@ TEST(every_thread_is_worth_waking) {
   CHECK(planned_threads(100, 1e9, 64) == 64);
   CHECK(planned_threads(3, 1e9, 64) == 3);
   CHECK(planned_threads(0, 0, 64) == 1);
+  CHECK(most_threads(100, 3.9e3, 64) == 1);
+  CHECK(most_threads(100, 10e3, 64) == 5);
+  CHECK(most_threads(3, 10e3, 64) == 3);
+  CHECK(most_threads(0, 0, 64) == 1);
+}
+
+TEST(little_work_is_shared_where_one_loop_follows_the_other) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+  while (workers_of_little_work().size() < 2) {
+    if (std::chrono::steady_clock::now() > deadline) {
+      CHECK(false);
+      break;
+    }
+  }
+}
+
+TEST(little_work_after_a_pause_is_done_by_the_calling_thread) {
+  for (int i = 0; i < 20; ++i) {
+    std::this_thread::sleep_for(milliseconds(1));
+    CHECK(workers_of_little_work() == std::set<int>{0});
+  }
 }
 
 TEST(a_nested_call_is_serial_and_sees_one_thread) {
