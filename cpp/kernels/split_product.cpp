@@ -105,8 +105,8 @@ bool plain_tile(const void* left, Index rows, Index left_depth, Index first, con
   join(Bundle(right, depth), columns, depth, false, joined_right);
   kernels.pack_left({joined, depth, 1}, rows, depth, packed_left);
   kernels.pack_right({joined_right, 1, depth}, depth, columns, packed_right);
-  kernels.multiply(packed_left, rows, depth, packed_right, kernels.panel * depth, columns, nullptr, 0, tile,
-                   stride);
+  kernels.multiply(packed_left, rows, depth, {packed_right, kernels.panel * depth, kernels.panel}, columns,
+                   nullptr, 0, tile, stride);
   return true;
 }
 

@@ -67,7 +67,7 @@ bool is_large_enough(Index rows, Index columns, Index depth) {
 }
 
 // Packed columns: blocks of the depth, each [panel] of `bundle` bytes, however deep the last block is.
-struct Panels {
+struct SplitPanels {
   const unsigned char* data;
   Index count, bundle;
   Index first;  // the panel that a product begins with
@@ -86,8 +86,8 @@ void pack_panels(const SplitProductKernels& kernels, Index block, Index depth, I
 }
 
 void multiply_panels(const SplitProductKernels& kernels, const SplitCut& cut, Index rows, Index columns,
-                     Index depth, MatrixView<float> left, const Panels& right, const float* bias, Write write,
-                     float* c, Index c_stride) {
+                     Index depth, MatrixView<float> left, const SplitPanels& right, const float* bias,
+                     Write write, float* c, Index c_stride) {
   const Index row_blocks = ceil_div(rows, cut.rows), groups = ceil_div(columns, cut.columns);
   parallel_for(row_blocks * groups, product_work(rows, columns, depth), [&](Index task, int) {
     const Index row = task / groups * cut.rows, first = task % groups * cut.columns;
@@ -130,7 +130,7 @@ bool multiply(Index rows, Index columns, Index depth, MatrixView<float> left, Ma
     const SharedWorkspace workspace(ceil_div(depth, cut.depth) * panels * bundle);
     unsigned char* const packed = static_cast<unsigned char*>(workspace.data());
     pack_panels(*kernels, cut.depth, depth, width, right.from(0, begin), packed);
-    multiply_panels(*kernels, cut, rows, width, depth, left, Panels{packed, panels, bundle, 0},
+    multiply_panels(*kernels, cut, rows, width, depth, left, SplitPanels{packed, panels, bundle, 0},
                     bias ? bias + begin : nullptr, write, c + begin, c_stride);
   }
   return true;
@@ -177,7 +177,7 @@ bool PackedSplitRight::can_begin_at(Index column) const { return column % kernel
 void PackedSplitRight::product(Index rows, Index columns, MatrixView<float> left, Index first_column,
                                const float* bias, float* c, Index c_stride) const {
   const SplitCut cut = split_cut(*kernels_, rows, columns, depth_);
-  const Panels panels{memory_.data(), panels_, bundle_, first_column / kernels_->lines};
+  const SplitPanels panels{memory_.data(), panels_, bundle_, first_column / kernels_->lines};
   multiply_panels(*kernels_, cut, rows, columns, depth_, left, panels, bias, Write::replace, c, c_stride);
 }
 

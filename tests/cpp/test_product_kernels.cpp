@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -38,8 +39,8 @@ std::vector<float> product(Index rows, Index columns, Index depth, const std::ve
   std::vector<Stored> packed(size(1 + round_up(columns, kernels.panel) * depth));
   kernels.pack_left({left.data(), depth, 1}, rows, depth, strips.data());
   kernels.pack_right({right.data(), 1, depth}, depth, columns, packed.data() + 1);
-  multiply(strips.data(), rows, depth, packed.data() + 1, kernels.panel * depth, columns, start.data(), 0,
-           c.data(), columns);
+  multiply(strips.data(), rows, depth, {packed.data() + 1, kernels.panel * depth, kernels.panel}, columns,
+           start.data(), 0, c.data(), columns);
   return c;
 }
 
@@ -57,7 +58,45 @@ std::vector<float> in_place_product(Index rows, Index columns, Index depth, cons
   return c;
 }
 
+// The same where whole panels are read as they lie, in lines `line` numbers apart. The right side ends
+// with the last number of the last line: what is read beyond it is found by the address sanitizer.
+std::vector<float> lying_product(Index rows, Index columns, Index depth, const std::vector<float>& left,
+                                 const std::vector<float>& right, Index line) {
+  const ProductKernels<float>& kernels = product_kernels<float>();
+  std::vector<float> strips(size(rows * depth)), start(size(columns), 1.0f), c(size(rows * columns));
+  std::vector<float> lines(size((depth - 1) * line + columns), std::numeric_limits<float>::quiet_NaN());
+  for (Index k = 0; k < depth; ++k) {
+    for (Index j = 0; j < columns; ++j) lines[size(k * line + j)] = right[size(j * depth + k)];
+  }
+  kernels.pack_left({left.data(), depth, 1}, rows, depth, strips.data());
+  kernels.multiply(strips.data(), rows, depth, {lines.data(), kernels.panel, line}, columns, start.data(), 0,
+                   c.data(), columns);
+  return c;
+}
+
 }  // namespace
+
+TEST(whole_panels_read_as_they_lie_give_the_bits_of_packed_ones_within_their_memory) {
+  each_isa([] {
+    const Index panel = product_kernels<float>().panel;
+    for (const Index depth : {1, 2, 31, 64, 67}) {
+      for (const Index panels : {1, 2, 3, 5}) {
+        const Index columns = panels * panel;
+        std::vector<float> right(size(columns * depth));
+        for (std::size_t i = 0; i < right.size(); ++i) right[i] = static_cast<float>(i % 89) / 89 - 0.5f;
+        for (const Index rows : {1, 2, 3, 4, 7, 12, 13, 26}) {
+          std::vector<float> left(size(rows * depth));
+          for (std::size_t i = 0; i < left.size(); ++i) left[i] = static_cast<float>(i % 97) / 97 - 0.5f;
+          const std::vector<float> expected = product(rows, columns, depth, left, right);
+          for (const Index line : {columns, columns + 1, columns + 37}) {
+            const std::vector<float> c = lying_product(rows, columns, depth, left, right, line);
+            CHECK(std::memcmp(c.data(), expected.data(), c.size() * sizeof(float)) == 0);
+          }
+        }
+      }
+    }
+  });
+}
 
 TEST(columns_read_as_they_lie_give_the_bits_of_packed_ones_within_their_memory) {
   each_isa([] {

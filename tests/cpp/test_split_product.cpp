@@ -109,8 +109,8 @@ Values plain_product(const Problem& p, Index block = 512) {
     const Index deep = std::min(block, p.depth - k);
     kernels.pack_left({p.left.data() + k, p.depth, 1}, p.rows, deep, strips.data());
     kernels.pack_right({p.right.data() + k * p.columns, p.columns, 1}, deep, p.columns, panels.data());
-    kernels.multiply(strips.data(), p.rows, deep, panels.data(), deep * kernels.panel, p.columns,
-                     k == 0 ? nullptr : c.data(), p.columns, c.data(), p.columns);
+    kernels.multiply(strips.data(), p.rows, deep, {panels.data(), deep * kernels.panel, kernels.panel},
+                     p.columns, k == 0 ? nullptr : c.data(), p.columns, c.data(), p.columns);
   }
   return c;
 }

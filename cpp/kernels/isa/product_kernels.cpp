@@ -5,7 +5,8 @@
 // panels go by, each panel in L1 while the strips go by (Goto and van de Geijn 2008, "Anatomy of
 // high-performance matrix multiplication"). Fewer than four rows take several panels at once: packed weights
 // are then read as fast as memory is. More rows ask for the next panel while they multiply by one
-// (asking_strips).
+// (asking_strips). Where the right side is small, so that packing it would take a part of the time, its whole
+// panels are read as they lie, at another distance from line to line.
 //
 // Columns in bfloat16 are packed as such, and widened in the registers of the tile, whenever they are read: a
 // panel takes half the memory, of the caches too, and the two more instructions are done while the
@@ -269,10 +270,10 @@ struct NextPanel {
   }
 };
 
-// Panels are right_stride apart.
 template <class T, class Stored, class Ahead, int rows, int panels>
-[[gnu::noinline]] void panel_tile(Index depth, const T* left, const Stored* right, Index right_stride,
-                                  Ahead ahead, const T* start, Index start_stride, T* c, Index c_stride) {
+[[gnu::noinline]] void panel_tile(Index depth, const T* left, const Stored* right, Index panel_stride,
+                                  Index line_stride, Ahead ahead, const T* start, Index start_stride, T* c,
+                                  Index c_stride) {
   using S = Simd<T>;
   typename S::Vector sum[rows][2 * panels];
 #pragma GCC unroll 12
@@ -285,8 +286,8 @@ template <class T, class Stored, class Ahead, int rows, int panels>
   for (Index k = 0; k < depth; ++k) {
     typename S::Vector x[2 * panels];
 #pragma GCC unroll 4
-    for (int p = 0; p < panels; ++p) load_line(right + p * right_stride, x + 2 * p);
-    right += kPanel<T>;
+    for (int p = 0; p < panels; ++p) load_line(right + p * panel_stride, x + 2 * p);
+    right += line_stride;
     ahead.template ask<panels * kPanel<T> * Index{sizeof(Stored)}>();
 #pragma GCC unroll 12
     for (int r = 0; r < rows; ++r) {
@@ -308,8 +309,9 @@ template <class T, class Stored, class Ahead, int rows, int panels>
 }
 
 template <class T, class Stored, class Ahead>
-using PanelTile = void (*)(Index depth, const T* left, const Stored* right, Index right_stride, Ahead ahead,
-                           const T* start, Index start_stride, T* c, Index c_stride);
+using PanelTile = void (*)(Index depth, const T* left, const Stored* right, Index panel_stride,
+                           Index line_stride, Ahead ahead, const T* start, Index start_stride, T* c,
+                           Index c_stride);
 
 template <class T, class Stored, class Ahead>
 constexpr PanelTile<T, Stored, Ahead> kPanelTiles[] = {
@@ -339,14 +341,15 @@ constexpr PanelTile<T, Stored, NothingAhead> kFewRowsTiles[kFewestRows][panels_a
 
 // Where a panel has fewer columns than it could have.
 template <class T, class Stored>
-void narrow_tile(Index rows, Index depth, const T* left, const Stored* right, Index columns, const T* start,
+void narrow_tile(Index rows, Index depth, const T* left, Panels<Stored> right, Index columns, const T* start,
                  Index start_stride, T* c, Index c_stride) {
   T tile[kMaxRows * kPanel<T>];
   for (T& element : tile) element = T(-0.0);  // x + -0 is x for all x, 0 and -0, too
   for (Index r = 0; r < rows && start != nullptr; ++r) {
     for (Index i = 0; i < columns; ++i) tile[r * kPanel<T> + i] = start[r * start_stride + i];
   }
-  kPanelTiles<T, Stored, NothingAhead>[rows - 1](depth, left, right, 0, {}, tile, kPanel<T>, tile, kPanel<T>);
+  kPanelTiles<T, Stored, NothingAhead>[rows - 1](depth, left, right.data, right.panel_stride,
+                                                 right.line_stride, {}, tile, kPanel<T>, tile, kPanel<T>);
   for (Index r = 0; r < rows; ++r) {
     for (Index i = 0; i < columns; ++i) c[r * c_stride + i] = tile[r * kPanel<T> + i];
   }
@@ -376,22 +379,22 @@ inline Index asking_strips(Index rows, Index depth) {
 }
 
 template <class T, class Stored, bool from_memory>
-void multiply(const T* left, Index rows, Index depth, const Stored* right, Index right_stride, Index columns,
-              const T* start, Index start_stride, T* c, Index c_stride) {
+void multiply(const T* left, Index rows, Index depth, Panels<Stored> right, Index columns, const T* start,
+              Index start_stride, T* c, Index c_stride) {
   Index first = 0;
   if (rows <= kFewestRows) {
     const Index most = panels_at_once(static_cast<int>(rows));
     while (columns - first >= 2 * kPanel<T>) {
       const Index panels = smaller(most, (columns - first) / kPanel<T>);
-      kFewRowsTiles<T, Stored>[rows - 1][panels - 2](depth, left, right, right_stride, {},
-                                                     start != nullptr ? start + first : nullptr, start_stride,
-                                                     c + first, c_stride);
+      kFewRowsTiles<T, Stored>[rows - 1][panels - 2](
+          depth, left, right.data, right.panel_stride, right.line_stride, {},
+          start != nullptr ? start + first : nullptr, start_stride, c + first, c_stride);
       first += panels * kPanel<T>;
-      right += panels * right_stride;
+      right.data += panels * right.panel_stride;
     }
   }
   const Index asking = from_memory ? asking_strips(rows, depth) : 0;
-  for (; first < columns; first += kPanel<T>, right += right_stride) {
+  for (; first < columns; first += kPanel<T>, right.data += right.panel_stride) {
     const Index count = smaller(kPanel<T>, columns - first);
     const T* strip = left;
     Index number = 0;
@@ -401,12 +404,15 @@ void multiply(const T* left, Index rows, Index depth, const Stored* right, Index
       if (count < kPanel<T>) {
         narrow_tile(height, depth, strip, right, count, begin, start_stride, target, c_stride);
       } else if (number < asking) {
-        const NextPanel next = NextPanel::share(right + right_stride, depth * kPanel<T>, number, asking);
-        kPanelTiles<T, Stored, NextPanel>[height - 1](depth, strip, right, 0, next, begin, start_stride,
-                                                      target, c_stride);
+        const NextPanel next =
+            NextPanel::share(right.data + right.panel_stride, depth * kPanel<T>, number, asking);
+        kPanelTiles<T, Stored, NextPanel>[height - 1](depth, strip, right.data, right.panel_stride,
+                                                      right.line_stride, next, begin, start_stride, target,
+                                                      c_stride);
       } else {
-        kPanelTiles<T, Stored, NothingAhead>[height - 1](depth, strip, right, 0, {}, begin, start_stride,
-                                                         target, c_stride);
+        kPanelTiles<T, Stored, NothingAhead>[height - 1](depth, strip, right.data, right.panel_stride,
+                                                         right.line_stride, {}, begin, start_stride, target,
+                                                         c_stride);
       }
       strip += height * depth;
       ++number;
