@@ -29,9 +29,9 @@ struct Panels {
 
 // The parts of a matrix product c = left right, (rows, depth) times (depth, columns). Both operands are
 // packed in the order in which the product reads them: left in strips of rows, right in panels of `panel`
-// columns; but whole panels whose lines are dense may also be read as they lie. An element of c is one sum over
-// the depth in rising order, by fused multiply-adds where the CPU has them: it does not depend on what else is
-// in the product.
+// columns; but whole panels whose lines are dense may also be read as they lie. An element of c is one sum
+// over the depth in rising order, by fused multiply-adds where the CPU has them: it does not depend on what
+// else is in the product.
 //
 // The right side may be Stored in bfloat16, dense along the depth: it is packed as such, the sums are those
 // of one that was widened before, and the number before what is packed is read, too, whatever it is.
@@ -41,7 +41,7 @@ struct ProductKernels {
 
   void (*pack_left)(MatrixView<T> left, Index rows, Index depth, T* packed);  // rows * depth elements
   void (*pack_right)(MatrixView<Stored> right, Index depth, Index columns, Stored* packed);  // whole panels
-  // c's rows are c_stride apart. The sums are added to `start`, whose rows are start_stride apart (0: a single
+  // c's rows are c_stride apart. The sums are added to `start`, whose rows are start_stride apart (0: one
   // row, a bias, for all; it may be c itself), unless it is null.
   using Multiply = void (*)(const T* left, Index rows, Index depth, Panels<Stored> right, Index columns,
                             const T* start, Index start_stride, T* c, Index c_stride);
