@@ -30,7 +30,7 @@ struct ProductCut {
   Index depth;         // of a block: a strip of rows and a panel of columns fit into the L1 cache together
   Index rows;          // of a task: its packed rows fit into the L2 cache
   Index rows_at_once;  // packed at a time, a multiple of `rows`: the memory for them stays within bounds
-  Index columns;       // of a task, whole panels
+  Index column_parts;  // whole panels, a task each
 };
 
 Index even_part(Index extent, Index largest, Index multiple) {
@@ -49,20 +49,16 @@ template <class T>
 ProductCut product_cut(Index rows, Index columns, Index depth, Index depth_at_once, Index panel,
                        Index enough_tasks) {
   constexpr Index packed_bytes = 8 << 20, item = sizeof(T);
-  ProductCut cut{};
-  cut.depth = depth_of_blocks<T>(depth);
   // An even number of blocks: two cores, or four, finish together.
   constexpr Index largest_rows = 256;
   const Index row_blocks = rows <= largest_rows ? 1 : round_up(ceil_div(rows, largest_rows), 2);
-  cut.rows = ceil_div(rows, row_blocks);
+  const Index block_rows = ceil_div(rows, row_blocks);
   const Index at_once =
-      std::max<Index>(1, packed_bytes / (item * std::max<Index>(depth_at_once, 1) * cut.rows));
+      std::max<Index>(1, packed_bytes / (item * std::max<Index>(depth_at_once, 1) * block_rows));
   const Index chunks = ceil_div(row_blocks, at_once);
   const Index blocks_at_once = ceil_div(row_blocks, chunks);
-  cut.rows_at_once = cut.rows * blocks_at_once;
-  const Index groups = std::min(ceil_div(enough_tasks, blocks_at_once), ceil_div(columns, panel));
-  cut.columns = even_part(columns, ceil_div(columns, groups), panel);
-  return cut;
+  return {depth_of_blocks<T>(depth), block_rows, block_rows * blocks_at_once,
+          std::min(ceil_div(enough_tasks, blocks_at_once), ceil_div(columns, panel))};
 }
 
 // Nanoseconds on one core. Of few rows reading the right side takes the time.
@@ -84,7 +80,7 @@ ProductCut small_right_cut(Index rows, Index columns, Index depth, Index depth_a
   if (row_blocks == 0 || round_up(columns, panel) * depth_at_once * item > right_bytes) return cut;
   cut.rows = std::min(cut.rows, ceil_div(rows, row_blocks));
   cut.rows_at_once = cut.rows_at_once / cut.rows * cut.rows;
-  cut.columns = round_up(columns, panel);
+  cut.column_parts = 1;
   return cut;
 }
 
@@ -106,7 +102,8 @@ void blas_product(Index rows, Index columns, Index depth, MatrixView<T> left, Ma
                   const T* bias, Write write, T* c, Index c_stride, double work) {
   constexpr Index enough_tasks = 8;  // for any number of threads: its sums depend on the cut
   const ProductCut cut = product_cut<T>(rows, columns, depth, depth, 16, enough_tasks);
-  const Index groups = ceil_div(columns, cut.columns);
+  const ColumnCut column_cut(columns, 16, cut.column_parts);
+  const Index groups = column_cut.parts();
   // Of a single row or column both strides may be 1.
   const auto transpose = [](const MatrixView<T>& x, Index width) {
     return x.column_stride == 1 && x.row_stride >= width ? blas::Transpose::no : blas::Transpose::yes;
@@ -116,8 +113,9 @@ void blas_product(Index rows, Index columns, Index depth, MatrixView<T> left, Ma
   };
   const blas::Transpose left_as = transpose(left, depth), right_as = transpose(right, columns);
   parallel_for(ceil_div(rows, cut.rows) * groups, work, [&](Index task, int) {
-    const Index row = task / groups * cut.rows, first = task % groups * cut.columns;
-    const Index m = std::min(cut.rows, rows - row), n = std::min(cut.columns, columns - first);
+    const ColumnCut::Part part = column_cut.part(task % groups);
+    const Index row = task / groups * cut.rows, first = part.begin;
+    const Index m = std::min(cut.rows, rows - row), n = part.size();
     T* const target = c + row * c_stride + first;
     if (write == Write::replace && bias != nullptr) {
       for (Index i = 0; i < m; ++i) std::copy_n(bias + first, n, target + i * c_stride);
@@ -214,7 +212,8 @@ void multiply_panels(const ProductKernels<T, Stored>& kernels,
                      typename ProductKernels<T, Stored>::Multiply multiply, const ProductCut& cut, Index rows,
                      Index columns, Index depth, MatrixView<T> left, Columns right, Index first_column,
                      const T* bias, Write write, T* strips, T* c, Index c_stride) {
-  const Index groups = ceil_div(columns, cut.columns);
+  const ColumnCut column_cut(columns, kernels.panel, cut.column_parts);
+  const Index groups = column_cut.parts();
   for (Index top = 0; top < rows; top += cut.rows_at_once) {
     const Index height = std::min(cut.rows_at_once, rows - top);
     const bool is_strip = rows == 1 && left.column_stride == 1;  // as it lies
@@ -222,8 +221,9 @@ void multiply_panels(const ProductKernels<T, Stored>& kernels,
     if (!is_strip && groups > 1) pack_strips(kernels, cut, height, depth, left.from(top, 0), strips);
     parallel_for(
         ceil_div(height, cut.rows) * groups, product_work<T>(height, columns, depth), [&](Index task, int) {
-          const Index row = task / groups * cut.rows, first = task % groups * cut.columns;
-          const Index m = std::min(cut.rows, height - row), n = std::min(cut.columns, columns - first);
+          const ColumnCut::Part part = column_cut.part(task % groups);
+          const Index row = task / groups * cut.rows, first = part.begin;
+          const Index m = std::min(cut.rows, height - row), n = part.size();
           if (!is_strip && groups == 1)
             pack_strips(kernels, cut, m, depth, left.from(top + row, 0), strips + row * depth);
           T* const target = c + (top + row) * c_stride + first;
@@ -249,12 +249,13 @@ void multiply_while_packing(const ProductKernels<T, Stored>& kernels, const Prod
   pack_strips(kernels, cut, rows, depth, left, strips);
   bool as_it_lies = false;
   if constexpr (std::is_same_v<Stored, T>) as_it_lies = faster_as_it_lies(rows, columns, depth, right);
-  parallel_for(ceil_div(columns, cut.columns), product_work<T>(rows, columns, depth), [&](Index task, int) {
+  const ColumnCut column_cut(columns, kernels.panel, cut.column_parts);
+  parallel_for(column_cut.parts(), product_work<T>(rows, columns, depth), [&](Index task, int) {
     constexpr Index free = kFree<T, Stored>;
     Stored* const panel =
         static_cast<Stored*>(thread_workspace((free + kernels.panel * cut.depth) * Index{sizeof(Stored)})) +
         free;
-    const Index begin = task * cut.columns, end = std::min(columns, begin + cut.columns);
+    const auto [begin, end] = column_cut.part(task);
     for (Index k = 0; k == 0 || k < depth; k += cut.depth) {
       const Index deep = std::min(cut.depth, depth - k);
       for (Index column = begin; column < end; column += kernels.panel) {
@@ -306,13 +307,13 @@ void multiply_in_place(Index rows, Index columns, Index depth, MatrixView<T> lef
   T* const packed = static_cast<T*>(workspace.data());
   pack_panels(packing, block, depth, rows, {left.data, left.column_stride, left.row_stride}, packed);
   const double work = product_work<T>(rows, columns, depth);
-  const Index of_task = even_part(columns, ceil_div(columns, enough_product_tasks(work)), kernels.lanes);
-  const Index at_once = even_part(of_task, kernels.most_columns, kernels.lanes);
+  const ColumnCut cut(columns, kernels.lanes, enough_product_tasks(work));
+  const Index at_once = even_part(cut.largest(), kernels.most_columns, kernels.lanes);
   const Index stride = round_up(rows, kernels.lanes);
-  parallel_for(ceil_div(columns, of_task), work, [&](Index task, int) {
+  parallel_for(cut.parts(), work, [&](Index task, int) {
     T* const sums = static_cast<T*>(thread_workspace(at_once * stride * Index{sizeof(T)}));
-    const Index end = std::min(columns, (task + 1) * of_task);
-    for (Index column = task * of_task; column < end; column += at_once) {
+    const auto [begin, end] = cut.part(task);
+    for (Index column = begin; column < end; column += at_once) {
       const Index n = std::min(at_once, end - column);
       for (Index i = 0; i < n; ++i)  // x + -0 is x for all x, 0 and -0, too
         std::fill_n(sums + i * stride, stride, bias ? bias[column + i] : T(-0.0));

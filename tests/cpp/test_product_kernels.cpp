@@ -11,6 +11,7 @@
 #include "core/cpu.h"
 #include "core/half.h"
 #include "kernels/product_kernels.h"
+#include "layers/product_tasks.h"
 
 namespace blasformer {
 
@@ -75,6 +76,25 @@ std::vector<float> lying_product(Index rows, Index columns, Index depth, const s
 }
 
 }  // namespace
+
+TEST(columns_are_cut_into_parts_of_whole_units_none_of_which_is_much_smaller) {
+  for (const Index columns : {0, 1, 15, 16, 17, 528, 1000, 1040}) {
+    for (const Index unit : {1, 16, 32}) {
+      for (const Index most : {1, 2, 7, 8}) {
+        const ColumnCut cut(columns, unit, most);
+        CHECK(cut.parts() >= 1 && cut.parts() <= most && cut.largest() % unit == 0);
+        Index end = 0;
+        for (Index number = 0; number < cut.parts(); ++number) {
+          const ColumnCut::Part part = cut.part(number);
+          CHECK(part.begin == end && part.begin % unit == 0 && part.size() <= cut.largest());
+          CHECK(part.size() > cut.largest() - 2 * unit);
+          end = part.end;
+        }
+        CHECK(end == columns);
+      }
+    }
+  }
+}
 
 TEST(whole_panels_read_as_they_lie_give_the_bits_of_packed_ones_within_their_memory) {
   each_isa([] {
