@@ -453,7 +453,7 @@ def test_activations_have_gradients_of_any_rank(name):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("rows", [0, 1, 3, 9, 70, 257, 1100])
 def test_gradients_of_linear_are_as_accurate_as_numpys(rows, dtype, isa):
-    for features, outputs in ((1, 1), (5, 3), (64, 67), (96, 160), (129, 400)):
+    for features, outputs in ((1, 1), (5, 3), (64, 67), (96, 160), (129, 400), (256, 320)):
         x, d = normal((rows, features), dtype, 1), normal((rows, outputs), dtype, 2)
         weight = normal((outputs, features), dtype, 3)
         for laid_out in (weight, np.asfortranarray(weight)):

@@ -39,16 +39,16 @@ std::optional<int> override_num_threads(std::optional<int> count);
 // thread begins with its share of the tasks, which are cut evenly in their order, and then takes what is left
 // of others': in loops over the same rows each core finds those of the loop before in its own cache. Which
 // worker runs a task must not influence its result. Serial when tasks <= 1, when the estimated work is too
-// small to pay for waking a worker (one that spins after the loop before is given less), when called from
-// inside a task, or while another thread is using the pool. The first exception of a task stops the handing
-// out and is rethrown here; so is that of the interrupt check, which the calling thread asks every few
-// milliseconds between tasks. Should that check fork, std::runtime_error in the child tells that the threads
-// which had begun a part of the work are not there.
+// small to pay for waking a worker (one that spins is given less), when called from inside a task, or while
+// another thread is using the pool. The first exception of a task stops the handing out and is rethrown here;
+// so is that of the interrupt check, which the calling thread asks every few milliseconds between tasks.
+// Should that check fork, std::runtime_error in the child tells that the threads which had begun a part of
+// the work are not there.
 // work: estimated duration of all tasks on one core, in nanoseconds.
 void parallel_for(Index tasks, double work, TaskFunction function, int threads = num_threads());
 
-// How many threads that parallel_for uses, from outside a task, if the pool is free: after a pause; and at
-// most, where one loop follows the other.
+// How many threads that parallel_for uses, from outside a task, if the pool is free: where workers sleep, and
+// where they spin after a loop before.
 int planned_threads(Index tasks, double work, int threads = num_threads());
 int most_threads(Index tasks, double work, int threads = num_threads());
 

@@ -440,8 +440,9 @@ def attention_plan(
 
     kernel: the instruction set; "amx" where its tiles serve the precision
     query_tile, key_block: queries computed side by side, and keys per step of the online softmax
-    queries_per_task, keys_per_task, tasks, threads: how the work is cut, and how many threads would share it
-        now; keys are cut where there are few queries. After a pause fewer threads share work of some 10 us
+    queries_per_task, keys_per_task, tasks, threads: how the work is cut, and how many threads share it at
+        most: fewer do where they would have to be woken for 10 us each or less. Keys are cut where there
+        are few queries
     peak_bytes: memory of the call: its results and all scratch memory; linear in the lengths, but for
         weights. Each thread may copy 160 rows more of keys and of values that are not dense
 
