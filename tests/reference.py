@@ -384,12 +384,12 @@ def cross_entropy(
 # ----------------------------------------------------------------------------------------------------------
 
 
-def philox(counter, key):
-    """Philox4x32-10 (Salmon et al. 2011): four uint32 arrays and two uint32 keys to four uint32 arrays."""
+def philox(counter, key, rounds):
+    """Philox4x32 (Salmon et al. 2011): four uint32 arrays and two uint32 keys to four uint32 arrays."""
     low = np.uint64(0xFFFFFFFF)
     c0, c1, c2, c3 = (np.asarray(word, np.uint64) & low for word in counter)
     k0, k1 = (int(word) for word in key)
-    for _ in range(10):
+    for _ in range(rounds):
         product0, product1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
         c0, c1, c2, c3 = (
             (product1 >> np.uint64(32)) ^ c1 ^ np.uint64(k0),
@@ -407,13 +407,17 @@ def dropout_seed(rng):
 
 
 def dropout_keep(rng, dropout_p, shape):
-    """Which weights of `shape` (..., Hq, Lq, Lk) stay: those whose random word reaches dropout_p * 2**32."""
+    """Which weights of `shape` (..., Hq, Lq, Lk) stay: those whose random word reaches dropout_p * 2**32.
+
+    Keys 4 to 7 of 8 have the words of keys 0 to 3, with the halves exchanged.
+    """
     seed = dropout_seed(rng)
     *leading, heads, queries, keys = shape
     batch = math.prod(leading)
     b, h, i, j = np.ogrid[:batch, :heads, :queries, :keys]
-    words = philox(np.broadcast_arrays(j // 64 * 16 + j % 16, i, h, b), (seed & 0xFFFFFFFF, seed >> 32))
-    word = np.choose(np.broadcast_to(j % 64 // 16, words[0].shape), words)
+    words = philox(np.broadcast_arrays(j // 8, i, h, b), (seed & 0xFFFFFFFF, seed >> 32), rounds=7)
+    words += tuple((word << np.uint32(16)) | (word >> np.uint32(16)) for word in words)
+    word = np.choose(np.broadcast_to(j % 8, words[0].shape), words)
     return (word >= np.uint64(math.floor(dropout_p * 2**32))).reshape(shape)
 
 
@@ -421,7 +425,7 @@ def dropout(x, dropout_p, seed, *, dtype=np.float64):
     """x / (1 - p) where kept, 0 elsewhere: element i stays if its random word reaches p * 2**32."""
     x = np.asarray(x, dtype)
     i = np.arange(x.size)
-    words = philox((i // 4, 0 * i, 0 * i, 0 * i), (seed & 0xFFFFFFFF, seed >> 32))
+    words = philox((i // 4, 0 * i, 0 * i, 0 * i), (seed & 0xFFFFFFFF, seed >> 32), rounds=10)
     keep = np.choose(i % 4, words).reshape(x.shape) >= np.uint64(math.floor(dropout_p * 2**32))
     return np.where(keep, x * dtype(1 / (1 - dropout_p)), dtype(0))
 

@@ -398,6 +398,20 @@ def test_dropout_drops_the_share_it_was_asked_for(dropout_p, product_isa):
     assert np.abs((kept == 0).mean(-2) - dropout_p).max() < 0.15
 
 
+@pytest.mark.parametrize("dropout_p", [0.05, 0.5, 0.93])
+def test_dropout_of_one_weight_says_nothing_about_another(dropout_p):
+    batch, heads, length = 4, 3, 192
+    query = np.zeros((batch, heads, length, 4), np.float32)
+    identity = np.broadcast_to(np.eye(length, dtype=np.float32), (batch, heads, length, length))
+    kept = attend(query, query, identity, dropout_p=dropout_p, rng=4) != 0
+    centred = (kept - (1 - dropout_p)) / np.sqrt(dropout_p * (1 - dropout_p))
+    for axis, most in {"batch": 3, "heads": 2, "queries": 17, "keys": 17}.items():
+        along = np.moveaxis(centred, ["batch", "heads", "queries", "keys"].index(axis), 0)
+        for distance in range(1, most + 1):
+            products = along[distance:] * along[:-distance]
+            assert abs(products.mean()) < 5 / np.sqrt(products.size), (axis, distance)
+
+
 # ----------------------------------------------------------------------------------------------------------
 # Hard numbers
 # ----------------------------------------------------------------------------------------------------------

@@ -272,10 +272,14 @@ void recompute(const AttentionProblem& p, Index first, Index count, const KeyBlo
   finish_scores(p, tile.queries, first, count, work.bias, work.scores);
   if (!visible.all) hide(tile.queries, count, visible, kMinusInfinity<T>, work.scores);
   rows_product(p, tile.queries, count, p.value_dim, values, tile.d_output, work.d_scores, ahead);
-  std::uint32_t keep[kMostKeys];
-  if (p.dropout_p > 0) find_kept(p, tile.queries, first, count, keep);
-  score_gradients(count, visible, p.dropout_p > 0 ? keep : nullptr, static_cast<T>(keep_factor(p)),
-                  static_cast<T>(p.exponent_factor()), tile, work.scores, work.d_scores);
+  const auto exponent_factor = static_cast<T>(p.exponent_factor());
+  if (p.dropout_p > 0) {
+    const KeptWeights kept(p, tile.queries, first, count);
+    score_gradients(count, visible, kept.of, static_cast<T>(keep_factor(p)), exponent_factor, tile,
+                    work.scores, work.d_scores);
+  } else {
+    score_gradients(count, visible, nullptr, T(1), exponent_factor, tile, work.scores, work.d_scores);
+  }
 }
 
 // gradient[key] += sum over queries of weight[key][query] * rows[query]; the share of unsafe queries goes

@@ -269,12 +269,10 @@ void attend_few(const AttentionProblem& p, Index first, Index count, FewWorkspac
   }
   online_softmax_of_few<T, queries>(p, count, work.scores, tile, work.factor);
   if (p.dropout_p > 0) {
-    std::uint32_t keep[kKeyBlock];
-    find_kept(p, place, first, count, keep);
-    const auto scale = S::broadcast(static_cast<T>(keep_factor(p)));
+    const KeptWeights kept(p, place, first, count);
     for (Index i = 0; i < count * width; i += S::lanes) {
-      const auto mask = few_mask<T, queries>(keep, count, i);
-      S::store(work.scores + i, S::select(mask, S::load(work.scores + i) * scale, S::zero()));
+      const auto mask = few_mask<T, queries>(kept.of, count, i);
+      S::store(work.scores + i, S::select(mask, S::load(work.scores + i), S::zero()));
     }
   }
   UnsafeRows unsafe;

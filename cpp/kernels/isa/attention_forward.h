@@ -103,14 +103,17 @@ void start_statistics(const AttentionProblem& p, ForwardTile<T>& tile) {
   }
 }
 
-// Some vectors of a tile's queries: their scores, `width` from one key to the next, become weights relative
-// to the running maximum; factor receives what earlier results are to be multiplied by.
+// Some vectors of a tile's queries, of which the first is lane `lane`: their scores, `width` from one key to
+// the next, become weights relative to the running maximum; factor receives what earlier results are to be
+// multiplied by. Weights that dropout does not keep (keep is null where there is none) count in the sum, then
+// become zero.
 template <class T, int vectors>
-void online_softmax(Index count, typename Simd<T>::Vector unit, T* scores, Index width, T* maximum, T* sum,
-                    T* factor) {
+void online_softmax(Index count, typename Simd<T>::Vector unit, const std::uint32_t* keep, Index lane,
+                    T* scores, Index width, T* maximum, T* sum, T* factor) {
   using S = Simd<T>;
   using Vector = typename S::Vector;
   constexpr int keys = 4 / vectors;  // at a time
+  scores += lane, maximum += lane, sum += lane, factor += lane;
   const auto score = [&](Index k, Index v) { return scores + k * width + v * S::lanes; };
   Vector top[vectors], total[vectors][2];  // every other key
   for (Index v = 0; v < vectors; ++v) {
@@ -138,8 +141,12 @@ void online_softmax(Index count, typename Simd<T>::Vector unit, T* scores, Index
       weight[i] = S::load(score(first + i / vectors, i % vectors)) - top[i % vectors];
     }
     exp2_nonpositive<T>(weight, unit);
-    for (int i = 0; i < size; ++i) S::store(score(first + i / vectors, i % vectors), weight[i]);
     for (int i = 0; i < size; ++i) total[i % vectors][i / vectors % 2] += weight[i];
+    for (int i = 0; i < size && keep != nullptr; ++i) {
+      const std::uint32_t bits = keep[first + i / vectors] >> (lane + i % vectors * S::lanes);
+      weight[i] = S::select(S::from_bits(bits), weight[i], S::zero());
+    }
+    for (int i = 0; i < size; ++i) S::store(score(first + i / vectors, i % vectors), weight[i]);
   };
   Index k = 0;
   for (; k + keys <= count; k += keys) weigh(k, std::integral_constant<int, keys>());
@@ -152,19 +159,20 @@ void online_softmax(Index count, typename Simd<T>::Vector unit, T* scores, Index
 }
 
 template <class T>
-void online_softmax(const AttentionProblem& p, Index count, T* scores, ForwardTile<T>& tile, T* factor) {
+void online_softmax(const AttentionProblem& p, Index count, const std::uint32_t* keep, T* scores,
+                    ForwardTile<T>& tile, T* factor) {
   using S = Simd<T>;
   const auto unit = S::broadcast(static_cast<T>(p.exponent_factor()));
   const Index vectors = tile.queries.vectors, width = tile.queries.width;
   for (Index l = 0; l + 2 * S::lanes <= width; l += 2 * S::lanes) {
-    online_softmax<T, 2>(count, unit, scores + l, width, tile.maximum + l, tile.sum + l, factor + l);
+    online_softmax<T, 2>(count, unit, keep, l, scores, width, tile.maximum, tile.sum, factor);
   }
   if (vectors % 2 == 0) return;
-  const Index l = width - S::lanes;
-  online_softmax<T, 1>(count, unit, scores + l, width, tile.maximum + l, tile.sum + l, factor + l);
+  online_softmax<T, 1>(count, unit, keep, width - S::lanes, scores, width, tile.maximum, tile.sum, factor);
 }
 
-// factor becomes 1 / sum, and 0 for queries that have attended to nothing.
+// factor becomes 1 / sum, times what dropout multiplies kept weights by, and 0 for queries that have attended
+// to nothing.
 template <class T>
 void finish_statistics(const AttentionProblem& p, const ForwardTile<T>& tile, T* factor, T* maximum,
                        T* reciprocal_sum) {
@@ -174,6 +182,8 @@ void finish_statistics(const AttentionProblem& p, const ForwardTile<T>& tile, T*
     maximum[place.statistic(p, l)] = tile.maximum[l];
     reciprocal_sum[place.statistic(p, l)] = factor[l];
   }
+  const auto keep_scale = static_cast<T>(keep_factor(p));
+  for (Index l = 0; l < place.width && p.dropout_p > 0; ++l) factor[l] *= keep_scale;
 }
 
 template <class T>
@@ -192,11 +202,11 @@ void attend_to_block(const AttentionProblem& p, Index first, Index count, const 
   score_product(p, place, count, keys, tile.query, work.scores, ahead);
   finish_scores(p, place, first, count, work.bias, work.scores);
   if (!visible.all) hide(place, count, visible, kMinusInfinity<T>, work.scores);
-  online_softmax(p, count, work.scores, tile, work.factor);
   if (p.dropout_p > 0) {
-    std::uint32_t keep[kMostKeys];
-    find_kept(p, place, first, count, keep);
-    drop(place, count, keep, static_cast<T>(keep_factor(p)), work.scores);
+    const KeptWeights kept(p, place, first, count);
+    online_softmax(p, count, kept.of, work.scores, tile, work.factor);
+  } else {
+    online_softmax(p, count, nullptr, work.scores, tile, work.factor);
   }
 
   if (p.split != nullptr) {

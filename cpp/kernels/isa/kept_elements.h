@@ -1,7 +1,7 @@
 #pragma once
 
-// Which elements dropout keeps: Philox4x32-10 of core/philox.h, with the same numbers, for several counters
-// at once.
+// Philox of core/philox.h, with the same numbers, for several counters at once; and which elements of an array
+// dropout keeps, by ten rounds of it.
 
 #include <immintrin.h>
 
@@ -18,6 +18,7 @@ namespace {
 //   pair         the words of two vectors side by side in each lane
 //   first_half   given pairs of words 0, 1 and 2, 3, the four words of one counter after the other, for half
 //   second_half  of the lanes each; counters must be numbered as lane_order does
+//   exchange_halves  of every word of 32 bits
 //   at_least     bit i: whether word i of 2 * lanes is no less than the threshold, unsigned
 #if defined(BLASFORMER_ISA_avx512)
 struct Words {
@@ -39,6 +40,7 @@ struct Words {
   }
   static Vector first_half(Vector a, Vector b) { return _mm512_unpacklo_epi64(a, b); }
   static Vector second_half(Vector a, Vector b) { return _mm512_unpackhi_epi64(a, b); }
+  static Vector exchange_halves(Vector words) { return _mm512_rol_epi32(words, 16); }
   static std::uint32_t at_least(Vector words, std::uint32_t threshold) {
     return _mm512_cmpge_epu32_mask(words, _mm512_set1_epi32(static_cast<int>(threshold)));
   }
@@ -62,6 +64,9 @@ struct Words {
   static Vector pair(Vector a, Vector b) { return _mm256_blend_epi32(a, _mm256_slli_epi64(b, 32), 0xaa); }
   static Vector first_half(Vector a, Vector b) { return _mm256_unpacklo_epi64(a, b); }
   static Vector second_half(Vector a, Vector b) { return _mm256_unpackhi_epi64(a, b); }
+  static Vector exchange_halves(Vector words) {
+    return _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(words, 0xb1), 0xb1);
+  }
   static std::uint32_t at_least(Vector words, std::uint32_t threshold) {
     const __m256i larger = _mm256_max_epu32(words, _mm256_set1_epi32(static_cast<int>(threshold)));
     const __m256i kept = _mm256_cmpeq_epi32(larger, words);
@@ -85,6 +90,9 @@ struct Words {
   }
   static Vector first_half(Vector a, Vector b) { return _mm_unpacklo_epi64(a, b); }
   static Vector second_half(Vector a, Vector b) { return _mm_unpackhi_epi64(a, b); }
+  static Vector exchange_halves(Vector words) {
+    return _mm_shufflehi_epi16(_mm_shufflelo_epi16(words, 0xb1), 0xb1);
+  }
   static std::uint32_t at_least(Vector words, std::uint32_t threshold) {
     const __m128i sign = _mm_set1_epi32(static_cast<int>(0x80000000u));  // comparisons are signed
     const __m128i least = _mm_set1_epi32(static_cast<int>(threshold ^ 0x80000000u));
