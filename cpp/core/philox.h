@@ -2,8 +2,8 @@
 
 // Philox4x32 (Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"): a counter
 // and a key give four 32-bit random numbers, whoever asks and in whatever order. Seven rounds are the fewest
-// that pass every test of BigCrush (their table 2), ten what they recommend. The functions are static, because
-// files that are compiled for different instruction sets include them.
+// that pass every test of BigCrush (their table 2), ten what they recommend. The functions are static,
+// because files that are compiled for different instruction sets include them.
 
 #include <cstdint>
 

@@ -1,7 +1,7 @@
 #pragma once
 
-// Philox of core/philox.h, with the same numbers, for several counters at once; and which elements of an array
-// dropout keeps, by ten rounds of it.
+// Philox of core/philox.h, with the same numbers, for several counters at once; and which elements of an
+// array dropout keeps, by ten rounds of it.
 
 #include <immintrin.h>
 
