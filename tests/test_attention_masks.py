@@ -81,6 +81,53 @@ def test_masks_mean_what_they_say(query_length, key_length, arguments, expected)
     np.testing.assert_array_equal(explained(query_length, key_length, **arguments), picture(expected))
 
 
+def hidden_by(pattern, queries, keys):
+    """Pairs that a bias of -inf hides: parts of tiles and blocks, or all of them but something."""
+    hidden = np.zeros((queries, keys), bool)
+    if pattern == "corners":
+        hidden[0, 0] = hidden[0, -1] = hidden[-1, 0] = hidden[-1, -1] = True
+    elif pattern == "all but a corner of each tile":
+        hidden[:] = True
+        hidden[::16, 0] = hidden[::16, 128:129] = False
+    elif pattern == "all but one pair":
+        hidden[:] = True
+        hidden[queries // 2, keys // 2] = False
+    elif pattern == "later keys":
+        hidden[:] = ~np.tri(queries, keys, dtype=bool)
+    elif pattern == "one pair":
+        hidden[queries // 2, keys // 2] = True
+    return hidden
+
+
+@pytest.mark.parametrize(
+    "pattern", ["corners", "all but a corner of each tile", "all but one pair", "later keys", "one pair"]
+)
+@pytest.mark.parametrize("lengths", [(3, 131), (70, 261), (33, 7)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_bias_of_minus_infinity_is_the_mask_it_stands_for(pattern, lengths, dtype, product_isa):
+    """Also where a mask hides what the bias leaves of a tile."""
+    random = np.random.default_rng(9)
+    sizes = Sizes(*lengths)
+    query, key, value = operands(random, sizes, dtype)
+    d_output = normal(random, sizes.output, dtype)
+    bias = normal(random, sizes.scores, dtype)
+    hidden = hidden_by(pattern, *lengths)
+    first_of_tiles = np.arange(lengths[0])[:, None] % 16 != 0
+    for mask in (None, np.broadcast_to(first_of_tiles, hidden.shape)):
+        output, saved = blasformer.attention_forward(
+            query, key, value, bias=np.where(hidden, dtype(-np.inf), bias), mask=mask
+        )
+        expected, expected_saved = blasformer.attention_forward(
+            query, key, value, bias=bias, mask=~hidden if mask is None else mask & ~hidden
+        )
+        np.testing.assert_array_equal(output, expected)
+        grads = blasformer.attention_backward(saved, d_output)
+        for part, expected_part in zip(
+            grads[:4], blasformer.attention_backward(expected_saved, d_output)[:4], strict=True
+        ):
+            np.testing.assert_array_equal(part, expected_part)
+
+
 @pytest.mark.parametrize("kind", ARGUMENTS)
 @pytest.mark.parametrize("query_length", [130, FEW])
 def test_any_mask_equals_the_boolean_mask_it_stands_for(query_length, kind, product_isa):

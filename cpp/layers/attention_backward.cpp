@@ -110,7 +110,7 @@ void operand_gradients(const AttentionProblem& p, const BackwardInputs<T>& input
 // Calls visit(first, count) for parts of `size` elements, each of which is read so many times.
 template <class Visit>
 void each_chunk(Index size, Index times, const Visit& visit) {
-  constexpr Index chunk = 1 << 13;
+  constexpr Index chunk = 1 << 11;
   const double work = 0.2 * static_cast<double>(size * times);
   parallel_for(ceil_div(size, chunk), work,
                [&](Index task, int) { visit(task * chunk, std::min(chunk, size - task * chunk)); });
@@ -129,8 +129,12 @@ void operand_gradients_sharing_bias(const AttentionProblem& p, const BackwardInp
   const Index heads = p.batch * p.key_heads;
   const bool cut_heads = bias_size <= heads * p.key_length * (p.dim + p.value_dim);
   const Index most_runs = p.single_head_tiles ? 1 : std::max<Index>(1, p.query_length / least_rows);
-  const Index shares = cut_heads ? std::min(enough, heads) : 1;
-  const Index runs = std::min(most_runs, ceil_div(enough, shares));
+  const Index most_shares = cut_heads ? std::clamp<Index>(heads, 1, enough) : 1;
+  const Index runs = std::min(most_runs, ceil_div(enough, most_shares));
+  // As few as take no longer: of 12 heads, six shares of two instead of eight of one or two. Even, for two
+  // cores.
+  const Index longest = ceil_div(heads, most_shares);
+  const Index shares = std::min(most_shares, round_up(ceil_div(heads, std::max<Index>(longest, 1)), 2));
   const Index per_run = round_up(ceil_div(p.query_length, runs), kernels.query_tile);
   KeyGradient<T> d_key(p, gradients.key, p.dim, runs), d_value(p, gradients.value, p.value_dim, runs);
   Tensor<T> bias_shares({shares, bias_size});
@@ -164,6 +168,10 @@ void operand_gradients_sharing_bias(const AttentionProblem& p, const BackwardInp
     for (Index share = 1; share < shares; ++share) {
       const T* const more = sum + share * bias_size;
       for (Index i = 0; i < count; ++i) sum[i] += more[i];
+    }
+    if (d_bias.dtype == dtype_of<T>()) {
+      std::copy_n(sum, count, static_cast<T*>(d_bias.data) + first);
+      return;
     }
     for (Index i = 0; i < count; ++i) write_element<T>(d_bias.data, d_bias.dtype, first + i, sum[i]);
   });

@@ -255,10 +255,10 @@ void score_gradients(Index count, const VisibleQueries& visible, const std::uint
 }
 
 // The scores of a tile and their gradients: leaves P Z in work.scores and dS in work.d_scores (before the
-// softcap).
+// softcap). Returns whether any query sees any key.
 template <class T>
-void recompute(const AttentionProblem& p, Index first, Index count, const KeyBlock<T>& keys,
-               const KeyBlock<T>& values, const VisibleQueries& visible, BackwardWorkspace<T>& work,
+bool recompute(const AttentionProblem& p, Index first, Index count, const KeyBlock<T>& keys,
+               const KeyBlock<T>& values, VisibleQueries& visible, BackwardWorkspace<T>& work,
                const BackwardTile<T>& tile, RowsAhead& ahead) {
   using S = Simd<T>;
   const Index width = tile.queries.width;
@@ -269,7 +269,8 @@ void recompute(const AttentionProblem& p, Index first, Index count, const KeyBlo
       S::store(work.cap + i, S::fma(t * S::broadcast(T(-1)), t, S::broadcast(T(1))));
     }
   }
-  finish_scores(p, tile.queries, first, count, work.bias, work.scores);
+  finish_scores(p, tile.queries, first, count, work.bias, visible, work.scores);
+  if (visible.seen == 0) return false;
   if (!visible.all) hide(tile.queries, count, visible, kMinusInfinity<T>, work.scores);
   rows_product(p, tile.queries, count, p.value_dim, values, tile.d_output, work.d_scores, ahead);
   const auto exponent_factor = static_cast<T>(p.exponent_factor());
@@ -280,6 +281,7 @@ void recompute(const AttentionProblem& p, Index first, Index count, const KeyBlo
   } else {
     score_gradients(count, visible, nullptr, T(1), exponent_factor, tile, work.scores, work.d_scores);
   }
+  return true;
 }
 
 // gradient[key] += sum over queries of weight[key][query] * rows[query]; the share of unsafe queries goes
@@ -343,8 +345,8 @@ void backward_block(const AttentionProblem& p, const BackwardInputs<T>& inputs, 
   const Index width = tile.queries.width;
   VisibleQueries visible;
   find_visible_for_gradients(p, tile.queries, first, count, work.bias, visible);
-  if (visible.seen == 0) return write_no_bias_gradient(tile.queries, first, count, outputs);
-  recompute(p, first, count, keys, values, visible, work, tile, ahead);
+  if (visible.seen == 0 || !recompute(p, first, count, keys, values, visible, work, tile, ahead))
+    return write_no_bias_gradient(tile.queries, first, count, outputs);
   if (outputs.d_bias.data != nullptr) write_bias_gradient(tile.queries, first, count, work.d_scores, outputs);
   add_to_keys(p, count, work.scores, tile.d_output_rows, tile.packed_d_output_rows, p.value_dim,
               inputs.d_output, T(1), visible, tile.queries, tile.unsafe_d_output, work.split,
@@ -401,7 +403,8 @@ void backward(const AttentionProblem& p, const QueryRun& run, const BackwardInpu
   for (Index i = 0; i < p.key_length * value_width; ++i) work.d_value[i] = T(0);
 
   if (p.split != nullptr) p.split->configure();
-  RowsAhead ahead = rows_ahead_of_backward(p, run, inputs, outputs);
+  RowsAhead ahead;
+  ahead.later = rows_ahead_of_backward(p, run, inputs, outputs);
   const bool from_memory = passes_from_memory(
       p, (p.dim + p.value_dim) * item_size(p.key.dtype) + (key_width + value_width) * Index{sizeof(T)});
   for (Index done = 0; done < run.count;) {
@@ -427,10 +430,14 @@ void backward(const AttentionProblem& p, const QueryRun& run, const BackwardInpu
       const PackedColumns key_columns = pack_columns(p, keys, count, p.dim, work.safe_keys, work.key_columns);
       FiniteRows<T> finite_keys(keys, count, p.dim);
       if (from_memory) {
-        ahead = rows_ahead_of_backward_block<T>(p, run, first, count, highest, tiles, work.d_key, key_width,
-                                                work.d_value, value_width);
+        ahead.later = rows_ahead_of_backward_block<T>(p, run, first, count, highest, tiles, work.d_key,
+                                                      key_width, work.d_value, value_width);
       }
       for (Index t = 0; t < tiles; ++t) {
+        if (p.bias.data != nullptr) {
+          ahead.soon = pairs_of_next_tile<T>(work.tile, tiles, t, first, count,
+                                             backward_product_tiles<T>(p, count), p.bias, outputs.d_bias);
+        }
         const QueryTile<T>& place = work.tile[t].queries;
         const Index begin = part_begin(p, first, larger(first, place.lowest_first));
         const Index end = smaller(first + count, place.highest_last);
@@ -477,7 +484,7 @@ void bias_gradient(const AttentionProblem& p, const HeadRows& rows, Index first_
         key_block(p, p.key, rows.batch, key_head, first, block, p.dim, 1, work.keys, work.key_rows);
     const KeyBlock<T> values = key_block(p, p.value, rows.batch, key_head, first, block, p.value_dim, 1,
                                          work.values, work.value_rows);
-    recompute(p, first, block, keys, values, visible, work, tile, nothing_ahead);
+    if (!recompute(p, first, block, keys, values, visible, work, tile, nothing_ahead)) continue;
     T* sum[kTileQueries<T>];
     for (Index r = 0; r < rows.count; ++r) sum[r] = out + r * (last_key - first_key) + (first - first_key);
     write_transposed(work.d_scores, tile.queries.width, block, true, rows.count, sum);

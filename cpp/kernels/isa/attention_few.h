@@ -167,7 +167,7 @@ void finish_few_scores(const AttentionProblem& p, const QueryTile<T>& place, Ind
   if (p.bias.data != nullptr) {
     for (Index k = 0; k < count; ++k) {
       for (Index q = 0; q < width; ++q)
-        added[k * width + q] = bias.value[bias.shared ? k : k * place.width + smaller(q, queries - 1)];
+        added[k * width + q] = bias.shared ? bias.value[k] : bias.row[smaller(q, queries - 1)][k];
     }
   }
   if (p.alibi_slopes != nullptr) {
@@ -255,7 +255,10 @@ void attend_few(const AttentionProblem& p, Index first, Index count, FewWorkspac
   VisibleQueries visible;
   find_visible(p, place, first, count, visible);
   if (visible.seen == 0) return;
-  if (p.bias.data != nullptr) load_bias(p, place, first, count, work.bias, visible);
+  if (p.bias.data != nullptr) {
+    load_bias(p, place, first, count, work.bias, visible);
+    if (!work.bias.shared) mask_by_bias(place, count, work.bias, visible);
+  }
   if (visible.seen == 0) return;
   tile.seen |= visible.seen;
   const KeyBlock<T> keys =

@@ -197,10 +197,11 @@ void attend_to_block(const AttentionProblem& p, Index first, Index count, const 
   if (visible.seen == 0) return;
   if (p.bias.data != nullptr) load_bias(p, place, first, count, work.bias, visible);
   if (visible.seen == 0) return;
-  tile.seen |= visible.seen;
 
   score_product(p, place, count, keys, tile.query, work.scores, ahead);
-  finish_scores(p, place, first, count, work.bias, work.scores);
+  finish_scores(p, place, first, count, work.bias, visible, work.scores);
+  if (visible.seen == 0) return;
+  tile.seen |= visible.seen;
   if (!visible.all) hide(place, count, visible, kMinusInfinity<T>, work.scores);
   if (p.dropout_p > 0) {
     const KeptWeights kept(p, place, first, count);
@@ -246,7 +247,8 @@ void forward_tiles(const AttentionProblem& p, const QueryRun& run, void* memory,
     highest = larger(highest, tile.queries.highest_last);
     tiles_of_products += forward_product_tiles(p, tile.queries.highest_last - tile.queries.lowest_first);
   }
-  RowsAhead ahead = rows_ahead_of_forward(p, run, tiles_of_products, output);
+  RowsAhead ahead;
+  ahead.later = rows_ahead_of_forward(p, run, tiles_of_products, output);
   const bool from_memory = forward_passes_from_memory(p, run);
   for (Index first = lowest / kKeyBlock * kKeyBlock, count; first < highest; first += count) {
     count = keys_of_block(p, first);
@@ -257,8 +259,12 @@ void forward_tiles(const AttentionProblem& p, const QueryRun& run, void* memory,
     const PackedColumns columns =
         pack_columns(p, values, count, p.value_dim, work.safe_values, work.value_columns);
     FiniteRows<T> finite_values(values, count, p.value_dim);
-    if (from_memory) ahead = rows_ahead_of_forward_block(p, run, first, count, highest, work.tiles);
+    if (from_memory) ahead.later = rows_ahead_of_forward_block(p, run, first, count, highest, work.tiles);
     for (Index t = 0; t < work.tiles; ++t) {
+      if (p.bias.data != nullptr) {
+        ahead.soon = pairs_of_next_tile<T>(work.tile, work.tiles, t, first, count,
+                                           forward_product_tiles(p, count), p.bias);
+      }
       const QueryTile<T>& place = work.tile[t].queries;
       const Index begin = part_begin(p, first, larger(first, place.lowest_first));
       const Index end = smaller(first + count, place.highest_last);

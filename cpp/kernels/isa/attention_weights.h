@@ -93,7 +93,7 @@ void weights(const AttentionProblem& p, Index batch, Index head, const Index* ro
     const KeyBlock<T> keys =
         stored_block(p, p.key, batch, p.key_head(head), begin, block, p.dim, 1, work.keys, work.key_rows);
     score_product(p, tile, block, keys, work.query, work.scores, nothing_ahead);
-    finish_scores(p, tile, begin, block, work.bias, work.scores);
+    finish_scores(p, tile, begin, block, work.bias, visible, work.scores);
     if (!visible.all) hide(tile, block, visible, kMinusInfinity<T>, work.scores);
     normalised_weights(tile, block, static_cast<T>(p.exponent_factor()), work.maximum, work.reciprocal_sum,
                        work.scores);

@@ -11,6 +11,9 @@
 // tokens of 160 1.10, 1.06 | 1.19, 1.09; of 64 1.08, 1.02 | 1.08, 1.14. Where a pass is over 2 MB or less,
 // nothing is gained: 0.99 to 1.04 | 0.93 to 1.02. Few queries of long caches, one pass: 32/4 heads of 128,
 // 8192 keys 1.84 | 1.64, 32768 keys 1.76 | 1.49; 8 queries of 64 heads of 64, 2048 keys 1.45 | 1.28.
+//
+// A bias has an element for every pair of a query and a key, and comes from further away than either. So each
+// tile of queries asks for what the next one adds and, in backward, for where its gradient is written.
 
 #include "kernels/attention_kernels.h"
 #include "kernels/isa/block_product.h"
@@ -42,7 +45,7 @@ Index backward_product_tiles(const AttentionProblem& p, Index keys) {
 // The rows of a run's queries in one of the arrays that have a row for each.
 template <class Operand>
 void add_rows_of_run(const AttentionProblem& p, const QueryRun& run, const Operand& x, Index columns,
-                     RowsAhead& ahead) {
+                     RowsToAsk& ahead) {
   const Index end = run.first + run.count;
   for (Index i = run.first; i < end;) {
     const Index head = run.key_head * p.group() + i / p.query_length, row = i % p.query_length;
@@ -55,7 +58,7 @@ void add_rows_of_run(const AttentionProblem& p, const QueryRun& run, const Opera
 // That share of the rows of keys or values which a run has of the queries that read them; of long heads the
 // first ones.
 inline void add_key_rows(const AttentionProblem& p, const QueryRun& run, const AttentionOperand& x,
-                         Index columns, RowsAhead& ahead) {
+                         Index columns, RowsToAsk& ahead) {
   constexpr Index most_bytes = 128 << 10;
   const Index rows = smaller(p.key_length, most_bytes / larger(columns * item_size(x.dtype), 1));
   const Index queries = p.group() * p.query_length;
@@ -71,9 +74,9 @@ inline bool next_head(const AttentionProblem& p, QueryRun& run) {
 }
 
 // What forward asks for during a run, with so many tiles of products.
-inline RowsAhead rows_ahead_of_forward(const AttentionProblem& p, QueryRun run, Index tiles,
+inline RowsToAsk rows_ahead_of_forward(const AttentionProblem& p, QueryRun run, Index tiles,
                                        const MutableAttentionOperand& output) {
-  RowsAhead ahead;
+  RowsToAsk ahead;
   if (!heads_fill(p, 8 << 20)) return ahead;  // below that caches keep them, and asking costs up to 6 %
   add_rows_of_run(p, run, output, p.value_dim, ahead);
   if (next_head(p, run)) {
@@ -102,7 +105,7 @@ inline bool forward_passes_from_memory(const AttentionProblem& p, const QueryRun
 
 // The keys and values of the block from `first` on, as far as `end`.
 inline void add_block(const AttentionProblem& p, const QueryRun& run, Index first, Index end,
-                      RowsAhead& ahead) {
+                      RowsToAsk& ahead) {
   const Index count = smaller(kKeyBlock, end - first);
   ahead.add(p.key, p.key.offset(run.batch, run.key_head) + first * p.key.row_stride, count, p.dim);
   ahead.add(p.value, p.value.offset(run.batch, run.key_head) + first * p.value.row_stride, count,
@@ -111,9 +114,9 @@ inline void add_block(const AttentionProblem& p, const QueryRun& run, Index firs
 
 // What forward asks for during a block of `count` keys for so many tiles of queries, where passes come from
 // memory.
-inline RowsAhead rows_ahead_of_forward_block(const AttentionProblem& p, const QueryRun& run, Index first,
+inline RowsToAsk rows_ahead_of_forward_block(const AttentionProblem& p, const QueryRun& run, Index first,
                                              Index count, Index end, Index tiles) {
-  RowsAhead ahead;
+  RowsToAsk ahead;
   add_block(p, run, first + count, end, ahead);
   ahead.spread(tiles * forward_product_tiles(p, count));
   return ahead;
@@ -121,9 +124,9 @@ inline RowsAhead rows_ahead_of_forward_block(const AttentionProblem& p, const Qu
 
 // What backward asks for during a run of all queries of a key head.
 template <class T>
-RowsAhead rows_ahead_of_backward(const AttentionProblem& p, QueryRun run, const BackwardInputs<T>& inputs,
+RowsToAsk rows_ahead_of_backward(const AttentionProblem& p, QueryRun run, const BackwardInputs<T>& inputs,
                                  const BackwardOutputs<T>& outputs) {
-  RowsAhead ahead;
+  RowsToAsk ahead;
   if (run.count == 0 || run.count < p.group() * p.query_length || !heads_fill(p, 5 << 20)) return ahead;
   add_rows_of_run(p, run, outputs.d_query, p.dim, ahead);
   ahead.add_written(outputs.d_key, p.key_length, p.dim, outputs.d_key_stride);
@@ -141,15 +144,41 @@ RowsAhead rows_ahead_of_backward(const AttentionProblem& p, QueryRun run, const 
 
 // The same of backward, which adds to the gradients of the keys of a pass, too.
 template <class T>
-RowsAhead rows_ahead_of_backward_block(const AttentionProblem& p, const QueryRun& run, Index first,
+RowsToAsk rows_ahead_of_backward_block(const AttentionProblem& p, const QueryRun& run, Index first,
                                        Index count, Index end, Index tiles, T* d_key, Index key_width,
                                        T* d_value, Index value_width) {
-  RowsAhead ahead;
+  RowsToAsk ahead;
   const Index next = first + count, rows = smaller(kKeyBlock, end - next);
   add_block(p, run, next, end, ahead);
   ahead.add_written(d_key + next * key_width, rows, key_width, key_width);
   ahead.add_written(d_value + next * value_width, rows, value_width, value_width);
   ahead.spread(tiles * backward_product_tiles<T>(p, count));
+  return ahead;
+}
+
+// What a bias, or its gradient, has for a tile and keys [first, last).
+template <class T, class Operand>
+void add_pairs(const Operand& x, const QueryTile<T>& tile, Index first, Index last, RowsToAsk& ahead) {
+  if (x.data == nullptr || x.row_stride == 0) return;
+  for (Index lane = 0, end = 0; lane < tile.count; lane = end) {
+    while (end < tile.count && tile.head[end] == tile.head[lane]) ++end;
+    ahead.add(x, tile.offset(x, lane) + first, end - lane, last - first);
+  }
+}
+
+// What tile t asks for, with so many tiles of products, at a block of `count` keys: the pairs of the next
+// tile. The first one comes after the last, at the next block.
+template <class T, class Tile, class... Operands>
+RowsToAsk pairs_of_next_tile(const Tile* tile, Index tiles, Index t, Index first, Index count,
+                             Index product_tiles, const Operands&... x) {
+  RowsToAsk ahead;
+  const bool last_tile = t + 1 == tiles;
+  const QueryTile<T>& next = tile[last_tile ? 0 : t + 1].queries;
+  const Index block = last_tile ? first + count : first;
+  const Index begin = larger(block, next.lowest_first), end = smaller(block + kKeyBlock, next.highest_last);
+  if (begin >= end) return ahead;
+  (add_pairs(x, next, begin, end, ahead), ...);
+  ahead.spread(product_tiles);
   return ahead;
 }
 

@@ -15,7 +15,7 @@ namespace blasformer::BLASFORMER_ISA {
 namespace {
 
 // What asks is inlined: GCC 12 takes functions that do nothing but ask for functions without effects.
-class RowsAhead {
+class RowsToAsk {
  public:
   // `count` rows of an operand from element `start` on; nothing if their elements have gaps, or if they are
   // more parts of memory than most problems have.
@@ -82,6 +82,16 @@ class RowsAhead {
   int parts_ = 0, next_ = 0;
   Index byte_ = 0;
   Index lines_of_tile_ = 0;
+};
+
+// What the next tile of queries needs, and what is needed later.
+struct RowsAhead {
+  RowsToAsk soon, later;
+
+  [[gnu::always_inline]] void ask(Index tiles = 1) {
+    soon.ask(tiles);
+    later.ask(tiles);
+  }
 };
 
 }  // namespace

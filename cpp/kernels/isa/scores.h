@@ -150,56 +150,21 @@ void score_product(const AttentionProblem& p, const QueryTile<T>& tile, Index co
   rows_product(p, tile, count, p.dim, keys, query, scores, ahead);
 }
 
-// The float bias of a tile: value[key][query], or one value per key when all queries share it.
+// The float bias of a tile and a block of keys: a row of values for each query, or one for all of them.
 template <class T>
 struct BiasTile {
-  T* value;  // kMostKeys x kTileQueries
+  T* value;  // the shared row; for others, kMostKeys x kTileQueries to transpose them into
   T* dense;  // kTileQueries x kMostKeys
+  const T* row[kTileQueries<T>];
   bool shared;
 };
 
-// In some lane the least of whole vectors of numbers, if it is below zero; four at a time, so that none
-// waits.
+// -inf masks: exactly who sees whom, when it is known that some of the bias may be that.
 template <class T>
-inline typename Simd<T>::Vector least_of(const T* x, Index size) {
+void mask_by_bias(const QueryTile<T>& tile, Index count, const BiasTile<T>& bias, VisibleQueries& visible) {
   using S = Simd<T>;
-  typename S::Vector least[4] = {S::zero(), S::zero(), S::zero(), S::zero()};
-  Index i = 0;
-  for (; i + 4 * S::lanes <= size; i += 4 * S::lanes) {
-    for (int j = 0; j < 4; ++j) least[j] = S::min(S::load(x + i + j * S::lanes), least[j]);
-  }
-  for (; i < size; i += S::lanes) least[0] = S::min(S::load(x + i), least[0]);
-  return S::min(S::min(least[0], least[1]), S::min(least[2], least[3]));
-}
-
-// Loads the bias; -inf masks.
-template <class T>
-void load_bias(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count,
-               BiasTile<T>& bias, VisibleQueries& visible) {
-  using S = Simd<T>;
-  const AttentionOperand& x = p.bias;
-  const Index column = first * x.column_stride;
   const auto minus_infinity = S::broadcast(kMinusInfinity<T>);
-  bias.shared = is_shared(x, tile);
-  bool masks = false;
-  if (bias.shared) {
-    copy_rows(x, tile.offset(x, 0) + column, 1, count, bias.value, count);
-    for (Index k = 0; k < count; ++k) masks = masks || bias.value[k] == kMinusInfinity<T>;
-  } else {
-    const T* row[kTileQueries<T>];
-    for (Index l = 0; l < tile.width; ++l) {
-      const Index start = tile.offset(x, l) + column;
-      if (x.dtype == dtype_of<T>() && x.column_stride == 1) {
-        row[l] = static_cast<const T*>(x.data) + start;
-      } else {
-        copy_rows(x, start, 1, count, bias.dense + l * kMostKeys, kMostKeys);
-        row[l] = bias.dense + l * kMostKeys;
-      }
-    }
-    transpose_rows(row, tile.width, count, bias.value);
-    masks = S::to_bits(S::equal(least_of(bias.value, count * tile.width), minus_infinity)) != 0;
-  }
-  if (!masks) return;
+  if (!bias.shared) transpose_rows(bias.row, tile.width, count, bias.value);
   for (Index k = 0; k < count; ++k) {
     std::uint32_t hidden = 0;
     for (Index v = 0; v < tile.vectors; ++v) {
@@ -212,29 +177,93 @@ void load_bias(const AttentionProblem& p, const QueryTile<T>& tile, Index first,
   summarise(count, tile.every(), visible);
 }
 
+// Finds the bias. What -inf masks is found out at once where queries share it, and where it masks the four
+// corners: then it likely masks everything, and no product is needed. Else finish_scores finds it out.
+template <class T>
+void load_bias(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count,
+               BiasTile<T>& bias, VisibleQueries& visible) {
+  const AttentionOperand& x = p.bias;
+  const Index column = first * x.column_stride, last = count - 1;
+  bias.shared = is_shared(x, tile);
+  bool masks = false;
+  if (bias.shared) {
+    copy_rows(x, tile.offset(x, 0) + column, 1, count, bias.value, count);
+    for (Index k = 0; k < count; ++k) masks = masks || bias.value[k] == kMinusInfinity<T>;
+  } else {
+    for (Index l = 0; l < tile.width; ++l) {
+      const Index start = tile.offset(x, l) + column;
+      if (x.dtype == dtype_of<T>() && x.column_stride == 1) {
+        bias.row[l] = static_cast<const T*>(x.data) + start;
+      } else {
+        copy_rows(x, start, 1, count, bias.dense + l * kMostKeys, kMostKeys);
+        bias.row[l] = bias.dense + l * kMostKeys;
+      }
+    }
+    const T *const top = bias.row[0], *const bottom = bias.row[tile.count - 1];
+    masks = top[0] == kMinusInfinity<T> && top[last] == kMinusInfinity<T> && bottom[0] == kMinusInfinity<T> &&
+            bottom[last] == kMinusInfinity<T>;
+  }
+  if (masks) mask_by_bias(tile, count, bias, visible);
+}
+
+// scores[key][query] = logit(score) + bias.row[query][key], transposed on the way, in registers. Returns
+// whether some of the bias is -inf.
+template <class T, class Logit>
+bool add_bias_rows(const BiasTile<T>& bias, Index width, Index count, const Logit& logit, T* scores) {
+  using S = Simd<T>;
+  const Index covered = count / S::lanes * S::lanes;
+  auto even = S::zero(), odd = S::zero();  // the least values
+  for (Index l = 0; l < width; l += S::lanes) {
+    for (Index k = 0; k < covered; k += S::lanes) {
+      const auto block = square(bias.row + l, k);
+#pragma GCC unroll 16
+      for (Index i = 0; i < S::lanes; ++i) {
+        const Index place = (k + i) * width + l;
+        S::store(scores + place, logit(place) + block.column[i]);
+        (i % 2 == 0 ? even : odd) = S::min(block.column[i], i % 2 == 0 ? even : odd);
+      }
+    }
+  }
+  if (covered < count) {
+    const T* rest[kTileQueries<T>];
+    for (Index l = 0; l < width; ++l) rest[l] = bias.row[l] + covered;
+    transpose_rows(rest, width, count - covered, bias.value);
+    for (Index i = 0; i < (count - covered) * width; i += S::lanes) {
+      const Index place = covered * width + i;
+      const auto value = S::load(bias.value + i);
+      S::store(scores + place, logit(place) + value);
+      even = S::min(value, even);
+    }
+  }
+  return S::to_bits(S::equal(S::min(even, odd), S::broadcast(kMinusInfinity<T>))) != 0;
+}
+
 // Every function that turns query key^T into the logits of the softmax, where there is one (p.has_logits()).
+// What the bias masks, as is found out on the way, is no longer visible.
 template <class T>
 void finish_scores(const AttentionProblem& p, const QueryTile<T>& tile, Index first, Index count,
-                   const BiasTile<T>& bias, T* scores) {
+                   const BiasTile<T>& bias, VisibleQueries& visible, T* scores) {
   using S = Simd<T>;
   const Index width = tile.width;
   if (!p.has_logits()) return;
   const auto scale = S::broadcast(static_cast<T>(p.softcap > 0 ? p.scale / p.softcap : p.scale));
   const auto cap = S::broadcast(static_cast<T>(p.softcap));
-  const auto logit = [&](Index i) {
-    const auto x = S::load(scores + i) * scale;
-    return p.softcap > 0 ? cap * tanh<T>(x) : x;
-  };
-  if (p.bias.data == nullptr) {
-    for (Index i = 0; i < count * width; i += S::lanes) S::store(scores + i, logit(i));
-  } else if (bias.shared) {
-    for (Index k = 0; k < count; ++k) {
-      const auto value = S::broadcast(bias.value[k]);
-      for (Index i = k * width; i < (k + 1) * width; i += S::lanes) S::store(scores + i, logit(i) + value);
+  const auto add_bias = [&](const auto& logit) {
+    if (p.bias.data == nullptr) {
+      for (Index i = 0; i < count * width; i += S::lanes) S::store(scores + i, logit(i));
+    } else if (bias.shared) {
+      for (Index k = 0; k < count; ++k) {
+        const auto value = S::broadcast(bias.value[k]);
+        for (Index i = k * width; i < (k + 1) * width; i += S::lanes) S::store(scores + i, logit(i) + value);
+      }
+    } else if (add_bias_rows(bias, width, count, logit, scores)) {
+      mask_by_bias(tile, count, bias, visible);
     }
+  };
+  if (p.softcap > 0) {
+    add_bias([&](Index i) { return cap * tanh<T>(S::load(scores + i) * scale); });
   } else {
-    for (Index i = 0; i < count * width; i += S::lanes)
-      S::store(scores + i, logit(i) + S::load(bias.value + i));
+    add_bias([&](Index i) { return S::load(scores + i) * scale; });
   }
   if (p.alibi_slopes != nullptr) {
     const Index offset = p.masks.offset == nullptr ? 0 : p.masks.offset[tile.batch];
