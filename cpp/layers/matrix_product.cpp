@@ -276,6 +276,29 @@ void multiply_while_packing(const ProductKernels<T, Stored>& kernels, const Prod
   });
 }
 
+// How many rows each part has when so many are cut into two.
+template <class T>
+Index rows_of_half(Index rows) {
+  return round_up(ceil_div(rows, 2), product_kernels<T>().panel);
+}
+
+// Into how many parts of the rows such a product is cut, each for cores of its own, which pack it themselves.
+// What one core packs and another reads has to cross from cache to cache; the right side, which nobody has
+// just written, is read by both. Parts that are not even, that are too short to read it twice, and right
+// sides that come from memory do not pay. Time of one part over that of two where two cores share their last
+// cache, and where they do not (a round trip of a line takes 55 and 330 ns; Zen 4, two threads, float32):
+//   128 rows,   768 -> 768   768 -> 3072   3072 -> 768  |  256 rows, 768 -> 768  3072 -> 768
+//   AVX-512     1.03, 1.13   1.01, 1.00    1.00, 1.12   |            1.02, 1.15  1.00, 1.13
+// Against packing: 384 rows, 768 -> 768, 1.03 and 1.37; 512 rows 1.01 and 1.24, 768 -> 3072 1.04 and 1.24.
+// AVX2: 128 rows 0.99 to 1.01 and 0.98 to 1.11; against packing, 256 and 512 rows 1.00 to 1.03 and 1.05 to
+// 1.18, float64 0.99 to 1.08 and 1.00 to 1.22.
+template <class T>
+Index row_parts_in_place(Index rows, Index columns, Index depth) {
+  constexpr Index least_rows = 128, right_bytes = 10 << 20;
+  const bool is_even = 2 * rows_of_half<T>(rows) - rows <= rows / 16;
+  return rows >= least_rows && is_even && columns * depth <= right_bytes / Index{sizeof(T)} ? 2 : 1;
+}
+
 // Whether to read the right side as it lies. Time of packing it, over that of reading it so (Zen 5, two
 // threads, float32; float64 gains up to 0.08 more):
 //   128 rows,   768 -> 768   768 -> 3072   3072 -> 768   1024 -> 1024   4096 -> 4096
@@ -285,14 +308,15 @@ void multiply_while_packing(const ProductKernels<T, Stored>& kernels, const Prod
 // that is not filled takes what is gained: 0.84 for 33 rows, 0.98 for 40, 1.01 for 44 and 1.10 for 48 with
 // AVX-512 (768 -> 768). A depth of 256: 0.96 to 1.05, of 128: 0.90 to 1.02, of 64: 0.77 to 0.93.
 // Zen 4: 128 rows 1.06 to 1.21 with AVX-512 and 1.04 to 1.16 with AVX2, 256 rows 1.01 to 1.04 and 1.00; more
-// rows with AVX-512 0.95 to 1.01.
+// rows with AVX-512 0.95 to 1.01. Of two parts (row_parts_in_place) each may have 256 rows.
 template <class T>
-bool faster_in_place(Index rows, Index depth, MatrixView<T> right) {
+bool faster_in_place(Index rows, Index columns, Index depth, MatrixView<T> right) {
   const Index lanes = in_place_product_kernels<T>().lanes, unused = round_up(rows, lanes) - rows;
-  const Index most_rows = active_isa() == Isa::avx512 ? 256 : 128;
+  const Index parts = row_parts_in_place<T>(rows, columns, depth);
+  const Index most_rows = active_isa() == Isa::avx512 || parts == 2 ? 256 : 128;
   constexpr Index least_depth = 384;
   constexpr Index most_packed = (8 << 20) / Index{sizeof(T)};  // memory for it stays within bounds
-  return right.row_stride == 1 && rows <= most_rows && 2 * unused < lanes && depth >= least_depth &&
+  return right.row_stride == 1 && rows <= most_rows * parts && 2 * unused < lanes && depth >= least_depth &&
          rows * depth <= most_packed;
 }
 
@@ -302,26 +326,36 @@ void multiply_in_place(Index rows, Index columns, Index depth, MatrixView<T> lef
                        const T* bias, T* c, Index c_stride) {
   const InPlaceProductKernels<T>& kernels = in_place_product_kernels<T>();
   const ProductKernels<T>& packing = product_kernels<T>();
-  const Index block = depth_of_blocks<T>(depth), width = round_up(rows, packing.panel);
+  const Index block = depth_of_blocks<T>(depth), panel = packing.panel, width = round_up(rows, panel);
   const SharedWorkspace workspace(width * depth * Index{sizeof(T)});
   T* const packed = static_cast<T*>(workspace.data());
-  pack_panels(packing, block, depth, rows, {left.data, left.column_stride, left.row_stride}, packed);
+  parallel_for(width / panel, 0.4 * static_cast<double>(width * depth), [&](Index task, int) {
+    const Index row = task * panel, count = std::min(panel, rows - row);
+    const MatrixView<T> columns_of_left{left.from(row, 0).data, left.column_stride, left.row_stride};
+    for (Index k = 0; k < depth; k += block) {
+      const Index deep = std::min(block, depth - k);
+      packing.pack_right(columns_of_left.from(k, 0), deep, count, packed + k * width + row * deep);
+    }
+  });
   const double work = product_work<T>(rows, columns, depth);
-  const ColumnCut cut(columns, kernels.lanes, enough_product_tasks(work));
+  const Index row_parts = row_parts_in_place<T>(rows, columns, depth);
+  const Index rows_of_part = row_parts == 2 ? rows_of_half<T>(rows) : rows;
+  const ColumnCut cut(columns, kernels.lanes, ceil_div(enough_product_tasks(work), row_parts));
   const Index at_once = even_part(cut.largest(), kernels.most_columns, kernels.lanes);
-  const Index stride = round_up(rows, kernels.lanes);
-  parallel_for(cut.parts(), work, [&](Index task, int) {
+  const Index stride = round_up(rows_of_part, kernels.lanes);
+  parallel_for(row_parts * cut.parts(), work, [&](Index task, int) {
     T* const sums = static_cast<T*>(thread_workspace(at_once * stride * Index{sizeof(T)}));
-    const auto [begin, end] = cut.part(task);
+    const Index row = task / cut.parts() * rows_of_part, m = std::min(rows_of_part, rows - row);
+    const auto [begin, end] = cut.part(task % cut.parts());
     for (Index column = begin; column < end; column += at_once) {
       const Index n = std::min(at_once, end - column);
       for (Index i = 0; i < n; ++i)  // x + -0 is x for all x, 0 and -0, too
         std::fill_n(sums + i * stride, stride, bias ? bias[column + i] : T(-0.0));
       for (Index k = 0; k < depth; k += block) {
-        kernels.multiply(right.from(k, column), n, std::min(block, depth - k), packed + k * width, rows, sums,
-                         stride);
+        const Index deep = std::min(block, depth - k);
+        kernels.multiply(right.from(k, column), n, deep, packed + k * width + row * deep, m, sums, stride);
       }
-      kernels.write(sums, stride, rows, n, c + column, c_stride);
+      kernels.write(sums, stride, m, n, c + row * c_stride + column, c_stride);
     }
   });
 }
@@ -372,7 +406,7 @@ void product(Index rows, Index columns, Index depth, MatrixView<T> left, MatrixV
   }
   const ProductKernels<T, Stored>& kernels = product_kernels<T, Stored>();
   if constexpr (std::is_same_v<Stored, T>) {
-    if (write == Write::replace && faster_in_place(rows, depth, right))
+    if (write == Write::replace && faster_in_place(rows, columns, depth, right))
       return multiply_in_place(rows, columns, depth, left, right, bias, c, c_stride);
   }
   const Index at_once = columns_at_once<Stored>(columns, depth, kernels.panel);
@@ -484,7 +518,8 @@ class PackedPanels final : public PackedRight<T> {
   void product(Index rows, Index columns, MatrixView<T> left, Index first_column, const T* bias, T* c,
                Index c_stride) const override {
     if (rows == 0 || columns == 0) return;
-    const ProductCut cut = small_right_cut<T, Stored>(rows, columns, depth_, depth_, kernels_.panel);
+    const ProductCut cut =
+        apart(small_right_cut<T, Stored>(rows, columns, depth_, depth_, kernels_.panel), rows, columns);
     const SharedWorkspace workspace(std::min(rows, cut.rows_at_once) * depth_ * Index{sizeof(T)});
     T* const strips = static_cast<T*>(workspace.data());
     multiply_panels(kernels_, kernels_.multiply_from_memory, cut, rows, columns, depth_, left, packed(),
@@ -496,6 +531,17 @@ class PackedPanels final : public PackedRight<T> {
   PackedColumns<Stored> packed() const { return {memory_.data() + kFree<T, Stored>, width_, kernels_.panel}; }
 
  private:
+  // Two blocks of rows instead of one, each for cores of its own, as in row_parts_in_place().
+  ProductCut apart(ProductCut cut, Index rows, Index columns) const {
+    constexpr Index least_rows = 128, right_bytes = 5 << 19;
+    if (cut.rows < rows || rows < least_rows || columns * depth_ * Index{sizeof(Stored)} > right_bytes)
+      return cut;
+    cut.rows = ceil_div(rows, 2);
+    cut.rows_at_once = 2 * cut.rows;
+    cut.column_parts = ceil_div(cut.column_parts, 2);
+    return cut;
+  }
+
   const ProductKernels<T, Stored>& kernels_;
   Index depth_, width_;
   Tensor<Stored> memory_;
