@@ -75,6 +75,19 @@ def test_packed_copies_change_no_bit_and_are_counted(name, dtype, isa):
     assert same_bits(layer(*inputs), y)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("features", [(385, 97), (61, 150), (1029, 803)])
+def test_any_number_of_rows_reads_a_packed_copy_with_the_same_bits(features, dtype, isa):
+    """From 128 rows on, where the weight is small, in two parts of the rows."""
+    layer = nn.Linear(*features, dtype=dtype, rng=0)
+    for rows in (127, 128, 129, 200, 255, 256, 257, 513):
+        x = normal((rows, features[0]), dtype, rows)
+        expected = layer.forward(x)[0]
+        for threads in (1, 2, 3, 24):
+            with blasformer.num_threads(threads):
+                assert same_bits(layer(x), expected)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_copies_in_parts_change_no_bit_and_are_counted(name, product_isa, precision):
     layer, shapes = LAYERS[name](np.float32)
