@@ -1,26 +1,31 @@
 #pragma once
 
+#include <concepts>
 #include <optional>
 
 #include "core/index.h"
 
 namespace blasformer {
 
-// A borrowed callable void(Index task, int worker): two words, no allocation. It must outlive the call it is
-// passed to.
-class TaskFunction {
+// A borrowed callable void(Arguments...): two words, no allocation. It must outlive the call it is passed to.
+template <class... Arguments>
+class BorrowedFunction {
  public:
   template <class Callable>
-  TaskFunction(const Callable& callable)  // not explicit: a callable is passed where a TaskFunction is taken
-      : object_(&callable), call_([](const void* object, Index task, int worker) {
-          (*static_cast<const Callable*>(object))(task, worker);
+    requires std::invocable<const Callable&, Arguments...>
+  BorrowedFunction(const Callable& callable)  // not explicit: a callable is passed where this is taken
+      : object_(&callable), call_([](const void* object, Arguments... arguments) {
+          (*static_cast<const Callable*>(object))(arguments...);
         }) {}
-  void operator()(Index task, int worker) const { call_(object_, task, worker); }
+  void operator()(Arguments... arguments) const { call_(object_, arguments...); }
 
  private:
   const void* object_;
-  void (*call_)(const void*, Index, int);
+  void (*call_)(const void*, Arguments...);
 };
+
+using TaskFunction = BorrowedFunction<Index, int>;  // (task, worker)
+using BeginFunction = BorrowedFunction<int>;        // (worker)
 
 // How many threads a parallel_for may use from here: at least 1, and 1 inside a task. It is what
 // override_num_threads or set_num_threads gave; before that BLASFORMER_NUM_THREADS, then OMP_NUM_THREADS (the
@@ -46,6 +51,9 @@ std::optional<int> override_num_threads(std::optional<int> count);
 // the work are not there.
 // work: estimated duration of all tasks on one core, in nanoseconds.
 void parallel_for(Index tasks, double work, TaskFunction function, int threads = num_threads());
+// The same where every worker calls begin(worker) before its first task, as a part of it.
+void parallel_for(Index tasks, double work, BeginFunction begin, TaskFunction function,
+                  int threads = num_threads());
 
 // How many threads that parallel_for uses, from outside a task, if the pool is free: where workers sleep, and
 // where they spin after a loop before.

@@ -94,6 +94,48 @@ TEST(three_threads_work_at_once_when_asked_to) {
   CHECK(arrived == 3);
 }
 
+TEST(every_worker_begins_once_before_its_first_task) {
+  for (int threads : {1, 2, 5}) {
+    for (double work : {kLargeWork, 8e3, 100.0}) {
+      std::vector<std::atomic<int>> begun(static_cast<std::size_t>(threads)), has_run(begun.size());
+      std::atomic<bool> ok = true;
+      parallel_for(
+          23, work,
+          [&](int worker) {
+            const auto w = static_cast<std::size_t>(worker);
+            if (has_run[w] > 0) ok = false;
+            ++begun[w];
+          },
+          [&](Index, int worker) {
+            const auto w = static_cast<std::size_t>(worker);
+            if (begun[w] != 1) ok = false;
+            ++has_run[w];
+          },
+          threads);
+      for (std::size_t w = 0; w < begun.size(); ++w) ok = ok && (begun[w] == 1) == (has_run[w] > 0);
+      CHECK(ok);
+    }
+  }
+}
+
+TEST(nobody_begins_where_there_are_no_tasks) {
+  bool has_begun = false;
+  parallel_for(0, kLargeWork, [&](int) { has_begun = true; }, [](Index, int) {}, 2);
+  CHECK(!has_begun);
+}
+
+TEST(an_exception_at_the_beginning_reaches_the_caller) {
+  for (int threads : {1, 3}) {
+    const std::string message = tests::message_of<std::out_of_range>([&] {
+      parallel_for(
+          1000, kLargeWork, [](int) { throw std::out_of_range("cannot begin"); },
+          [](Index, int) { std::this_thread::sleep_for(std::chrono::microseconds(10)); }, threads);
+    });
+    CHECK(message == "cannot begin");
+    CHECK(every_task_runs_once(50, threads));
+  }
+}
+
 TEST(small_work_is_done_by_the_calling_thread_in_order) {
   const std::thread::id caller = std::this_thread::get_id();
   Index next = 0;
