@@ -10,25 +10,34 @@ namespace blasformer {
 
 namespace {
 
-constexpr Index kChunk = 16384;  // elements of one parameter that one task works on
-
 // A part of one of the parameters: elements [first, first + size) of the one with that number, counted
 // through both precisions.
 struct Chunk {
   std::size_t parameter;
   Index first, size;
+  double position;  // of its middle in the parameter, from 0 to 1
 };
 
+// Every parameter but small ones in an even number of parts. In their order, those from the beginnings of all
+// parameters come first: the threads that take them have formed the gradients of those rows, in the same
+// order, and update what they updated in the step before.
 std::vector<Chunk> chunks_of(const ParameterUpdates& updates) {
+  constexpr Index most_elements = 16384, least_elements = 1024, line = 16;
   std::vector<Chunk> chunks;
   std::size_t number = 0;
   const auto cut = [&](Index size) {
-    for (Index first = 0; first < size; first += kChunk)
-      chunks.push_back({number, first, std::min(kChunk, size - first)});
+    const Index parts = size < 2 * least_elements ? 1 : 2 * ceil_div(size, 2 * most_elements);
+    const Index part = round_up(ceil_div(size, parts), line);
+    for (Index first = 0; first < size; first += part) {
+      const Index count = std::min(part, size - first);
+      const double middle = static_cast<double>(first) + 0.5 * static_cast<double>(count);
+      chunks.push_back({number, first, count, middle / static_cast<double>(size)});
+    }
     ++number;
   };
   for (const auto& one : updates.single_precision) cut(one.size);
   for (const auto& one : updates.double_precision) cut(one.size);
+  std::ranges::stable_sort(chunks, {}, &Chunk::position);
   return chunks;
 }
 
