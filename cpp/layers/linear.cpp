@@ -135,8 +135,8 @@ void sum_rows(const T* x, Index stride, Index rows, Index columns, T* sums) {
   }
 }
 
-// sums (+)= the sums of the columns of x, in blocks of rows: long sums keep their accuracy, and each core adds
-// up rows that it has written most likely. This takes 0.2 to 1.1 % of linear_backward (Zen 4, AVX-512):
+// sums (+)= the sums of the columns of x, in blocks of rows: long sums keep their accuracy, and each core
+// adds up rows that it has written most likely. This takes 0.2 to 1.1 % of linear_backward (Zen 4, AVX-512):
 // forming the sums while x is packed could not save more.
 template <class T>
 void sum_columns(const T* x, Index stride, Index rows, Index columns, T* sums, Write write) {
