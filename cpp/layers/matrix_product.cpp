@@ -130,6 +130,28 @@ void blas_product(Index rows, Index columns, Index depth, MatrixView<T> left, Ma
 template <class T>
 constexpr Index kLine = 64 / Index{sizeof(T)};
 
+// What is packed for a loop: one copy, or one for every worker, who packs it before its first task.
+template <class T>
+struct Copies {
+  T* data;
+  Index stride;  // from the copy of a worker to that of the next; 0 if there is but one
+  bool for_each_worker() const { return stride > 0; }
+  T* of(int worker) const { return data + worker * stride; }
+};
+
+// Of what is no larger every worker packs a copy for itself rather than read what another one has packed.
+// Time of one copy over that of a worker's own, linear() where two cores share their last cache (Zen 4,
+// AVX-512 and AVX2, float32): 64 rows, 64 -> 64 features 1.34 and 1.20, 64 -> 256 1.49 and 1.30, 256 -> 64
+// 1.52 and 1.25, 256 -> 256 1.24 and 1.08; 128 rows, 128 -> 128 1.29 and 1.13; 256 rows, 64 -> 64 1.10 and
+// 1.04, 128 -> 128 1.15 and 1.08, 256 -> 256 1.06 and 1.03. Where they do not share it: 1.4 to 2.2.
+// The left side that is packed for a right side read in place: 48 rows, 768 -> 768, 1.04 and 1.02; 64 rows
+// 1.03 and 1.01; 96 rows, 384 -> 384, 1.07 and 1.01. Where they do not share it: 1.10 to 1.36.
+template <class T>
+Index stride_of_copies(Index size, int threads) {
+  constexpr Index copied_bytes = 256 << 10;
+  return threads > 1 && size * Index{sizeof(T)} <= copied_bytes ? round_up(size, kLine<T>) : 0;
+}
+
 // What is left free before packed columns: a cache line where ProductKernels read the number before.
 template <class T, class Stored>
 constexpr Index kFree = std::is_same_v<T, Stored> ? 0 : 64 / Index{sizeof(Stored)};
@@ -174,13 +196,6 @@ bool faster_as_it_lies(Index rows, Index columns, Index depth, MatrixView<T> rig
          columns * std::max<Index>(depth, 1) <= most_bytes / Index{sizeof(T)};
 }
 
-// Of what is no larger every worker packs a copy for itself rather than read what another one has packed.
-// Time of one copy over that of a worker's own, linear() where two cores share their last cache (Zen 4,
-// AVX-512 and AVX2, float32): 64 rows, 64 -> 64 features 1.34 and 1.20, 64 -> 256 1.49 and 1.30, 256 -> 64
-// 1.52 and 1.25, 256 -> 256 1.24 and 1.08; 128 rows, 128 -> 128 1.29 and 1.13; 256 rows, 64 -> 64 1.10 and
-// 1.04, 128 -> 128 1.15 and 1.08, 256 -> 256 1.06 and 1.03. Where they do not share it: 1.4 to 2.2.
-constexpr Index kCopiedBytes = 256 << 10;
-
 template <class T, class Stored>
 void pack_panels(const ProductKernels<T, Stored>& kernels, Index block, Index depth, Index columns,
                  MatrixView<Stored> right, Stored* packed) {
@@ -200,12 +215,10 @@ struct CopiedColumns {
   const ProductKernels<T, Stored>& kernels;
   MatrixView<Stored> right;
   Index block, depth, columns;
-  Stored* data;
-  Index stride;  // from the copy of a worker to that of the next
-  void begin(int worker) const { pack_panels(kernels, block, depth, columns, right, data + worker * stride); }
+  Copies<Stored> copies;
+  void begin(int worker) const { pack_panels(kernels, block, depth, columns, right, copies.of(worker)); }
   Panels<Stored> of_block(int worker, Index k, Index deep, Index column) const {
-    const PackedColumns<Stored> packed{data + worker * stride, round_up(columns, kernels.panel),
-                                       kernels.panel};
+    const PackedColumns<Stored> packed{copies.of(worker), round_up(columns, kernels.panel), kernels.panel};
     return packed.of_block(worker, k, deep, column);
   }
 };
@@ -235,27 +248,12 @@ Start<T> start_of(Write write, const T* bias, Index column, const T* target, Ind
   return {bias ? bias + column : nullptr, 0};
 }
 
-// The packed rows of a product: one copy, or one for every worker.
-template <class T>
-struct Strips {
-  T* data;
-  Index stride;  // from the copy of a worker to that of the next; 0 if there is but one
-  T* of(int worker) const { return data + worker * stride; }
-};
-
-// Elements that a worker's copy of the packed rows takes, to the next one's; 0 if one copy is for all.
-template <class T>
-Index stride_of_strips(const ProductCut& cut, Index rows, Index depth, int threads) {
-  if (threads == 1 || cut.column_parts == 1 || rows * depth * Index{sizeof(T)} > kCopiedBytes) return 0;
-  return round_up(rows * depth, kLine<T>);
-}
-
 // c = left times columns [first_column, ..) of right. `strips`: room for cut.rows_at_once rows.
 template <class T, class Stored, class Columns>
 void multiply_panels(const ProductKernels<T, Stored>& kernels,
                      typename ProductKernels<T, Stored>::Multiply multiply, const ProductCut& cut, Index rows,
                      Index columns, Index depth, MatrixView<T> left, const Columns& right, Index first_column,
-                     const T* bias, Write write, Strips<T> strips, T* c, Index c_stride, int threads) {
+                     const T* bias, Write write, Copies<T> strips, T* c, Index c_stride, int threads) {
   const ColumnCut column_cut(columns, kernels.panel, cut.column_parts);
   const Index groups = column_cut.parts();
   const bool is_strip = rows == 1 && left.column_stride == 1;  // as it lies
@@ -264,9 +262,9 @@ void multiply_panels(const ProductKernels<T, Stored>& kernels,
     const auto pack = [&](int worker) {
       pack_strips(kernels, cut, height, depth, left.from(top, 0), strips.of(worker));
     };
-    if (!is_strip && groups > 1 && strips.stride == 0) pack(0);
+    if (!is_strip && groups > 1 && !strips.for_each_worker()) pack(0);
     const auto begin = [&](int worker) {
-      if (!is_strip && groups > 1 && strips.stride > 0) pack(worker);
+      if (!is_strip && groups > 1 && strips.for_each_worker()) pack(worker);
       right.begin(worker);
     };
     parallel_for(
@@ -300,13 +298,13 @@ void multiply_while_packing(const ProductKernels<T, Stored>& kernels, const Prod
   const ColumnCut column_cut(columns, kernels.panel, cut.column_parts);
   const double work = product_work<T>(rows, columns, depth);
   const int threads = most_threads(column_cut.parts(), work);
-  const Index stride = stride_of_strips<T>(cut, rows, depth, threads);
+  const Index stride = stride_of_copies<T>(rows * depth, threads);
   const SharedWorkspace workspace(std::max(rows * depth, threads * stride) * Index{sizeof(T)});
-  const Strips<T> strips{static_cast<T*>(workspace.data()), stride};
+  const Copies<T> strips{static_cast<T*>(workspace.data()), stride};
   const auto pack = [&](int worker) { pack_strips(kernels, cut, rows, depth, left, strips.of(worker)); };
-  if (stride == 0) pack(0);
+  if (!strips.for_each_worker()) pack(0);
   const auto begin = [&](int worker) {
-    if (stride > 0) pack(worker);
+    if (strips.for_each_worker()) pack(worker);
   };
   bool as_it_lies = false;
   if constexpr (std::is_same_v<Stored, T>) as_it_lies = faster_as_it_lies(rows, columns, depth, right);
@@ -388,27 +386,38 @@ void multiply_in_place(Index rows, Index columns, Index depth, MatrixView<T> lef
   const InPlaceProductKernels<T>& kernels = in_place_product_kernels<T>();
   const ProductKernels<T>& packing = product_kernels<T>();
   const Index block = depth_of_blocks<T>(depth), panel = packing.panel, width = round_up(rows, panel);
-  const SharedWorkspace workspace(width * depth * Index{sizeof(T)});
-  T* const packed = static_cast<T*>(workspace.data());
-  parallel_for(width / panel, 0.4 * static_cast<double>(width * depth), [&](Index task, int) {
-    const Index row = task * panel, count = std::min(panel, rows - row);
-    const MatrixView<T> columns_of_left{left.from(row, 0).data, left.column_stride, left.row_stride};
-    for (Index k = 0; k < depth; k += block) {
-      const Index deep = std::min(block, depth - k);
-      packing.pack_right(columns_of_left.from(k, 0), deep, count, packed + k * width + row * deep);
-    }
-  });
   const double work = product_work<T>(rows, columns, depth);
   const Index row_parts = row_parts_in_place<T>(rows, columns, depth);
   const Index rows_of_part = row_parts == 2 ? rows_of_half<T>(rows) : rows;
   const ColumnCut cut(columns, kernels.lanes, ceil_div(enough_product_tasks(work), row_parts));
+  const int threads = most_threads(row_parts * cut.parts(), work);
+  const Index packed_size = width * depth;
+  const Index copy = row_parts == 1 ? stride_of_copies<T>(packed_size, threads) : 0;
+  const SharedWorkspace workspace(std::max(packed_size, threads * copy) * Index{sizeof(T)});
+  const Copies<T> copies{static_cast<T*>(workspace.data()), copy};
+  const auto pack = [&](int worker) {
+    parallel_for(width / panel, 0.4 * static_cast<double>(width * depth), [&](Index task, int) {
+      const Index row = task * panel, count = std::min(panel, rows - row);
+      const MatrixView<T> columns_of_left{left.from(row, 0).data, left.column_stride, left.row_stride};
+      for (Index k = 0; k < depth; k += block) {
+        const Index deep = std::min(block, depth - k);
+        packing.pack_right(columns_of_left.from(k, 0), deep, count,
+                           copies.of(worker) + k * width + row * deep);
+      }
+    });
+  };
+  if (!copies.for_each_worker()) pack(0);
+  const auto begin = [&](int worker) {
+    if (copies.for_each_worker()) pack(worker);
+  };
   const Index at_once = even_part(cut.largest(), kernels.most_columns, kernels.lanes);
   const Index stride = round_up(rows_of_part, kernels.lanes);
-  parallel_for(row_parts * cut.parts(), work, [&](Index task, int) {
+  const auto multiply = [&](Index task, int worker) {
+    const T* const packed = copies.of(worker);
     T* const sums = static_cast<T*>(thread_workspace(at_once * stride * Index{sizeof(T)}));
     const Index row = task / cut.parts() * rows_of_part, m = std::min(rows_of_part, rows - row);
-    const auto [begin, end] = cut.part(task % cut.parts());
-    for (Index column = begin; column < end; column += at_once) {
+    const auto [first, end] = cut.part(task % cut.parts());
+    for (Index column = first; column < end; column += at_once) {
       const Index n = std::min(at_once, end - column);
       for (Index i = 0; i < n; ++i)  // x + -0 is x for all x, 0 and -0, too
         std::fill_n(sums + i * stride, stride, bias ? bias[column + i] : T(-0.0));
@@ -418,7 +427,8 @@ void multiply_in_place(Index rows, Index columns, Index depth, MatrixView<T> lef
       }
       kernels.write(sums, stride, m, n, c + row * c_stride + column, c_stride);
     }
-  });
+  };
+  parallel_for(row_parts * cut.parts(), work, begin, multiply, threads);
 }
 
 // The same for so few rows that packing would take longer than the product.
@@ -489,12 +499,12 @@ void product(Index rows, Index columns, Index depth, MatrixView<T> left, MatrixV
   const Index left_size = round_up(std::min(rows, cut.rows_at_once) * deep, kLine<T>);
   const Index right_size =
       as_it_lies ? 0 : round_up(free + round_up(widest, kernels.panel) * deep, kLine<Stored>);
-  const bool copies = !as_it_lies && threads > 1 && cut.column_parts == 1 && rows <= cut.rows_at_once &&
-                      right_size * Index{sizeof(Stored)} <= kCopiedBytes;
+  const bool is_copied = !as_it_lies && cut.column_parts == 1 && rows <= cut.rows_at_once;
+  const Index stride = is_copied ? stride_of_copies<Stored>(right_size, threads) : 0;
   const SharedWorkspace workspace(left_size * Index{sizeof(T)} +
-                                  (copies ? threads : 1) * right_size * Index{sizeof(Stored)});
-  const Strips<T> strips{static_cast<T*>(workspace.data()), 0};
-  Stored* const packed = reinterpret_cast<Stored*>(strips.data + left_size) + free;
+                                  std::max(right_size, threads * stride) * Index{sizeof(Stored)});
+  const Copies<T> strips{static_cast<T*>(workspace.data()), 0};
+  const Copies<Stored> packed{reinterpret_cast<Stored*>(strips.data + left_size) + free, stride};
   for (Index begin = 0; begin < columns; begin += at_once) {
     const Index width = std::min(at_once, columns - begin);
     for (Index k = 0; k == 0 || k < depth; k += deep) {
@@ -510,13 +520,12 @@ void product(Index rows, Index columns, Index depth, MatrixView<T> left, MatrixV
           continue;
         }
       }
-      if (copies) {
-        multiply_by(CopiedColumns<T, Stored>{kernels, right.from(k, begin), cut.depth, part, width, packed,
-                                             right_size});
+      if (packed.for_each_worker()) {
+        multiply_by(CopiedColumns<T, Stored>{kernels, right.from(k, begin), cut.depth, part, width, packed});
         continue;
       }
-      pack_panels(kernels, cut.depth, part, width, right.from(k, begin), packed);
-      multiply_by(PackedColumns<Stored>{packed, round_up(width, kernels.panel), kernels.panel});
+      pack_panels(kernels, cut.depth, part, width, right.from(k, begin), packed.data);
+      multiply_by(PackedColumns<Stored>{packed.data, round_up(width, kernels.panel), kernels.panel});
     }
   }
 }
@@ -596,10 +605,10 @@ class PackedPanels final : public PackedRight<T> {
     const int threads = most_threads(ceil_div(std::min(rows, cut.rows_at_once), cut.rows) * cut.column_parts,
                                      product_work<T>(rows, columns, depth_));
     const Index height = std::min(rows, cut.rows_at_once);
-    const Index stride = stride_of_strips<T>(cut, height, depth_, threads);
+    const Index stride = cut.column_parts > 1 ? stride_of_copies<T>(height * depth_, threads) : 0;
     const SharedWorkspace workspace(std::max(height * depth_, threads * stride) * Index{sizeof(T)});
     multiply_panels(kernels_, kernels_.multiply_from_memory, cut, rows, columns, depth_, left, packed(),
-                    first_column, bias, Write::replace, Strips<T>{static_cast<T*>(workspace.data()), stride},
+                    first_column, bias, Write::replace, Copies<T>{static_cast<T*>(workspace.data()), stride},
                     c, c_stride, threads);
   }
 
