@@ -24,6 +24,16 @@ class BorrowedFunction {
   void (*call_)(const void*, Arguments...);
 };
 
+// What all tasks of a loop amount to.
+struct Work {
+  double nanoseconds;  // the estimated duration on one core
+  Index exchanged_bytes =
+      0;  // of what the loop before wrote: as much as every thread reads, whoever wrote it
+
+  Work(double nanoseconds_, Index exchanged_bytes_ = 0)  // not explicit: most loops tell their duration alone
+      : nanoseconds(nanoseconds_), exchanged_bytes(exchanged_bytes_) {}
+};
+
 using TaskFunction = BorrowedFunction<Index, int>;  // (task, worker)
 using BeginFunction = BorrowedFunction<int>;        // (worker)
 
@@ -43,16 +53,15 @@ std::optional<int> override_num_threads(std::optional<int> count);
 // makes workspaces asks num_threads() once and passes it on: another thread may change it in between.) Every
 // thread begins with its share of the tasks, which are cut evenly in their order, and then takes what is left
 // of others': in loops over the same rows each core finds those of the loop before in its own cache. Which
-// worker runs a task must not influence its result. Serial when tasks <= 1, when the estimated work is too
-// small to pay for waking a worker (one that spins is given less), when called from inside a task, or while
-// another thread is using the pool. The first exception of a task stops the handing out and is rethrown here;
-// so is that of the interrupt check, which the calling thread asks every few milliseconds between tasks.
-// Should that check fork, std::runtime_error in the child tells that the threads which had begun a part of
-// the work are not there.
-// work: estimated duration of all tasks on one core, in nanoseconds.
-void parallel_for(Index tasks, double work, TaskFunction function, int threads = num_threads());
+// worker runs a task must not influence its result. Serial when tasks <= 1, when the work is too small to pay
+// for waking a worker (one that spins is given less, the nearer its core the less), when called from inside a
+// task, or while another thread is using the pool. The first exception of a task stops the handing out and
+// is rethrown here; so is that of the interrupt check, which the calling thread asks every few milliseconds
+// between tasks. Should that check fork, std::runtime_error in the child tells that the threads which had
+// begun a part of the work are not there.
+void parallel_for(Index tasks, const Work& work, TaskFunction function, int threads = num_threads());
 // The same where every worker calls begin(worker) before its first task, as a part of it.
-void parallel_for(Index tasks, double work, BeginFunction begin, TaskFunction function,
+void parallel_for(Index tasks, const Work& work, BeginFunction begin, TaskFunction function,
                   int threads = num_threads());
 
 // How many threads that parallel_for uses, from outside a task, if the pool is free: where workers sleep, and

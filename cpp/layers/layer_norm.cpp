@@ -18,7 +18,8 @@ template <class T>
 void layer_norm(const Elements<T>& x, Index rows, Index features, const T* weight, const T* bias, double eps,
                 const MutableElements<T>& y, T* mean, T* reciprocal_std) {
   const auto kernel = row_kernels<T>().layer_norm;
-  const double nanoseconds = sizeof(T) == 4 ? 0.4 : 0.8;
+  const double nanoseconds =
+      20 / static_cast<double>(std::max<Index>(features, 1)) + (sizeof(T) == 4 ? 0.25 : 0.45);
   for_each_row_block(
       x, rows, features, y, nanoseconds, [=](const T* source, Index first, Index count, T* target) {
         kernel(source, count, features, weight, bias, eps, target, mean ? mean + first : nullptr,

@@ -41,7 +41,8 @@ double product_time(Index m, Index n, Index k) {
 // Calls run(first_output, outputs) for each task of a product of few rows.
 template <class T, class Run>
 void each_few_rows_task(Index rows, Index in_features, Index out_features, const Run& run) {
-  const double work = product_time<T>(std::max<Index>(rows, 4), out_features, in_features);
+  const Work work(product_time<T>(std::max<Index>(rows, 4), out_features, in_features),
+                  rows * in_features * Index{sizeof(T)});
   parallel_for(ceil_div(out_features, kFewRowsOutputs), work, [&](Index task, int) {
     const Index first = task * kFewRowsOutputs;
     run(first, std::min(kFewRowsOutputs, out_features - first));

@@ -69,6 +69,12 @@ double product_work(Index rows, Index columns, Index depth) {
   return 2 * per_flop * static_cast<double>(std::max(rows, fewest) * depth) * static_cast<double>(columns);
 }
 
+// The same where threads share the columns: each reads all rows of the left side.
+template <class T>
+Work work_by_columns(Index rows, Index columns, Index depth) {
+  return {product_work<T>(rows, columns, depth), rows * depth * Index{sizeof(T)}};
+}
+
 // The cut where the right side may be so small that every core keeps all of it in its L2 cache: then tasks
 // are rows alone, which the core that multiplies them packs, and which it often has written just before.
 template <class T, class Stored>
@@ -267,8 +273,10 @@ void multiply_panels(const ProductKernels<T, Stored>& kernels,
       if (!is_strip && groups > 1 && strips.for_each_worker()) pack(worker);
       right.begin(worker);
     };
+    const Work work =
+        groups > 1 ? work_by_columns<T>(height, columns, depth) : product_work<T>(height, columns, depth);
     parallel_for(
-        ceil_div(height, cut.rows) * groups, product_work<T>(height, columns, depth), begin,
+        ceil_div(height, cut.rows) * groups, work, begin,
         [&](Index task, int worker) {
           const ColumnCut::Part part = column_cut.part(task % groups);
           const Index row = task / groups * cut.rows, first = part.begin;
@@ -296,8 +304,8 @@ void multiply_while_packing(const ProductKernels<T, Stored>& kernels, const Prod
                             Index columns, Index depth, MatrixView<T> left, MatrixView<Stored> right,
                             const T* bias, Write write, T* c, Index c_stride) {
   const ColumnCut column_cut(columns, kernels.panel, cut.column_parts);
-  const double work = product_work<T>(rows, columns, depth);
-  const int threads = most_threads(column_cut.parts(), work);
+  const Work work = work_by_columns<T>(rows, columns, depth);
+  const int threads = most_threads(column_cut.parts(), work.nanoseconds);
   const Index stride = stride_of_copies<T>(rows * depth, threads);
   const SharedWorkspace workspace(std::max(rows * depth, threads * stride) * Index{sizeof(T)});
   const Copies<T> strips{static_cast<T*>(workspace.data()), stride};
@@ -386,11 +394,12 @@ void multiply_in_place(Index rows, Index columns, Index depth, MatrixView<T> lef
   const InPlaceProductKernels<T>& kernels = in_place_product_kernels<T>();
   const ProductKernels<T>& packing = product_kernels<T>();
   const Index block = depth_of_blocks<T>(depth), panel = packing.panel, width = round_up(rows, panel);
-  const double work = product_work<T>(rows, columns, depth);
   const Index row_parts = row_parts_in_place<T>(rows, columns, depth);
+  const Work work =
+      row_parts == 1 ? work_by_columns<T>(rows, columns, depth) : product_work<T>(rows, columns, depth);
   const Index rows_of_part = row_parts == 2 ? rows_of_half<T>(rows) : rows;
-  const ColumnCut cut(columns, kernels.lanes, ceil_div(enough_product_tasks(work), row_parts));
-  const int threads = most_threads(row_parts * cut.parts(), work);
+  const ColumnCut cut(columns, kernels.lanes, ceil_div(enough_product_tasks(work.nanoseconds), row_parts));
+  const int threads = most_threads(row_parts * cut.parts(), work.nanoseconds);
   const Index packed_size = width * depth;
   const Index copy = row_parts == 1 ? stride_of_copies<T>(packed_size, threads) : 0;
   const SharedWorkspace workspace(std::max(packed_size, threads * copy) * Index{sizeof(T)});

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "check.h"
+#include "core/available_cores.h"
 #include "core/denormals.h"
 #include "core/interrupt.h"
 #include "core/thread_pool.h"
@@ -57,8 +58,9 @@ std::set<int> workers_of_little_work() {
     }
     std::this_thread::sleep_for(std::chrono::microseconds(1));  // the others' turn, where there is one core
   };
-  CHECK(planned_threads(8, 8e3, 2) == 1 && most_threads(8, 8e3, 2) == 2);
-  parallel_for(8, 8e3, task, 2);
+  constexpr double work = 19e3;
+  CHECK(planned_threads(8, work, 2) == 1 && most_threads(8, work, 2) == 2);
+  parallel_for(8, work, task, 2);
   return workers;
 }
 
@@ -78,6 +80,45 @@ TEST(calls_after_the_workers_have_fallen_asleep_wake_them) {
   for (int i = 0; i < 20; ++i) {
     std::this_thread::sleep_for(milliseconds(1));
     CHECK(every_task_runs_once(5, 4));
+  }
+}
+
+// Workers are asked for an answer while they look for work, are given some, or fall asleep.
+TEST(no_task_is_lost_while_the_pool_measures_its_workers) {
+  const auto end = std::chrono::steady_clock::now() + milliseconds(300);
+  for (int i = 0; std::chrono::steady_clock::now() < end; ++i) {
+    const double work = 4e3 + 500.0 * (i % 32);
+    CHECK(every_task_runs_once(2 + i % 7, 2 + i % 3, work));
+    const auto pause = std::chrono::steady_clock::now() + std::chrono::microseconds(i % 11 == 0 ? i % 90 : 0);
+    while (std::chrono::steady_clock::now() < pause) {
+    }
+  }
+}
+
+TEST(little_work_on_much_that_others_wrote_is_done_by_the_calling_thread) {
+  if (available_cores() < 2) throw tests::Skipped{"one core"};
+  const auto is_shared = [](const Work& work) {
+    std::atomic<bool> shared = false;
+    parallel_for(
+        8, work,
+        [&](Index, int worker) {
+          if (worker > 0) shared = true;
+          const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(2);
+          while (std::chrono::steady_clock::now() < end) {
+          }
+        },
+        2);
+    return shared.load();
+  };
+  const auto is_never_shared = [&](const Work& work) {
+    for (int i = 0; i < 500; ++i) {
+      if (is_shared(work)) return false;
+    }
+    return true;
+  };
+  for (int i = 0; i < 10; ++i) {
+    CHECK(soon([&] { return is_shared(19e3); }));
+    CHECK(soon([&] { return is_never_shared({19e3, Index{1} << 30}); }));
   }
 }
 
