@@ -12,6 +12,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -38,15 +39,17 @@ constexpr double kLeastWorkPerThread = 10e3;        // ns
 constexpr double kLeastWorkOfSpinningThread = 2e3;  // ns
 
 // A spinning worker is given no less than what takes so many times as long as a cache line to its core and
-// back, as the pool measures it: 0.11 us between cores that share their last cache (0.055 without the clock),
-// 0.4 us between those that do not, and a virtual machine's may be moved while it runs. Beside that every
-// thread reads what others have written, at 6 and 20 ns a line. One thread against two that are given 2 us in
-// either case, far cores, Zen 4: `linear` of 64 rows, 64 -> 64 features, 1.29 times as fast, an encoder layer
-// of 2, 3 and 6 tokens of 128 features 1.40, 1.31 and 1.05 times. With 15 instead of 7 and no regard to what
+// back, as the pool measures it: 0.1 us between cores that share their last cache (half of it is how they
+// wait), 0.4 us between those that do not, and a virtual machine's may be moved while it runs. Beside that
+// every thread reads what others have written, at 6 and 20 ns a line. Old over new time with far cores where
+// 2 us sufficed before, two threads, Zen 4: `linear` of 64 rows, 64 -> 64 features, 1.29, an encoder layer of
+// 2, 3 and 6 tokens of 128 features 1.40, 1.31 and 1.05. With twice as many round trips and no regard to what
 // is read, gelu of 16384 numbers is 0.81 times as fast, a layer of 64 tokens of 64 features 0.91 times.
-constexpr double kRoundTripsOfLeastWork = 7, kBytesOfRoundTrip = 2048;
+constexpr double kRoundTripsOfLeastWork = 7.5, kBytesOfRoundTrip = 2048;
 constexpr auto kTimeBetweenMeasurements = std::chrono::milliseconds(1);
-// A worker that has not been measured for so long, as it sleeps, counts as near: once woken it is measured.
+// Who did not answer, most likely as it was still waking up, is asked again after so long.
+constexpr auto kTimeBetweenQuestions = std::chrono::microseconds(100);
+// A worker that has not been measured for so long, mostly as it sleeps, counts as near: awake, it is asked.
 constexpr auto kTimeOfMeasurement = std::chrono::milliseconds(20);
 
 // Loops that are too small to wake anybody, but not to be shared, wake a worker nevertheless after so many in
@@ -226,25 +229,31 @@ class Worker {
                       kLeastWorkPerThread);
   }
 
-  // Notes how long the worker takes to answer, if it looks for work. For the thread that holds the pool.
-  void measure_round_trip(Clock::time_point now) {
-    if (now - asked_ < kTimeBetweenMeasurements) return;
-    using Nanoseconds = std::chrono::duration<double, std::nano>;
+  // Notes how long the worker takes to answer, if it looks for work and has not been asked just before;
+  // returns whether it was asked. For the thread that holds the pool.
+  bool measure_round_trip(Clock::time_point now) {
+    if (now < next_question_) return false;
     constexpr int tries = 3, most_pauses = 100;
-    Nanoseconds least = Nanoseconds::max();
+    constexpr auto most_time = std::chrono::microseconds(5);
+    Clock::duration of_clock = most_time, whole = most_time;
     for (int i = 0; i < tries; ++i) {
-      const Clock::time_point begin = Clock::now();
+      const Clock::time_point before = Clock::now(), begin = Clock::now();
       std::uintptr_t state = kIdle;
-      if (!state_.compare_exchange_strong(state, kAsked)) return;
-      asked_ = now;
+      if (!state_.compare_exchange_strong(state, kAsked)) break;
+      next_question_ = now + kTimeBetweenQuestions;
       for (int k = 0; k < most_pauses && state_.load(std::memory_order_relaxed) == kAsked; ++k)
         pause_briefly();
       state = kAsked;
-      if (state_.compare_exchange_strong(state, kIdle)) return;  // it is not on a core at present
-      least = std::min<Nanoseconds>(least, Clock::now() - begin);
+      if (state_.compare_exchange_strong(state, kIdle)) break;  // still waking up, or without a core
+      whole = std::min(whole, Clock::now() - begin);
+      of_clock = std::min(of_clock, begin - before);
     }
-    round_trip_ = least.count();
-    measured_ = now;
+    if (whole < most_time) {  // else one of the two has lost its core
+      round_trip_ = std::chrono::duration<double, std::nano>(whole - of_clock).count();
+      measured_ = now;
+      next_question_ = now + kTimeBetweenMeasurements;
+    }
+    return next_question_ > now;
   }
 
   void give(Job& job) {
@@ -294,7 +303,7 @@ class Worker {
 
   const int number_;
   double round_trip_ = 0;  // ns
-  Clock::time_point asked_{}, measured_{};
+  Clock::time_point next_question_{}, measured_{};
   alignas(64) std::atomic<std::uintptr_t> state_{kIdle};
   Event wake_, done_;
 };
@@ -318,16 +327,19 @@ class Pool {
     int threads() const { return count == 0 ? 1 : workers[count - 1]->number() + 1; }
   };
 
-  // For up to `threads` threads: of `worth_waking` - 1 workers, and of others if they are awake, those who
-  // are near enough for so much work.
-  Helpers helpers(int threads, int worth_waking, const Work& work, Clock::time_point now) {
-    grow(worth_waking - 1);
+  // For up to `threads` threads: `worth_waking` - 1 workers, and others if they are awake; the first that is
+  // not, if no one is and `wakes_one`. All of them near enough for so much work.
+  Helpers helpers(int threads, int worth_waking, bool wakes_one, const Work& work, Clock::time_point now) {
+    grow(std::max(worth_waking, wakes_one ? 2 : 1) - 1);
     Helpers helpers;
+    bool has_measured = false;  // one for each loop: answers take time
     for (const std::unique_ptr<Worker>& worker : workers_) {
       if (worker->number() >= threads) break;
-      if (worker->number() >= worth_waking && !worker->is_awake()) continue;
-      const double work_of_thread = work.nanoseconds / (worker->number() + 1);
-      if (work_of_thread < kLeastWorkPerThread) worker->measure_round_trip(now);
+      const bool is_woken = worker->number() < worth_waking || (wakes_one && helpers.count == 0);
+      if (!is_woken && !worker->is_awake()) continue;
+      const double work_of_thread = work.nanoseconds / static_cast<double>(helpers.count + 2);
+      if (work_of_thread < kLeastWorkPerThread && !has_measured)
+        has_measured = worker->measure_round_trip(now);
       if (work_of_thread >= worker->least_work(work, now)) helpers.workers[helpers.count++] = worker.get();
     }
     return helpers;
@@ -410,15 +422,18 @@ int default_num_threads() {
 std::atomic<int> process_num_threads{0};  // 0: not decided yet
 thread_local std::optional<int> overridden_num_threads;
 
-// How many loops in a row have been too small to wake anybody.
+// How many loops in a row have been too small to wake anybody and were not shared.
 class LoopsInARow {
  public:
   // One begins: whether it is time to wake a worker.
   bool begin(Clock::time_point now) {
     const bool follows = now.time_since_epoch().count() < until_.load(std::memory_order_relaxed);
-    count_.store(follows ? count_.load(std::memory_order_relaxed) + 1 : 0, std::memory_order_relaxed);
-    return follows && count_.load(std::memory_order_relaxed) % kLoopsInARow == 0;
+    const int count = follows ? count_.load(std::memory_order_relaxed) + 1 : 0;
+    count_.store(std::min(count, kLoopsInARow), std::memory_order_relaxed);
+    return count >= kLoopsInARow;
   }
+  // One is shared.
+  void begin_again() { count_.store(0, std::memory_order_relaxed); }
   // A loop of any size ends.
   void end() {
     until_.store((Clock::now() + kSpinTime).time_since_epoch().count(), std::memory_order_relaxed);
@@ -426,7 +441,7 @@ class LoopsInARow {
 
  private:
   std::atomic<Clock::rep> until_{0};
-  std::atomic<unsigned> count_{0};
+  std::atomic<int> count_{0};
 } loops_in_a_row;
 
 int useful_threads(Index tasks, double work, int threads, double least_work) {
@@ -484,15 +499,16 @@ void parallel_for(Index tasks, const Work& work, BeginFunction begin, TaskFuncti
     ~AtEnd() { loops_in_a_row.end(); }
   } at_end;
   const Clock::time_point now = Clock::now();
-  int worth_waking = planned_threads(tasks, work.nanoseconds, threads);
-  if (worth_waking == 1 && loops_in_a_row.begin(now)) worth_waking = 2;
+  const int worth_waking = planned_threads(tasks, work.nanoseconds, threads);
+  const bool wakes_one = worth_waking == 1 && loops_in_a_row.begin(now);
   Pool& shared = pool();
   if (!shared.try_acquire()) return run_serially(tasks, work.nanoseconds, begin, function);
-  const Pool::Helpers helpers = shared.helpers(most, worth_waking, work, now);
+  const Pool::Helpers helpers = shared.helpers(most, worth_waking, wakes_one, work, now);
   if (helpers.count == 0) {
     shared.release();
     return run_serially(tasks, work.nanoseconds, begin, function);
   }
+  if (worth_waking == 1) loops_in_a_row.begin_again();
   Job job(tasks, begin, function, shared.shares(), helpers.threads());
   const bool complete = shared.run(job, work.nanoseconds, helpers);
   shared.release();

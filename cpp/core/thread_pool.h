@@ -65,7 +65,7 @@ void parallel_for(Index tasks, const Work& work, BeginFunction begin, TaskFuncti
                   int threads = num_threads());
 
 // How many threads that parallel_for uses, from outside a task, if the pool is free: where workers sleep, and
-// where they spin after a loop before.
+// at most where they spin after a loop before.
 int planned_threads(Index tasks, double work, int threads = num_threads());
 int most_threads(Index tasks, double work, int threads = num_threads());
 

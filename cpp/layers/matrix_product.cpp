@@ -273,8 +273,8 @@ void multiply_panels(const ProductKernels<T, Stored>& kernels,
       if (!is_strip && groups > 1 && strips.for_each_worker()) pack(worker);
       right.begin(worker);
     };
-    const Work work =
-        groups > 1 ? work_by_columns<T>(height, columns, depth) : product_work<T>(height, columns, depth);
+    const Work work = groups > 1 && height <= cut.rows ? work_by_columns<T>(height, columns, depth)
+                                                       : product_work<T>(height, columns, depth);
     parallel_for(
         ceil_div(height, cut.rows) * groups, work, begin,
         [&](Index task, int worker) {
@@ -446,7 +446,8 @@ template <class T>
 void ordered_product(Index rows, Index columns, Index depth, MatrixView<T> left, MatrixView<T> right,
                      const T* bias, T* c, Index c_stride) {
   constexpr Index columns_of_task = 64;
-  const double work = 0.1 * sizeof(T) / 4 * static_cast<double>(columns * depth);
+  const Work work(0.1 * sizeof(T) / 4 * static_cast<double>(columns * depth),
+                  rows * depth * Index{sizeof(T)});
   parallel_for(ceil_div(columns, columns_of_task), work, [&](Index task, int) {
     const Index first = task * columns_of_task, count = std::min(columns_of_task, columns - first);
     row_kernels<T>().ordered_linear(left.data, left.row_stride, rows, depth, depth_of_blocks<T>(depth),

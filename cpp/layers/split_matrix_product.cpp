@@ -89,7 +89,9 @@ void multiply_panels(const SplitProductKernels& kernels, const SplitCut& cut, In
                      Index depth, MatrixView<float> left, const SplitPanels& right, const float* bias,
                      Write write, float* c, Index c_stride) {
   const Index row_blocks = ceil_div(rows, cut.rows), groups = ceil_div(columns, cut.columns);
-  parallel_for(row_blocks * groups, product_work(rows, columns, depth), [&](Index task, int) {
+  const Index read_by_all = row_blocks == 1 ? rows * depth * Index{sizeof(float)} : 0;
+  const Work work(product_work(rows, columns, depth), read_by_all);
+  parallel_for(row_blocks * groups, work, [&](Index task, int) {
     const Index row = task / groups * cut.rows, first = task % groups * cut.columns;
     const Index m = std::min(cut.rows, rows - row), n = std::min(cut.columns, columns - first);
     float* const target = c + row * c_stride + first;

@@ -83,15 +83,17 @@ TEST(calls_after_the_workers_have_fallen_asleep_wake_them) {
   }
 }
 
-// Workers are asked for an answer while they look for work, are given some, or fall asleep.
+// They are asked for an answer once a millisecond: here as they are about to fall asleep, after 50 us.
 TEST(no_task_is_lost_while_the_pool_measures_its_workers) {
-  const auto end = std::chrono::steady_clock::now() + milliseconds(300);
-  for (int i = 0; std::chrono::steady_clock::now() < end; ++i) {
-    const double work = 4e3 + 500.0 * (i % 32);
-    CHECK(every_task_runs_once(2 + i % 7, 2 + i % 3, work));
-    const auto pause = std::chrono::steady_clock::now() + std::chrono::microseconds(i % 11 == 0 ? i % 90 : 0);
-    while (std::chrono::steady_clock::now() < pause) {
+  using std::chrono::nanoseconds, std::chrono::steady_clock;
+  for (int i = 0; i < 300; ++i) {
+    const auto last = steady_clock::now() + milliseconds(1);
+    for (int k = 0; steady_clock::now() < last; ++k)
+      CHECK(every_task_runs_once(2 + k % 7, 2 + i % 3, 4e3 + 500.0 * (k % 32)));
+    const auto end = steady_clock::now() + nanoseconds(44000 + 200 * (i % 60));
+    while (steady_clock::now() < end) {
     }
+    CHECK(every_task_runs_once(5, 3, 15e3));
   }
 }
 
@@ -111,7 +113,7 @@ TEST(little_work_on_much_that_others_wrote_is_done_by_the_calling_thread) {
     return shared.load();
   };
   const auto is_never_shared = [&](const Work& work) {
-    for (int i = 0; i < 500; ++i) {
+    for (int i = 0; i < 60; ++i) {
       if (is_shared(work)) return false;
     }
     return true;
