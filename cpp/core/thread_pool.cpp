@@ -39,12 +39,13 @@ constexpr double kLeastWorkPerThread = 10e3;        // ns
 constexpr double kLeastWorkOfSpinningThread = 2e3;  // ns
 
 // A spinning worker is given no less than what takes so many times as long as a cache line to its core and
-// back, as the pool measures it: 0.1 us between cores that share their last cache (half of it is how they
-// wait), 0.4 us between those that do not, and a virtual machine's may be moved while it runs. Beside that
-// every thread reads what others have written, at 6 and 20 ns a line. Old over new time with far cores where
-// 2 us sufficed before, two threads, Zen 4: `linear` of 64 rows, 64 -> 64 features, 1.29, an encoder layer of
-// 2, 3 and 6 tokens of 128 features 1.40, 1.31 and 1.05. With twice as many round trips and no regard to what
-// is read, gelu of 16384 numbers is 0.81 times as fast, a layer of 64 tokens of 64 features 0.91 times.
+// back, as the pool measures it: 0.06 to 0.12 us between cores that share their last cache. Between those
+// that do not a program that did nothing else took 0.3 to 0.4 us (and 0.055 between the former), and a
+// virtual machine's cores may be moved while it runs. Beside that every thread reads what others have
+// written, at 6 and 20 ns a line. Old over new time with far cores where 2 us sufficed before, two threads,
+// Zen 4: `linear` of 64 rows, 64 -> 64 features, 1.29, an encoder layer of 2, 3 and 6 tokens of 128 features
+// 1.40, 1.31 and 1.05. With twice as many round trips and no regard to what is read, gelu of 16384 numbers is
+// 0.81 times as fast, a layer of 64 tokens of 64 features 0.91 times.
 constexpr double kRoundTripsOfLeastWork = 7.5, kBytesOfRoundTrip = 2048;
 constexpr auto kTimeBetweenMeasurements = std::chrono::milliseconds(1);
 // Who did not answer, most likely as it was still waking up, is asked again after so long.
